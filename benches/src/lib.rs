@@ -1,0 +1,1 @@
+//! Benchmarks: decisions in instructions and seconds, tunnels in ratios.

@@ -1,0 +1,1 @@
+//! The operator's command: installs, shows and explains the mesh.

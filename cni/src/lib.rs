@@ -1,0 +1,1 @@
+//! The node agent: captures pods and feeds the tunnel.

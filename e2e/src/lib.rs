@@ -1,0 +1,1 @@
+//! The stories: real processes, real packets.

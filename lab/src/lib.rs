@@ -1,0 +1,1 @@
+//! A cluster on one Linux machine: nodes and pods as network namespaces.

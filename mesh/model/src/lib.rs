@@ -1,0 +1,1 @@
+//! What the mesh knows and decides. No I/O, no clock, no protobuf, no Kubernetes.

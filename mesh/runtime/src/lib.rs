@@ -1,0 +1,1 @@
+//! How each daemon lives: environment, logs, metrics, admin page, readiness, drain.

@@ -1,0 +1,1 @@
+//! The certificate authority over gRPC: turns a CSR into a chain.

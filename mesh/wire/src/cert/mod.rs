@@ -1,0 +1,1 @@
+//! Certificates: what one is, how one is requested, renewed and kept.

@@ -1,0 +1,1 @@
+//! gRPC channels to the control plane: address, roots, token, extra headers.

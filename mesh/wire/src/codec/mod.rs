@@ -1,0 +1,1 @@
+//! Protobuf to model and back; whatever cannot be decoded is named.

@@ -1,0 +1,1 @@
+//! What the mesh knows here and now, kept up to date over xDS.

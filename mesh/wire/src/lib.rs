@@ -1,0 +1,17 @@
+//! How mesh processes speak: TLS, certificates, HBONE, xDS, ZDS.
+//!
+//! Layers: `tls` ← `cert` ← {`ca`, `hbone`}; `tls` ← `xds`; `discovery` = `xds` + `codec`;
+//! `copy`, `proxy_protocol` and `zds` stand alone. This crate alone knows protobuf.
+
+pub mod spawn;
+pub mod ca;
+pub mod cert;
+pub mod channel;
+pub mod codec;
+pub mod copy;
+pub mod discovery;
+pub mod hbone;
+pub mod proxy_protocol;
+pub mod tls;
+pub mod xds;
+pub mod zds;

@@ -1,0 +1,1 @@
+//! PROXY protocol version 2: one header, written once.

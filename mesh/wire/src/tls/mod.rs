@@ -1,0 +1,1 @@
+//! TLS between mesh members: one provider, one profile, SPIFFE verification, revocation.

@@ -1,0 +1,1 @@
+//! Delta xDS: both ends of one stream.

@@ -1,0 +1,1 @@
+//! Node agent and tunnel: pods and their network namespaces over a SEQPACKET socket.

@@ -1,0 +1,42 @@
+//! The words on the wire: Istio ambient's protobuf packages, generated from `proto/*.proto`.
+//!
+//! No logic lives here. Only `ambit-wire` turns these messages into what the mesh knows
+//! (`ambit-model`) and back; nobody else says `ambit_proto::`.
+
+#![allow(
+    missing_docs,
+    clippy::all,
+    clippy::as_conversions,
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    unreachable_pub,
+    unused_qualifications,
+    elided_lifetimes_in_paths,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+
+/// Workloads and services: `istio.workload`.
+pub mod workload {
+    tonic::include_proto!("istio.workload");
+
+    /// Node agent and tunnel: `istio.workload.zds`.
+    pub mod zds {
+        tonic::include_proto!("istio.workload.zds");
+    }
+}
+
+/// Authorization policies: `istio.security`.
+pub mod security {
+    tonic::include_proto!("istio.security");
+}
+
+/// The certificate authority: `istio.v1.auth`.
+pub mod citadel {
+    tonic::include_proto!("istio.v1.auth");
+}
+
+/// Delta discovery: `envoy.service.discovery.v3`.
+pub mod discovery {
+    tonic::include_proto!("envoy.service.discovery.v3");
+}

@@ -1,0 +1,1 @@
+//! The node's L4 tunnel.
