@@ -1,1 +1,29 @@
-//! What the mesh knows and decides. No I/O, no clock, no protobuf, no Kubernetes.
+//! What the mesh knows, and what it decides.
+//!
+//! The nouns ([`Workload`](workload::Workload), [`Service`](service::Service),
+//! [`Policy`](authz::Policy)) are shared by everybody from controller to proxy; the decisions
+//! ([`authz::check`], [`balance::pick`], the questions of [`Snapshot`](snapshot::Snapshot)) are
+//! total functions of values.
+//!
+//! Two promises: no function here fails or panics on any input, and none touches the outside
+//! world: no clock, no dice but those handed in, no file, no socket.
+//!
+//! | room | question |
+//! |---|---|
+//! | [`name`], [`identity`], [`address`] | what are things called? |
+//! | [`workload`], [`service`], [`gateway`] | what is there? |
+//! | [`snapshot`] | what does this process know, at one instant? |
+//! | [`answer`] | how does a decision say that it lacks a fact? |
+//! | [`balance`] | which endpoint? |
+//! | [`authz`] | may this connection be? |
+
+pub mod address;
+pub mod answer;
+pub mod authz;
+pub mod balance;
+pub mod gateway;
+pub mod identity;
+pub mod name;
+pub mod service;
+pub mod snapshot;
+pub mod workload;

@@ -1,0 +1,121 @@
+//! Judges one connection.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use super::{Action, Content, Policy};
+use crate::{identity::Identity, name::PolicyKey};
+
+/// What is known of a connection when it is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// Who calls: the identity of its certificate, or none for plain text.
+    pub peer: Option<&'a Identity>,
+    /// Where from: the address of the TCP peer.
+    pub source: IpAddr,
+    /// The application's address and port, after translation.
+    pub destination: SocketAddr,
+}
+
+/// May this connection be? Total: any policies, any facts. See the truth table above this module.
+pub fn check<'p>(policies: impl IntoIterator<Item = &'p Policy>, facts: &Facts<'_>) -> Verdict {
+    let mut allowed_by = None;
+    let mut allow_exists = false;
+    let mut denied_by = None;
+    for policy in policies {
+        match &policy.content {
+            Content::Undecodable { .. } => return Verdict::Deny(By::Undecodable(policy.key.clone())),
+            Content::Rules { dry_run: true, .. } => {}
+            Content::Rules { action: Action::Deny, rules, dry_run: false } => {
+                if denied_by.is_none() && rules.iter().any(|rule| rule.matches(facts)) {
+                    denied_by = Some(&policy.key);
+                }
+            }
+            Content::Rules { action: Action::Allow, rules, dry_run: false } => {
+                allow_exists = true;
+                if allowed_by.is_none() && rules.iter().any(|rule| rule.matches(facts)) {
+                    allowed_by = Some(&policy.key);
+                }
+            }
+        }
+    }
+    match (denied_by, allow_exists, allowed_by) {
+        (Some(key), _, _) => Verdict::Deny(By::Policy(key.clone())),
+        (None, false, _) => Verdict::Allow(By::NoAllowPolicy),
+        (None, true, Some(key)) => Verdict::Allow(By::Policy(key.clone())),
+        (None, true, None) => Verdict::Deny(By::NoneAllowed),
+    }
+}
+
+/// The dry-run policies that match, with what they would have done.
+pub fn dry_run<'p, 'f>(
+    policies: impl IntoIterator<Item = &'p Policy> + 'f,
+    facts: &'f Facts<'_>,
+) -> impl Iterator<Item = (&'p PolicyKey, Action)> + 'f
+where
+    'p: 'f,
+{
+    policies.into_iter().filter_map(move |policy| match &policy.content {
+        Content::Rules { action, rules, dry_run: true } => {
+            rules.iter().any(|rule| rule.matches(facts)).then_some((&policy.key, *action))
+        }
+        Content::Rules { dry_run: false, .. } | Content::Undecodable { .. } => None,
+    })
+}
+
+/// The outcome, with its reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The connection may be.
+    Allow(By),
+    /// It may not.
+    Deny(By),
+}
+
+impl Verdict {
+    /// Whether the connection may be.
+    pub fn is_allowed(&self) -> bool {
+        match self {
+            Self::Allow(_) => true,
+            Self::Deny(_) => false,
+        }
+    }
+}
+
+/// Why a verdict is as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum By {
+    /// This policy matched.
+    Policy(PolicyKey),
+    /// No policy restricts who may connect.
+    NoAllowPolicy,
+    /// Policies restrict who may connect, and none lets this one in.
+    NoneAllowed,
+    /// This policy could not be understood, and so denies.
+    Undecodable(PolicyKey),
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Policy(key) => write!(f, "{key}"),
+            Self::NoAllowPolicy => f.write_str("no policy applies"),
+            Self::NoneAllowed => f.write_str("allow policies exist, but none allowed"),
+            Self::Undecodable(key) => write!(f, "{key} (it could not be decoded)"),
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allow(By::Policy(key)) => write!(f, "allowed by: {key}"),
+            Self::Allow(by) => write!(f, "allowed: {by}"),
+            Self::Deny(By::Policy(key)) => write!(f, "explicitly denied by: {key}"),
+            Self::Deny(By::NoneAllowed) => By::NoneAllowed.fmt(f),
+            Self::Deny(by) => write!(f, "denied by: {by}"),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Which endpoint of a service takes a connection, at which port and address (protocols 5.5).
+
+use std::net::IpAddr;
+
+use crate::{
+    name::{Cluster, Network, Node},
+    service::{HealthPolicy, IpFamilies, Mode, Scope, Service, TargetPort},
+    snapshot::{Endpoint, Endpoints},
+    workload::{Health, Locality, Workload},
+};
+
+/// How often an endpoint is drawn blindly before all are looked at.
+///
+/// Where most endpoints are eligible the first draw hits, and a connection costs the same in a service
+/// of ten endpoints and of ten thousand.
+const BLIND_DRAWS: u32 = 4;
+
+/// Who is asking, as far as the choice depends on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    /// Its network.
+    pub network: &'a Network,
+    /// Its node.
+    pub node: &'a Node,
+    /// Its cluster.
+    pub cluster: &'a Cluster,
+    /// Its place.
+    pub locality: &'a Locality,
+}
+
+impl<'a> From<&'a Workload> for Caller<'a> {
+    fn from(workload: &'a Workload) -> Self {
+        Self {
+            network: &workload.network,
+            node: &workload.node,
+            cluster: &workload.cluster,
+            locality: &workload.locality,
+        }
+    }
+}
+
+/// A source of chance: `below(n)` is uniform in `0..n`, and 0 for `n = 0`.
+pub trait Dice {
+    /// A number in `0..bound`.
+    fn below(&mut self, bound: u64) -> u64;
+}
+
+impl<F: FnMut(u64) -> u64> Dice for F {
+    fn below(&mut self, bound: u64) -> u64 {
+        self(bound)
+    }
+}
+
+/// What is asked of an endpoint beside its health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// An ordinary connection: the service must have the port, and the endpoint a target for it.
+    Standard,
+    /// A waypoint: the port may be missing where an application tunnel says where to go.
+    Waypoint,
+}
+
+/// The chosen endpoint.
+#[derive(Clone, Debug)]
+pub struct Pick<'s> {
+    /// The endpoint.
+    pub endpoint: &'s Endpoint,
+    /// Its target port.
+    pub port: u16,
+}
+
+/// Chooses an endpoint of `service` for `port`, leaving out those that `excluded` names (endpoints
+/// that could not be reached a moment ago). `None`: no endpoint is eligible.
+pub fn pick<'s>(
+    service: &Service,
+    endpoints: &'s Endpoints,
+    port: u16,
+    purpose: Purpose,
+    caller: Caller<'_>,
+    excluded: &dyn Fn(&Workload) -> bool,
+    dice: &mut dyn Dice,
+) -> Option<Pick<'s>> {
+    let eligible = |endpoint: &'s Endpoint| {
+        let workload = &endpoint.workload;
+        let healthy = workload.health == Health::Healthy
+            || service.load_balancing.health_policy == HealthPolicy::AllowAll;
+        let reachable = !workload.addresses.is_empty()
+            || !workload.hostname.is_empty()
+            || (workload.network != *caller.network && workload.network_gateway.is_some());
+        if !healthy || !reachable || excluded(workload) {
+            return None;
+        }
+        let port = target_port(service, endpoint, port, purpose)?;
+        Some(Pick { endpoint, port })
+    };
+    match service.load_balancing.mode {
+        Mode::Standard | Mode::Passthrough => blind(endpoints, eligible, dice)
+            .or_else(|| weighted(endpoints.as_slice().iter().filter_map(eligible), dice)),
+        Mode::Strict => {
+            let scopes = &service.load_balancing.routing_preferences;
+            let shares =
+                |pick: &Pick<'_>| scopes.iter().all(|scope| shared(*scope, caller, &pick.endpoint.workload));
+            weighted(endpoints.as_slice().iter().filter_map(eligible).filter(shares), dice)
+        }
+        Mode::Failover => {
+            let scopes = &service.load_balancing.routing_preferences;
+            let ranked = || {
+                endpoints
+                    .as_slice()
+                    .iter()
+                    .filter_map(eligible)
+                    .map(|pick| (rank(scopes, caller, &pick.endpoint.workload), pick))
+            };
+            let best = ranked().map(|(rank, _)| rank).max()?;
+            weighted(ranked().filter(|(rank, _)| *rank == best).map(|(_, pick)| pick), dice)
+        }
+    }
+}
+
+/// Draws without looking at all endpoints: fair, since all have the same weight and a draw that is not
+/// eligible is thrown away.
+fn blind<'s>(
+    endpoints: &'s Endpoints,
+    eligible: impl Fn(&'s Endpoint) -> Option<Pick<'s>>,
+    dice: &mut dyn Dice,
+) -> Option<Pick<'s>> {
+    if !endpoints.are_equal() {
+        return None;
+    }
+    let count = u64::try_from(endpoints.as_slice().len()).ok()?;
+    (0..BLIND_DRAWS).find_map(|_| {
+        let drawn = usize::try_from(dice.below(count)).ok()?;
+        endpoints.as_slice().get(drawn).and_then(&eligible)
+    })
+}
+
+/// Draws by capacity; if all are zero, none.
+fn weighted<'s>(picks: impl Iterator<Item = Pick<'s>>, dice: &mut dyn Dice) -> Option<Pick<'s>> {
+    let picks: Vec<_> = picks.collect();
+    let weight = |pick: &Pick<'_>| u64::from(pick.endpoint.workload.capacity.0);
+    let total: u64 = picks.iter().map(weight).sum();
+    if total == 0 {
+        return None;
+    }
+    let mut drawn = dice.below(total);
+    picks.into_iter().find(|pick| {
+        let weight = weight(pick);
+        let here = drawn < weight;
+        drawn = drawn.saturating_sub(weight);
+        here
+    })
+}
+
+/// The port of `endpoint` for the service port: its own map, else the service's, else the service
+/// port itself where an application tunnel names one. `None`: it has no such port.
+pub fn target_port(service: &Service, endpoint: &Endpoint, port: u16, purpose: Purpose) -> Option<u16> {
+    let tunnel_port = endpoint.workload.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some());
+    let of_service = service.ports.get(port);
+    match (of_service, purpose) {
+        (None, Purpose::Standard) => return None,
+        (None, Purpose::Waypoint) if endpoint.workload.application_tunnel.is_none() => return None,
+        (Some(_), _) | (None, Purpose::Waypoint) => {}
+    }
+    let number = |target: Option<TargetPort>| match target {
+        Some(TargetPort::Number(port)) => Some(port),
+        Some(TargetPort::Named) | None => None,
+    };
+    let own = number(endpoint.ports.get(port));
+    own.or_else(|| number(of_service)).or_else(|| tunnel_port.then_some(port))
+}
+
+/// How many of the leading scopes endpoint and caller share. NETWORK in the first place weighs more
+/// than all others together, and does not stop the comparison: any endpoint of the own network beats
+/// any remote one, and remote ones are still ordered by the rest.
+fn rank(scopes: &[Scope], caller: Caller<'_>, workload: &Workload) -> usize {
+    let leading =
+        |scopes: &[Scope]| scopes.iter().take_while(|scope| shared(**scope, caller, workload)).count();
+    match scopes.split_first() {
+        Some((Scope::Network, rest)) => {
+            let bonus = if shared(Scope::Network, caller, workload) { 1 + rest.len() } else { 0 };
+            bonus + leading(rest)
+        }
+        Some(_) | None => leading(scopes),
+    }
+}
+
+fn shared(scope: Scope, caller: Caller<'_>, workload: &Workload) -> bool {
+    match scope {
+        Scope::Region => workload.locality.region == caller.locality.region,
+        Scope::Zone => workload.locality.zone == caller.locality.zone,
+        Scope::Subzone => workload.locality.subzone == caller.locality.subzone,
+        Scope::Node => workload.node == *caller.node,
+        Scope::Cluster => workload.cluster == *caller.cluster,
+        Scope::Network => workload.network == *caller.network,
+    }
+}
+
+/// Which address of `workload` a connection to `requested` uses: that very one if it is the
+/// workload's, else one that the service's families admit, of the same family if there is one.
+pub fn address(workload: &Workload, requested: IpAddr, families: IpFamilies) -> Option<IpAddr> {
+    let addresses = &workload.addresses;
+    if addresses.contains(&requested) {
+        return Some(requested);
+    }
+    let admitted = || addresses.iter().copied().filter(|ip| families.admit(ip));
+    admitted().find(|ip| ip.is_ipv4() == requested.is_ipv4()).or_else(|| admitted().next())
+}
