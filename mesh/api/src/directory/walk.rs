@@ -155,9 +155,11 @@ enum Opened {
 
 fn open(path: &Path, known: Option<&Stamp>) -> Opened {
     let bad = |what: &str, remedy: &str| Opened::Bad(Box::new(whole_file(path, what, remedy)));
-    let failed = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => Opened::Gone,
-        _ => bad(&format!("cannot be read: {error}"), "give this process the right to read it"),
+    let failed = |error: std::io::Error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            return Opened::Gone;
+        }
+        bad(&format!("cannot be read: {error}"), "give this process the right to read it")
     };
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
