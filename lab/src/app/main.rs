@@ -1,0 +1,2 @@
+//! The small application that pods run in the lab.
+fn main(){}
