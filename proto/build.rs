@@ -14,7 +14,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(&files, [&root])?;
     // Resources are received by the hundred thousand and most of their bytes fields are addresses:
     // `Bytes` shares the message's buffer where `Vec` would allocate one each.
+    // Sorted maps make equal resources equal bytes: versions are hashes of them.
     tonic_prost_build::configure()
+        .btree_map(".istio.workload")
         .bytes(".istio.workload")
         .bytes(".istio.security")
         .bytes(".google.protobuf.Any")
