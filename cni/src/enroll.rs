@@ -1,0 +1,186 @@
+//! Does this pod belong to the mesh, and how is its traffic captured? Pure.
+
+use std::{collections::BTreeSet, fmt};
+
+use crate::{
+    pod::{Life, Mode, Network, Pod, Sidecar},
+    redirect::{Capture, Interface, Redirect},
+};
+
+/// What the operator decided for all pods of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// Namespaces whose pods are never enrolled, whatever their labels say.
+    pub excluded: BTreeSet<String>,
+    /// Whether DNS is captured where the pod does not say.
+    pub dns: Capture,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It belongs, and this is captured.
+    In(Redirect),
+    /// It does not.
+    Out(Reason),
+}
+
+/// Why a pod is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// It uses the node's network.
+    HostNetwork,
+    /// It has a sidecar.
+    Sidecar,
+    /// Its namespace is excluded.
+    ExcludedNamespace,
+    /// It has finished.
+    Over,
+    /// Its own label opts out.
+    PodOptsOut,
+    /// Neither it nor its namespace asks for it.
+    NotAsked,
+}
+
+/// Judges one pod. `namespace` is what its namespace's label says; `Unsaid` if there is no such namespace.
+pub fn judge(pod: &Pod, namespace: Mode, rules: &Rules) -> Verdict {
+    match obstacle(pod, namespace, rules) {
+        Some(reason) => Verdict::Out(reason),
+        None => Verdict::In(redirect(pod, rules)),
+    }
+}
+
+fn obstacle(pod: &Pod, namespace: Mode, rules: &Rules) -> Option<Reason> {
+    if pod.network == Network::Host {
+        return Some(Reason::HostNetwork);
+    }
+    if pod.life == Life::Over {
+        return Some(Reason::Over);
+    }
+    if rules.excluded.contains(&pod.namespace) {
+        return Some(Reason::ExcludedNamespace);
+    }
+    if pod.sidecar == Sidecar::Injected {
+        return Some(Reason::Sidecar);
+    }
+    match (pod.mode, namespace) {
+        (Mode::Out, _) => Some(Reason::PodOptsOut),
+        (Mode::Ambient, _) | (Mode::Unsaid, Mode::Ambient) => None,
+        (Mode::Unsaid, Mode::Out | Mode::Unsaid) => Some(Reason::NotAsked),
+    }
+}
+
+fn redirect(pod: &Pod, rules: &Rules) -> Redirect {
+    let wishes = &pod.wishes;
+    Redirect {
+        dns: match wishes.dns_capture.as_deref() {
+            Some("true") => Capture::On,
+            Some("false") => Capture::Off,
+            Some(_) | None => rules.dns,
+        },
+        inbound: match wishes.bypass_inbound_capture.as_deref() {
+            Some("true") => Capture::Off,
+            Some(_) | None => Capture::On,
+        },
+        // A word that is no interface's name can have no traffic either.
+        virtual_interfaces: wishes
+            .virtual_interfaces
+            .iter()
+            .flat_map(|list| list.split(','))
+            .filter_map(|name| Interface::parse(name.trim()).ok())
+            .collect(),
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HostNetwork => "it uses the node's network",
+            Self::Sidecar => "it has a sidecar",
+            Self::ExcludedNamespace => "its namespace is excluded on this node",
+            Self::Over => "it has finished",
+            Self::PodOptsOut => "its own label istio.io/dataplane-mode opts out",
+            Self::NotAsked => "neither it nor its namespace is labelled istio.io/dataplane-mode=ambient",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::{Wishes, tests::pod};
+
+    fn rules() -> Rules {
+        Rules { excluded: ["kube-system".to_owned()].into(), dns: Capture::On }
+    }
+
+    fn outcome(pod: &Pod, namespace: Mode) -> Option<Reason> {
+        match judge(pod, namespace, &rules()) {
+            Verdict::In(_) => None,
+            Verdict::Out(reason) => Some(reason),
+        }
+    }
+
+    #[test]
+    fn the_pods_own_label_wins_over_its_namespaces() {
+        use Mode::{Ambient, Out, Unsaid};
+        for (own, namespace, expected) in [
+            (Unsaid, Unsaid, Some(Reason::NotAsked)),
+            (Unsaid, Ambient, None),
+            (Unsaid, Out, Some(Reason::NotAsked)),
+            (Ambient, Unsaid, None),
+            (Ambient, Ambient, None),
+            (Ambient, Out, None),
+            (Out, Unsaid, Some(Reason::PodOptsOut)),
+            (Out, Ambient, Some(Reason::PodOptsOut)),
+            (Out, Out, Some(Reason::PodOptsOut)),
+        ] {
+            assert_eq!(outcome(&Pod { mode: own, ..pod("a") }, namespace), expected, "{own:?} {namespace:?}");
+        }
+    }
+
+    #[test]
+    fn some_pods_never_belong() {
+        let ambient = Pod { mode: Mode::Ambient, ..pod("a") };
+        for (pod, reason) in [
+            (Pod { network: Network::Host, ..ambient.clone() }, Reason::HostNetwork),
+            (Pod { sidecar: Sidecar::Injected, ..ambient.clone() }, Reason::Sidecar),
+            (Pod { life: Life::Over, ..ambient.clone() }, Reason::Over),
+            (Pod { namespace: "kube-system".into(), ..ambient }, Reason::ExcludedNamespace),
+        ] {
+            assert_eq!(outcome(&pod, Mode::Ambient), Some(reason));
+        }
+    }
+
+    #[test]
+    fn annotations_choose_what_is_captured() {
+        let with = |wishes| {
+            let pod = Pod { mode: Mode::Ambient, wishes, ..pod("a") };
+            match judge(&pod, Mode::Unsaid, &rules()) {
+                Verdict::In(redirect) => redirect,
+                Verdict::Out(reason) => panic!("{reason}"),
+            }
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(with(Wishes::default()).dns, Capture::On);
+        assert_eq!(with(Wishes { dns_capture: some("false"), ..Wishes::default() }).dns, Capture::Off);
+        assert_eq!(with(Wishes { dns_capture: some("maybe"), ..Wishes::default() }).dns, Capture::On);
+        assert_eq!(with(Wishes::default()).inbound, Capture::On);
+        let ingress = Wishes { bypass_inbound_capture: some("true"), ..Wishes::default() };
+        assert_eq!(with(ingress).inbound, Capture::Off);
+        let nested = Wishes { virtual_interfaces: some("kv0, tap0,,no good"), ..Wishes::default() };
+        let names = ["kv0", "tap0"].map(|name| Interface::parse(name).unwrap());
+        assert_eq!(with(nested).virtual_interfaces, names);
+    }
+
+    #[test]
+    fn dns_can_be_off_for_the_node_and_on_for_a_pod() {
+        let off = Rules { dns: Capture::Off, ..rules() };
+        let wishes = Wishes { dns_capture: Some("true".into()), ..Wishes::default() };
+        let one = Pod { mode: Mode::Ambient, wishes, ..pod("a") };
+        let other = Pod { mode: Mode::Ambient, ..pod("b") };
+        for (pod, dns) in [(one, Capture::On), (other, Capture::Off)] {
+            assert!(matches!(judge(&pod, Mode::Unsaid, &off), Verdict::In(redirect) if redirect.dns == dns));
+        }
+    }
+}
