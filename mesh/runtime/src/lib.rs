@@ -13,5 +13,6 @@ pub mod ready;
 pub mod rlimit;
 pub mod signal;
 pub mod task;
+pub mod telemetry;
 pub mod version;
 pub mod workers;
