@@ -1,0 +1,123 @@
+//! The server: each port speaks one protocol, on IPv4 and IPv6.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::report::{self, Verdict};
+use crate::{bulk, http};
+
+/// A longer line is echoed in parts.
+const LINE: u64 = 64 * 1024;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Ports that speak HTTP/1.1.
+    #[arg(long, value_delimiter = ',', default_value = "8080")]
+    http: Vec<u16>,
+    /// Ports that echo lines, with the pod's name before each.
+    #[arg(long, value_delimiter = ',', default_value = "9090")]
+    echo: Vec<u16>,
+    /// Ports that take bytes and answer with their SHA-256.
+    #[arg(long, value_delimiter = ',', default_value = "9091")]
+    sink: Vec<u16>,
+    /// Ports that give bytes.
+    #[arg(long, value_delimiter = ',', default_value = "9092")]
+    source: Vec<u16>,
+    #[command(flatten)]
+    identity: Identity,
+}
+
+/// Who is answering.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Identity {
+    /// The pod's name.
+    #[arg(long = "pod", env = "POD_NAME", default_value = "nobody")]
+    pub(crate) pod: String,
+    /// The pod's namespace.
+    #[arg(long = "namespace", env = "POD_NAMESPACE", default_value = "default")]
+    pub(crate) namespace: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Speak {
+    Http,
+    Echo,
+    Sink,
+    Source,
+}
+
+pub(crate) async fn run(args: Args) -> io::Result<Verdict> {
+    let identity = Arc::new(args.identity);
+    let ports = [
+        (Speak::Http, args.http),
+        (Speak::Echo, args.echo),
+        (Speak::Sink, args.sink),
+        (Speak::Source, args.source),
+    ];
+    let mut servers = JoinSet::new();
+    for (speak, ports) in ports {
+        for port in ports {
+            let listener = listen(port).await?;
+            servers.spawn(serve(listener, speak, Arc::clone(&identity)));
+        }
+    }
+    report::line(&json!({ "serving": identity.pod }));
+    report::stopped().await?;
+    Ok(Verdict::Good)
+}
+
+/// On every address; on IPv4 alone where there is no IPv6.
+async fn listen(port: u16) -> io::Result<TcpListener> {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Err(err) if err.kind() != io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
+        }
+        bound => bound,
+    }
+}
+
+async fn serve(listener: TcpListener, speak: Speak, identity: Arc<Identity>) {
+    let mut open = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => if let Ok((stream, _)) = accepted {
+                open.spawn(answer(stream, speak, Arc::clone(&identity)));
+            },
+            Some(_) = open.join_next() => {}
+        }
+    }
+}
+
+async fn answer(stream: TcpStream, speak: Speak, identity: Arc<Identity>) {
+    // A segment that waits for an acknowledgement would be measured as the mesh's latency.
+    let _ = stream.set_nodelay(true);
+    let done = match speak {
+        Speak::Http => http::serve(stream, identity).await,
+        Speak::Echo => echo(stream, &identity).await,
+        Speak::Sink => bulk::sink(stream, &identity).await,
+        Speak::Source => bulk::source(stream).await,
+    };
+    if let Err(err) = done {
+        report::line(&json!({ "broken": err.to_string() }));
+    }
+}
+
+async fn echo(mut stream: TcpStream, identity: &Identity) -> io::Result<()> {
+    let (read, mut write) = stream.split();
+    let mut read = BufReader::new(read);
+    loop {
+        let mut line = format!("{} ", identity.pod).into_bytes();
+        let empty = line.len();
+        (&mut read).take(LINE).read_until(b'\n', &mut line).await?;
+        if line.len() == empty {
+            return write.shutdown().await;
+        }
+        write.write_all(&line).await?;
+    }
+}
