@@ -94,7 +94,7 @@ impl Authority {
                 intermediates.push(to_pem(certificate)?);
             }
         }
-        let roots = trusted.iter().map(|root| to_pem(root)).collect::<Result<String, _>>()?;
+        let roots = trusted.iter().map(to_pem).collect::<Result<String, _>>()?;
         Ok(Self { signer, intermediates, key, roots })
     }
 
@@ -121,7 +121,7 @@ impl Authority {
         }
         let mut san = SubjectAlternativeName::new();
         san.critical().uri(&identity.to_string());
-        let leaf = self.leaf(&public, &*X509NameBuilder::new()?.build(), &san, validity, serial)?;
+        let leaf = self.leaf(&public, &X509NameBuilder::new()?.build(), &san, validity, serial)?;
         let mut chain = vec![to_pem(&leaf)?];
         chain.extend(self.intermediates.iter().cloned());
         chain.push(self.roots.clone());

@@ -14,10 +14,17 @@ const SPREAD: f64 = 0.2;
 /// for ever. At most this part of the life is given away.
 const EARLY: f64 = 0.05;
 
-/// At half of its life, or a little earlier.
-pub fn renew_at(not_before: SystemTime, not_after: SystemTime, die: f64) -> SystemTime {
+/// At half of its life, or a little earlier. If that has passed already (CAs date certificates
+/// back, and a short life may be half over when it begins), at half of what is left; but never so
+/// soon that the CA is asked without a pause.
+pub fn renew_at(now: SystemTime, not_before: SystemTime, not_after: SystemTime, die: f64) -> SystemTime {
     let life = not_after.duration_since(not_before).unwrap_or_default();
-    not_before + life.mul_f64(0.5 - EARLY * die.clamp(0.0, 1.0))
+    let half = not_before + life.mul_f64(0.5 - EARLY * die.clamp(0.0, 1.0));
+    if half > now {
+        return half.max(now + FIRST_PAUSE);
+    }
+    let left = not_after.duration_since(now).unwrap_or_default();
+    now + (left / 2).max(FIRST_PAUSE)
 }
 
 /// When to try again after `failures` failures in a row (this one counted): after a pause that
@@ -48,9 +55,20 @@ mod tests {
     #[test]
     fn renewal_is_at_half_life_or_a_little_earlier() {
         let end = UNIX_EPOCH + 20 * HOUR;
-        assert_eq!(renew_at(UNIX_EPOCH, end, 0.0), UNIX_EPOCH + 10 * HOUR);
-        assert_eq!(renew_at(UNIX_EPOCH, end, 1.0), UNIX_EPOCH + 9 * HOUR);
-        assert_eq!(renew_at(end, UNIX_EPOCH, 0.5), end, "a life that ends before it begins");
+        assert_eq!(renew_at(UNIX_EPOCH, UNIX_EPOCH, end, 0.0), UNIX_EPOCH + 10 * HOUR);
+        assert_eq!(renew_at(UNIX_EPOCH, UNIX_EPOCH, end, 1.0), UNIX_EPOCH + 9 * HOUR);
+    }
+
+    #[test]
+    fn a_life_that_is_half_over_when_it_begins_does_not_hurry_the_ca() {
+        let now = UNIX_EPOCH + HOUR;
+        let second = Duration::from_secs(1);
+        let dated_back = now - 10 * second;
+        assert_eq!(renew_at(now, dated_back, now + 8 * second, 0.5), now + 4 * second);
+        for end in [now, now + Duration::from_millis(1), now - HOUR] {
+            assert_eq!(renew_at(now, dated_back, end, 0.5), now + FIRST_PAUSE);
+        }
+        assert_eq!(renew_at(now, now, now + second / 10, 0.0), now + FIRST_PAUSE);
     }
 
     #[test]

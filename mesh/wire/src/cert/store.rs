@@ -420,7 +420,7 @@ impl Shared {
                 entry.last_failure = None;
                 entry.priority = Priority::Background;
                 let (from, to) = (certificate.not_before(), certificate.not_after());
-                entry.at = renew_at(from, to, rand::random());
+                entry.at = renew_at(now, from, to, rand::random());
                 debug!(
                     certificate.identity = %identity, certificate.serial = certificate.serial(),
                     "Certificate fetched"
@@ -444,4 +444,4 @@ impl Shared {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;
