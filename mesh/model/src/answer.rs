@@ -45,3 +45,24 @@ impl Missing {
         }
     }
 }
+
+/// What has been asked for already in the course of one decision.
+///
+/// A fact that is absent although it was asked for does not exist, and the decision is made without.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// The snapshot is complete: whatever is not in it does not exist.
+    Everything,
+    /// Only these.
+    These(Vec<Missing>),
+}
+
+impl Asked {
+    /// `Some(missing)` when it has not been asked for yet.
+    pub fn yet(&self, missing: impl FnOnce() -> Missing) -> Option<Missing> {
+        match self {
+            Self::Everything => None,
+            Self::These(asked) => Some(missing()).filter(|missing| !asked.contains(missing)),
+        }
+    }
+}

@@ -147,10 +147,18 @@ impl Snapshot {
     /// The policies that judge connections to `workload` (protocols 6.1). Names that it lists and
     /// that are not known are left out here; [`unknown_policies`](Self::unknown_policies) tells them.
     pub fn policies_on<'s>(&'s self, workload: &'s Workload) -> impl Iterator<Item = &'s Policy> + 's {
+        self.shared_policies_on(workload).map(|policy| &**policy)
+    }
+
+    /// The same, to be kept: two snapshots that give the same ones give the same verdicts.
+    pub fn shared_policies_on<'s>(
+        &'s self,
+        workload: &'s Workload,
+    ) -> impl Iterator<Item = &'s Arc<Policy>> + 's {
         let scoped = |scope: &Option<Namespace>| self.by_scope.get(scope).map_or(&[][..], |all| all);
         let namespace = Some(workload.namespace.clone());
         let by_name = workload.authorization_policies.iter().filter_map(|key| self.policy(key));
-        scoped(&namespace).iter().chain(scoped(&None)).chain(by_name).map(|policy| &**policy)
+        scoped(&namespace).iter().chain(scoped(&None)).chain(by_name)
     }
 
     /// The policies that `workload` lists and that are not known here.

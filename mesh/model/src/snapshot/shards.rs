@@ -46,9 +46,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Shards<K, V> {
         if self.pieces.is_empty() {
             self.pieces.resize(PIECES, None);
         }
-        let hasher = &self.hasher;
+        let hasher = self.hasher;
         let slot = self.pieces.get_mut(place)?;
-        let piece = slot.get_or_insert_with(|| Arc::new(HashMap::with_hasher(hasher.clone())));
+        let piece = slot.get_or_insert_with(|| Arc::new(HashMap::with_hasher(hasher)));
         let old = Arc::make_mut(piece).insert(key, value);
         self.len += usize::from(old.is_none());
         old

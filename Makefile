@@ -1,0 +1,36 @@
+# The project's four commands. Each installs what it needs (as root, on Debian 12) or says what is missing.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+export PATH := $(TARGET)/tools/bin:$(PATH):/usr/sbin
+
+.PHONY: demo test check bench build fuzz
+
+demo: ## Two nodes, real packets: the story of the mesh, step by step.
+	@.ci/setup build test
+	@cargo build --release --locked --bins
+	@$(TARGET)/release/ambit-demo --binaries $(TARGET)/release
+
+test: ## Everything: unit, property, in-memory, network-namespace and story tests, then the fuzzers for a while.
+	@.ci/setup build test
+	cargo build --locked --workspace --bins
+	cargo nextest run --locked --workspace --no-fail-fast
+	cargo test --locked --workspace --doc --quiet
+	@$(MAKE) --no-print-directory fuzz SECONDS_EACH=10
+
+check: ## Format, lints, house rules, licences and advisories, documentation.
+	@.ci/setup build check
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo test --locked -p ambit-e2e --test tidy
+	cargo deny --offline --all-features check bans licenses sources
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+
+bench: ## Ambit, no mesh and Envoy in one run: ratios with medians, and JSON.
+	@.ci/setup build test bench
+	@cargo build --release --locked --bins
+	@$(TARGET)/release/ambit-bench --binaries $(TARGET)/release --envoy $(TARGET)/tools/bin/envoy
+
+SECONDS_EACH ?= 600
+fuzz: ## The fuzz targets, each for SECONDS_EACH.
+	@.ci/fuzz $(SECONDS_EACH)

@@ -1,0 +1,252 @@
+//! Who is open now: the connections of one pod, for the admin page, for limits and for policy.
+//!
+//! A change of policy does not wake every connection to judge itself: one sweep judges them all and
+//! wakes those that lost their right. A thousand idle connections stay asleep.
+
+use std::{
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    task::Poll,
+};
+
+use ambit_model::{
+    authz::{self, Action, By, Facts, Verdict},
+    identity::Identity,
+    name::PolicyKey,
+    snapshot::Snapshot,
+    workload::Workload,
+};
+use futures_util::task::AtomicWaker;
+use hashbrown::HashMap;
+
+use crate::{
+    metrics::Direction,
+    refusal::{Denial, Refusal},
+};
+
+/// The open connections of one pod.
+#[derive(Debug)]
+pub struct Connections {
+    open: Mutex<Registry>,
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    next: u64,
+    inbound: HashMap<u64, Arc<Open>>,
+    outbound: HashMap<u64, Arc<Open>>,
+}
+
+impl Registry {
+    fn of(&mut self, direction: Direction) -> &mut HashMap<u64, Arc<Open>> {
+        match direction {
+            Direction::Inbound => &mut self.inbound,
+            Direction::Outbound => &mut self.outbound,
+        }
+    }
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub struct Open {
+    /// Who connects.
+    pub source: SocketAddr,
+    /// To what: for incoming connections the application, for outgoing ones the original destination.
+    pub destination: SocketAddr,
+    /// The identity of the peer that was proven, if any.
+    pub peer: Option<Identity>,
+    ended: OnceLock<Refusal>,
+    waker: AtomicWaker,
+}
+
+impl Open {
+    fn end(&self, refusal: Refusal) {
+        if self.ended.set(refusal).is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts { peer: self.peer.as_ref(), source: self.source.ip(), destination: self.destination }
+    }
+}
+
+impl Connections {
+    /// No connection is open, and at most `limit` will be in either direction.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { open: Mutex::default(), limit })
+    }
+
+    /// Registers a connection until the registration is dropped.
+    pub fn register(
+        self: &Arc<Self>,
+        direction: Direction,
+        source: SocketAddr,
+        destination: SocketAddr,
+        peer: Option<Identity>,
+    ) -> Result<Registration, Refusal> {
+        let ended = OnceLock::new();
+        let open = Arc::new(Open { source, destination, peer, ended, waker: AtomicWaker::new() });
+        let mut registry = self.registry();
+        registry.next += 1;
+        let id = registry.next;
+        let all = registry.of(direction);
+        if all.len() >= self.limit {
+            return Err(Refusal::Overload { what: "connections of this pod", limit: self.limit });
+        }
+        all.insert(id, open.clone());
+        drop(registry);
+        Ok(Registration { connections: self.clone(), direction, id, open })
+    }
+
+    /// Judges every incoming connection again, and ends those that may no longer be.
+    pub fn judge(&self, mesh: &Snapshot, workload: &Workload) {
+        let open: Vec<_> = self.registry().inbound.values().cloned().collect();
+        for connection in open {
+            match authz::check(mesh.policies_on(workload), &connection.facts()) {
+                Verdict::Allow(_) => {}
+                Verdict::Deny(by) => connection.end(Refusal::NoLongerAllowed(Denial(by))),
+            }
+        }
+    }
+
+    /// Ends everything that is open.
+    pub fn end_all(&self, refusal: &Refusal) {
+        let mut registry = self.registry();
+        let registry = &mut *registry;
+        let all = registry.inbound.values().chain(registry.outbound.values());
+        all.for_each(|connection| connection.end(refusal.clone()));
+    }
+
+    /// The connections that are open in one direction.
+    pub fn list(&self, direction: Direction) -> Vec<Arc<Open>> {
+        self.registry().of(direction).values().cloned().collect()
+    }
+
+    /// How many connections are open, incoming and outgoing.
+    pub fn counts(&self) -> (usize, usize) {
+        let registry = self.registry();
+        (registry.inbound.len(), registry.outbound.len())
+    }
+
+    fn registry(&self) -> std::sync::MutexGuard<'_, Registry> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place among the open ones; dropping it takes the connection out.
+#[derive(Debug)]
+pub struct Registration {
+    connections: Arc<Connections>,
+    direction: Direction,
+    id: u64,
+    open: Arc<Open>,
+}
+
+impl Registration {
+    /// Resolves when the connection must end, with the reason.
+    pub async fn ended(&self) -> Refusal {
+        std::future::poll_fn(|cx| {
+            self.open.waker.register(cx.waker());
+            self.open.ended.get().cloned().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    /// Judges the connection by the policies on `workload`.
+    pub fn judge(&self, mesh: &Snapshot, workload: &Workload) -> Result<By, Refusal> {
+        match authz::check(mesh.policies_on(workload), &self.open.facts()) {
+            Verdict::Allow(by) => Ok(by),
+            Verdict::Deny(by) => Err(Refusal::Denied(Denial(by))),
+        }
+    }
+
+    /// The dry-run policies that match, with what they would have done.
+    pub fn dry_run<'m>(&self, mesh: &'m Snapshot, workload: &'m Workload) -> Vec<(&'m PolicyKey, Action)> {
+        authz::dry_run(mesh.policies_on(workload), &self.open.facts()).collect()
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.connections.registry().of(self.direction).remove(&self.id);
+    }
+}
+
+/// Runs `work` until it is done or the connection must end.
+pub async fn until_ended<T>(registration: &Registration, work: impl Future<Output = T>) -> Result<T, Refusal> {
+    let mut work = pin!(work);
+    let mut ended = pin!(registration.ended());
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(refusal) = ended.as_mut().poll(cx) {
+            return Poll::Ready(Err(refusal));
+        }
+        work.as_mut().poll(cx).map(Ok)
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use ambit_fixtures::mesh::{pod, snapshot};
+    use ambit_model::{
+        authz::{Action, Content, Policy, Rule, Scope},
+        name::PolicyKey,
+        snapshot::Update,
+    };
+
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    fn deny_all(key: &str, scope: Scope) -> Update {
+        let content = Content::Rules { action: Action::Deny, rules: vec![Rule::default()], dry_run: false };
+        Update::Policy(Arc::new(Policy { key: PolicyKey::parse(key).expect("a key"), scope, content }))
+    }
+
+    #[tokio::test]
+    async fn a_selector_policy_newly_attached_ends_an_open_connection() {
+        let web = pod("shop/web").at("10.0.0.1");
+        let mesh = snapshot([web.clone()], []).apply(&[], [deny_all("shop/new", Scope::WorkloadSelector)]);
+        let all = Connections::new(10);
+        let registration = all
+            .register(Direction::Inbound, address("10.0.0.9:1"), address("10.0.0.1:80"), None)
+            .expect("room");
+        assert!(registration.judge(&mesh, &web.clone().build()).is_ok(), "not attached yet");
+        let attached = web.policies(&["shop/new"]).build();
+        all.judge(&mesh, &attached);
+        let refusal = registration.ended().await;
+        assert_eq!(
+            refusal.to_string(),
+            "connection closed due to policy change: explicitly denied by: shop/new"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_policy_that_comes_between_registration_and_check_is_not_lost() {
+        let web = pod("shop/web").at("10.0.0.1").build();
+        let mesh = snapshot([], []).apply(&[], [deny_all("shop/all", Scope::Namespace)]);
+        let all = Connections::new(10);
+        let registration = all
+            .register(Direction::Inbound, address("10.0.0.9:1"), address("10.0.0.1:80"), None)
+            .expect("room");
+        all.judge(&mesh, &web);
+        let work = std::future::pending::<()>();
+        assert!(matches!(until_ended(&registration, work).await, Err(Refusal::NoLongerAllowed(_))));
+    }
+
+    #[test]
+    fn a_pod_cannot_hold_more_connections_than_its_limit() {
+        let all = Connections::new(1);
+        let open = |direction| all.register(direction, address("10.0.0.9:1"), address("10.0.0.1:80"), None);
+        let first = open(Direction::Inbound).expect("room");
+        assert!(matches!(open(Direction::Inbound), Err(Refusal::Overload { .. })));
+        let _other_direction = open(Direction::Outbound).expect("room");
+        drop(first);
+        assert!(open(Direction::Inbound).is_ok());
+    }
+}

@@ -1,0 +1,34 @@
+//! Connects to the application, for whoever shows a [`Permit`].
+
+use std::net::IpAddr;
+
+use tokio::net::TcpStream;
+
+use super::plan::Delivery;
+use crate::{
+    permit::Permit,
+    pods::Pod,
+    refusal::Refusal,
+    socket::Source,
+};
+
+/// Connects to the application as `delivery` says, as if from `client`.
+pub async fn deliver(
+    _permit: &Permit,
+    pod: &Pod,
+    delivery: &Delivery,
+    client: IpAddr,
+) -> Result<TcpStream, Refusal> {
+    // A pod that calls itself already has the address; binding it would take the port's other end.
+    let keeps = delivery.keep_source && pod.transparent && client != delivery.dial.ip();
+    // An application of one family cannot answer a client of the other.
+    let keeps = keeps && client.is_ipv4() == delivery.dial.is_ipv4();
+    let source = if keeps { Source::Of(client) } else { Source::Own };
+    pod.connect(delivery.dial, source).await.map_err(|refusal| match refusal {
+        // Here it is the application that is silent, not a port that a NetworkPolicy may block.
+        Refusal::Timeout { to, limit } => {
+            Refusal::Connect { to, reason: format!("no answer within {limit:?}") }
+        }
+        other => other,
+    })
+}

@@ -1,0 +1,226 @@
+//! Outgoing connections: the story of one of them.
+
+pub mod dial;
+pub mod plan;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use ambit_model::{
+    address::canonical,
+    answer::Answer,
+    name::Uid,
+    workload::Workload,
+};
+use ambit_wire::copy;
+use dial::{Dial, Onward};
+use plan::{Call, Hop, Plan, Route};
+use tokio::net::TcpStream;
+
+use crate::{
+    access::{Opened, Party, Record, refused_early},
+    connections::{Registration, until_ended},
+    metrics::Direction,
+    pods::Pod,
+    refusal::Refusal,
+    socket::original_destination,
+    story,
+};
+
+/// How many endpoints are tried for one connection. The first may be dead and not known to be; two
+/// more, and the fault is unlikely to be with the endpoint.
+const MAX_ATTEMPTS: usize = 3;
+
+/// Everything that one pod opens, on one worker.
+#[derive(Debug)]
+pub struct Outbound {
+    pod: Arc<Pod>,
+    dial: Dial,
+}
+
+/// A connection on its way: recorded, counted, connected.
+struct Carried {
+    onward: Onward,
+    record: Record,
+    registration: Registration,
+}
+
+impl Outbound {
+    /// The connections of `pod`.
+    pub fn new(pod: Arc<Pod>) -> Arc<Self> {
+        let dial = Dial::new(pod.clone());
+        Arc::new(Self { pod, dial })
+    }
+
+    /// What connects.
+    pub fn dial(&self) -> &Dial {
+        &self.dial
+    }
+
+    /// Serves one connection that was redirected here, until it ends.
+    pub async fn serve(self: Arc<Self>, client: TcpStream) {
+        let (Ok(source), Ok(to)) = (client.peer_addr().map(canonical), original_destination(&client)) else {
+            // The application has reset it already (protocols 12, line 3).
+            return;
+        };
+        let _socket = self.pod.tunnel.metrics.socket(Direction::Outbound);
+        // Boxed: what it takes to get there is not kept while bytes move.
+        let Some(carried) = Box::pin(self.carry(source, to)).await else { return };
+        let Carried { onward, record, registration } = carried;
+        let meter = record.meter();
+        let copied = match onward {
+            Onward::Plain(server) => {
+                until_ended(&registration, copy::both_ways(client, server, &*meter)).await
+            }
+            Onward::Tunnel(tunnel) => {
+                until_ended(&registration, copy::both_ways(client, tunnel, &*meter)).await
+            }
+            Onward::Inner { stream, connection } => {
+                let copied = until_ended(&registration, copy::both_ways(client, stream, &*meter)).await;
+                connection.close();
+                copied
+            }
+            Onward::Neighbour(arrived) => {
+                return self.with_neighbour(client, *arrived, record, registration).await;
+            }
+        };
+        record.close(story::outcome(&copied).as_ref().map_or(Ok(()), Err));
+    }
+
+    /// Both ends are here: one copy, two records.
+    async fn with_neighbour(
+        &self,
+        client: TcpStream,
+        arrived: crate::inbound::arrive::Arrived,
+        record: Record,
+        registration: Registration,
+    ) {
+        let (ours, theirs) = (record.meter(), arrived.record.meter());
+        let both = (&*ours, &*theirs);
+        let copying = arrived.permit.while_held(copy::both_ways(client, arrived.app, &both));
+        let copied = until_ended(&registration, copying).await.and_then(|copied| copied);
+        let outcome = story::outcome(&copied);
+        record.close(outcome.as_ref().map_or(Ok(()), Err));
+        arrived.record.close(outcome.as_ref().map_or(Ok(()), Err));
+    }
+
+    /// Decides and connects; what is refused is recorded here.
+    async fn carry(&self, source: SocketAddr, to: SocketAddr) -> Option<Carried> {
+        let metrics = &self.pod.tunnel.metrics;
+        let early = |refusal: &Refusal| refused_early(metrics, Direction::Outbound, source, to, refusal);
+        if plan::is_recursive(to, &self.pod.tunnel.settings.own_ports) {
+            early(&Refusal::Recursive(to.port()));
+            return None;
+        }
+        let registration = match self.pod.connections.register(Direction::Outbound, source, to, None) {
+            Ok(registration) => registration,
+            Err(refusal) => {
+                early(&refusal);
+                return None;
+            }
+        };
+        let workload = match self.pod.workload().await {
+            Ok(workload) => workload,
+            Err(refusal) => {
+                early(&refusal);
+                return None;
+            }
+        };
+        match until_ended(&registration, self.connect(&workload, source, to)).await {
+            Ok(Ok((plan, onward))) => {
+                let record = Record::open(metrics, opened(&workload, source, to, &plan));
+                Some(Carried { onward, record, registration })
+            }
+            Ok(Err(Failed { plan: Some(plan), refusal })) => {
+                let record = Record::open(metrics, opened(&workload, source, to, &plan));
+                record.close(Err(&refusal));
+                None
+            }
+            Ok(Err(Failed { plan: None, refusal })) | Err(refusal) => {
+                early(&refusal);
+                None
+            }
+        }
+    }
+
+    /// Plans and dials, on another endpoint when the one that was chosen cannot be reached: nothing
+    /// has been sent yet.
+    async fn connect(
+        &self,
+        source: &Arc<Workload>,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> Result<(Plan, Onward), Failed> {
+        let mut tried: Vec<Uid> = Vec::new();
+        let mut last: Option<Failed> = None;
+        loop {
+            let plan = match self.plan(source, to, &tried).await {
+                Ok(plan) => plan,
+                // Nobody else is left: why the last one could not be reached is the better answer.
+                Err(refusal) => return Err(last.unwrap_or(Failed { plan: None, refusal })),
+            };
+            let refusal = match self.dial.connect(&plan, source, from).await {
+                Ok(onward) => return Ok((plan, onward)),
+                Err(refusal) => refusal,
+            };
+            let others = plan.service.is_some() && refusal.is_unreachable() && tried.len() + 1 < MAX_ATTEMPTS;
+            tried.extend(plan.workload.as_ref().map(|workload| workload.uid.clone()));
+            let failed = Failed { plan: Some(plan), refusal };
+            if !others {
+                return Err(failed);
+            }
+            self.pod.tunnel.metrics.retries.inc();
+            last = Some(failed);
+        }
+    }
+
+    async fn plan(&self, source: &Workload, to: SocketAddr, tried: &[Uid]) -> Result<Plan, Refusal> {
+        let tunnel = &self.pod.tunnel;
+        let call = Call { source, network: &tunnel.settings.network, to, tried };
+        let plan = |mesh: &_, asked: &_| -> Answer<_> {
+            plan::outbound(mesh, asked, &call, &mut |bound: u64| match bound {
+                0 => 0,
+                bound => rand::random_range(0..bound),
+            })
+        };
+        match tunnel.mesh.decide(plan).await {
+            Ok(decided) => decided,
+            Err(undecided) => Err(Refusal::Undecided(undecided.to_string())),
+        }
+    }
+}
+
+/// A connection that was not made, and how it would have gone.
+struct Failed {
+    plan: Option<Plan>,
+    refusal: Refusal,
+}
+
+fn opened(source: &Arc<Workload>, from: SocketAddr, to: SocketAddr, plan: &Plan) -> Opened {
+    let identified = matches!(plan.route, Route::Tunnel { .. } | Route::TunnelInTunnel { .. });
+    let (hop, target) = match &plan.route {
+        Route::Plain { to } => (to, None),
+        Route::Tunnel { to, target, .. } => (to, Some(target.clone())),
+        Route::TunnelInTunnel { gateway, target, .. } => (gateway, Some(target.clone())),
+    };
+    let address = match hop {
+        Hop::Address(address) => *address,
+        Hop::Name(_, port) => SocketAddr::new(to.ip(), *port),
+    };
+    let identity = |workload: &Workload| identified.then(|| workload.identity());
+    Opened {
+        direction: Direction::Outbound,
+        source: Party {
+            addr: from,
+            workload: Some(source.clone()),
+            identity: identity(source),
+        },
+        destination: Party {
+            addr: address,
+            workload: plan.workload.clone(),
+            identity: plan.workload.as_deref().and_then(identity),
+        },
+        hbone_addr: target,
+        service: plan.service.clone(),
+        mutual_tls: identified,
+    }
+}

@@ -1,0 +1,135 @@
+//! One pod that is served: who it is, where it lives, what is open.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ambit_model::{authz::Policy, snapshot::Snapshot, workload::Workload};
+use ambit_wire::cert::{Certificate, store::CertError};
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+
+use super::netns::Netns;
+use crate::{
+    connections::Connections,
+    refusal::Refusal,
+    socket::{self, Source},
+    tunnel::{PodName, Tunnel},
+};
+
+/// How long a connection waits for the control plane to tell about its pod (protocols 5.3).
+const WORKLOAD_LIMIT: Duration = Duration::from_secs(5);
+
+/// One pod that is served.
+#[derive(Debug)]
+pub struct Pod {
+    /// The pod's key at the node agent.
+    pub uid: String,
+    /// Who it is.
+    pub name: PodName,
+    /// Where it lives.
+    pub netns: Netns,
+    /// What is open.
+    pub connections: Arc<Connections>,
+    /// TLS handshakes that may be under way.
+    pub handshakes: Arc<Semaphore>,
+    /// Whether its sockets may bear its clients' addresses.
+    pub transparent: bool,
+    /// The process around it.
+    pub tunnel: Arc<Tunnel>,
+    judged_on: Mutex<Grounds>,
+}
+
+/// What the pod's open connections were last judged on: while that is the same, so are the verdicts.
+///
+/// The policies are kept alive, so that an address in memory cannot come to mean another policy.
+#[derive(Debug, Default)]
+struct Grounds {
+    workload: Option<Arc<Workload>>,
+    policies: Vec<Arc<Policy>>,
+}
+
+impl Grounds {
+    fn are(&self, other: &Self) -> bool {
+        let same_workload = match (&self.workload, &other.workload) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        same_workload
+            && self.policies.len() == other.policies.len()
+            && self.policies.iter().zip(&other.policies).all(|(old, new)| Arc::ptr_eq(old, new))
+    }
+}
+
+impl Pod {
+    /// A pod of which nothing is open yet.
+    pub fn new(uid: String, name: PodName, netns: Netns, transparent: bool, tunnel: Arc<Tunnel>) -> Self {
+        let limits = tunnel.settings.limits;
+        Self {
+            uid,
+            name,
+            netns,
+            connections: Connections::new(limits.connections.get()),
+            handshakes: Arc::new(Semaphore::new(limits.handshakes.get())),
+            transparent,
+            tunnel,
+            judged_on: Mutex::default(),
+        }
+    }
+
+    /// What the control plane says of the pod.
+    pub fn workload_in<'s>(&self, mesh: &'s Snapshot) -> Option<&'s Arc<Workload>> {
+        let PodName { namespace, name, service_account } = &self.name;
+        mesh.local_workload(namespace, name, service_account)
+    }
+
+    /// What the control plane says of the pod; waits a little for what is on its way.
+    pub async fn workload(&self) -> Result<Arc<Workload>, Refusal> {
+        if let Some(workload) = self.workload_in(&self.tunnel.mesh.current()) {
+            return Ok(workload.clone());
+        }
+        let known = self.tunnel.mesh.wait_for(WORKLOAD_LIMIT, |mesh| self.workload_in(mesh).cloned()).await;
+        known.ok_or_else(|| Refusal::UnknownPod(self.name.to_string()))
+    }
+
+    /// The pod's own certificate.
+    pub async fn certificate(&self, workload: &Workload) -> Result<Arc<Certificate>, Refusal> {
+        let identity = workload.identity();
+        self.tunnel.certificates.get(&identity).await.map_err(|error: CertError| Refusal::NoCertificate {
+            identity,
+            reason: error.to_string(),
+        })
+    }
+
+    /// Connects from inside the pod's namespace.
+    pub async fn connect(&self, to: SocketAddr, source: Source) -> Result<TcpStream, Refusal> {
+        let settings = &self.tunnel.settings;
+        let limit = settings.limits.connect_time;
+        let failed = |error: io::Error| Refusal::Connect { to, reason: error.to_string() };
+        let socket = self.netns.enter(|| socket::outgoing(to, source, &settings.sockets)).map_err(failed)?;
+        match timeout(limit, socket.connect(to)).await {
+            Ok(connected) => connected.map_err(failed),
+            Err(_) => Err(Refusal::Timeout { to, limit }),
+        }
+    }
+
+    /// Judges what is open again, if anything changed that could change a verdict.
+    pub fn judge(&self, mesh: &Snapshot) {
+        let Some(workload) = self.workload_in(mesh) else { return };
+        if self.changed(mesh, workload) {
+            self.connections.judge(mesh, workload);
+        }
+    }
+
+    fn changed(&self, mesh: &Snapshot, workload: &Arc<Workload>) -> bool {
+        let policies = mesh.shared_policies_on(workload).cloned().collect();
+        let grounds = Grounds { workload: Some(workload.clone()), policies };
+        let mut judged_on = self.judged_on.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = !judged_on.are(&grounds);
+        *judged_on = grounds;
+        changed
+    }
+}

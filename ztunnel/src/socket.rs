@@ -1,0 +1,135 @@
+//! Sockets as the tunnel wants them: marked, shared, transparent.
+//!
+//! Every function here makes its socket in the network namespace of the calling thread; whoever
+//! wants it in a pod's namespace calls through [`Netns::enter`](crate::pods::netns::Netns::enter).
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ambit_model::address::canonical;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+/// How many connections may wait to be accepted. The kernel caps it at `net.core.somaxconn`, 4096 by
+/// default; during a burst a short queue would drop what a moment later could be served.
+const BACKLOG: i32 = 4096;
+
+/// What all sockets of the tunnel have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The mark by which redirection rules recognise the tunnel's own packets (protocols 8.1).
+    pub mark: Option<u32>,
+    /// When a silent peer is probed, and given up.
+    pub keepalive: Option<Keepalive>,
+    /// Whether unacknowledged data ends the connection after the keepalive's whole time.
+    pub user_timeout: bool,
+    /// Whether listeners may share their port with another tunnel process (`INPOD_PORT_REUSE`).
+    pub reuse_port: bool,
+}
+
+/// When a silent peer is probed (protocols 4.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// The silence before the first probe.
+    pub time: Duration,
+    /// The time between probes.
+    pub interval: Duration,
+    /// How many probes go unanswered before the peer is given up.
+    pub retries: u32,
+}
+
+/// Whose address a socket bears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Its own namespace's.
+    Own,
+    /// This one, which need not exist here (`IP_TRANSPARENT`, protocols 5.8).
+    Of(IpAddr),
+}
+
+/// A TCP listener at `address`; accepted sockets inherit its mark, `TCP_NODELAY` and keepalive.
+pub fn listen(address: SocketAddr, options: &Options, transparent: bool) -> io::Result<std::net::TcpListener> {
+    let socket = tcp(address, options)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(options.reuse_port)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    if transparent {
+        set_transparent(&socket)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A TCP socket on its way to `to`: not connected yet, bound if `source` says so.
+pub fn outgoing(to: SocketAddr, source: Source, options: &Options) -> io::Result<tokio::net::TcpSocket> {
+    let socket = tcp(to, options)?;
+    if let Source::Of(ip) = source {
+        set_transparent(&socket)?;
+        // The port is chosen when connecting, so that many clients' sockets do not exhaust one range.
+        socket.set_freebind_v4(true)?;
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
+        socket.bind(&SocketAddr::new(ip, 0).into())?;
+    }
+    Ok(tokio::net::TcpSocket::from_std_stream(socket.into()))
+}
+
+/// A UDP socket at `address`.
+pub fn udp(address: SocketAddr, options: &Options) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    // Port 0 is a query's own socket, which must not share its port with anybody.
+    socket.set_reuse_port(options.reuse_port && address.port() != 0)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Where `stream` was going before it was redirected: `SO_ORIGINAL_DST`, else its local address
+/// (protocols 5.2).
+pub fn original_destination(stream: &tokio::net::TcpStream) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(stream);
+    let local = canonical(stream.local_addr()?);
+    let original = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    Ok(original.ok().and_then(|address| address.as_socket()).map_or(local, canonical))
+}
+
+/// Whether this thread's network namespace lets sockets bear foreign addresses.
+pub fn can_be_transparent() -> bool {
+    Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).and_then(|socket| set_transparent(&socket)).is_ok()
+}
+
+fn tcp(address: SocketAddr, options: &Options) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    if let Some(keepalive) = &options.keepalive {
+        let settings = TcpKeepalive::new()
+            .with_time(keepalive.time)
+            .with_interval(keepalive.interval)
+            .with_retries(keepalive.retries);
+        socket.set_tcp_keepalive(&settings)?;
+        if options.user_timeout {
+            let silence = keepalive.time + keepalive.interval * keepalive.retries;
+            socket.set_tcp_user_timeout(Some(silence))?;
+        }
+    }
+    Ok(socket)
+}
+
+/// Linux keeps one flag for both families, and lets it be set at the IPv4 level on any socket.
+fn set_transparent(socket: &Socket) -> io::Result<()> {
+    socket.set_ip_transparent_v4(true)
+}
