@@ -114,9 +114,14 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::{Address, Server};
+    use crate::task;
     use crate::workers::Workers;
     use prometheus_client::metrics::counter::Counter;
+    use std::io::Read;
     use std::num::NonZeroUsize;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     #[test]
     fn counters_end_in_total_and_process_figures_are_there() {
@@ -159,5 +164,38 @@ mod tests {
         for name in ["tokio_global_queue_depth{", "tokio_busy_seconds_total{", "tokio_parks_total{"] {
             assert!(text.contains(name), "{name} is missing in {text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_scraper_gets_the_format_and_coding_that_it_asks_for() {
+        let server = Server::bind(&["127.0.0.1:0".parse::<Address>().unwrap()]).await.unwrap();
+        let address = server.local_addresses()[0];
+        let pages = Registry::new().share().pages(Pages::new("metrics"));
+        let _serving = task::spawn("metrics", server.serve(pages, std::future::pending())).owned();
+        let scrape = |path: &str, headers: &str| {
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
+            async move {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                stream.write_all(request.as_bytes()).await.unwrap();
+                let mut received = Vec::new();
+                stream.read_to_end(&mut received).await.unwrap();
+                let end = received.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+                (String::from_utf8(received[..end].to_vec()).unwrap(), received[end + 4..].to_vec())
+            }
+        };
+        let (head, body) = scrape("/stats/prometheus", "").await;
+        assert!(
+            head.starts_with("HTTP/1.1 200 ") && head.contains("content-type: text/plain; version=0.0.4"),
+            "{head}"
+        );
+        assert!(String::from_utf8(body).unwrap().contains("\nprocess_open_fds "));
+
+        let wishes = "accept: application/openmetrics-text\r\naccept-encoding: gzip\r\n";
+        let (head, body) = scrape("/metrics", wishes).await;
+        assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+        assert!(head.contains("content-encoding: gzip"), "{head}");
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(body.as_slice()).read_to_string(&mut text).unwrap();
+        assert!(text.ends_with("# EOF\n"), "{text}");
     }
 }
