@@ -15,13 +15,14 @@ use ambit_wire::{
     cert::{
         Certificate,
         authority::{Authority, Serial, Validity},
+        crl::Edition,
         request::{PrivateKey, Request},
     },
     tls::{
         Compliance, Profile, Versions,
         handshake::{HandshakeError, accept, connect},
         rejected::Rejected,
-        revoked::Revocation,
+        revoked::{Revocation, RevocationLists},
     },
 };
 use boring::{
@@ -294,6 +295,68 @@ async fn new_revocation_lists_count_from_the_next_handshake_on() {
     changes.mark_unchanged();
     assert!(revocation.is_revoked(client.chain()));
     assert_eq!(refusal(&server, &client).await, Rejected::Revoked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_file_of_lists_is_followed() {
+    let ca = TestCa::new();
+    let client = ca.certificate(&cart());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ca-crl.pem");
+    let write = |lists: &str, age: u64| {
+        std::fs::write(&path, lists).unwrap();
+        let at = std::time::SystemTime::now() - Duration::from_secs(age);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(at).unwrap();
+    };
+    write(&ca.revocation_lists(&[], &[]), 60);
+    let lists = Arc::new(RevocationLists::load(&path).unwrap());
+    let mut changes = lists.changes();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let mut task = tokio::task::JoinSet::new();
+    let followed = Arc::clone(&lists);
+    task.spawn(async move { followed.follow(async { drop(stopped.await) }).await });
+
+    write(&ca.revocation_lists(&[&client], &[]), 30);
+    timeout(LIMIT, changes.changed()).await.expect("seen").unwrap();
+    assert!(lists.is_revoked(client.chain()));
+    drop(stop);
+    timeout(LIMIT, task.join_next()).await.expect("it ends").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_rsa_authority_from_elsewhere_can_be_plugged_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let (key, root) = (dir.path().join("key.pem"), dir.path().join("root.pem"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/O=Elsewhere"])
+        .args(["-addext", "keyUsage=critical,keyCertSign,cRLSign"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&root)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let [key, root] = [key, root].map(|path| std::fs::read_to_string(path).unwrap());
+    let authority = Authority::from_pem(&root, &key, &root).unwrap();
+    let now = std::time::SystemTime::now();
+    let validity = Validity { not_before: now, not_after: now + Duration::from_secs(3600) };
+    let certificate = |profile: &Profile, identity: &Identity, serial| {
+        let Request { key, csr } = Request::new(identity).unwrap();
+        let chain = authority.sign(&csr, identity, validity, Serial::new(serial)).unwrap();
+        Certificate::from_response(profile, Some(identity), &chain, &key).unwrap()
+    };
+    let edition = Edition { number: 7, this_update: now, next_update: now };
+    let lists = authority.revocation_list(&[Serial::new(66)], edition).unwrap();
+    std::fs::write(dir.path().join("crl.pem"), lists).unwrap();
+    let revocation = Revocation::load(dir.path().join("crl.pem")).unwrap();
+    let profile = Profile::new(Compliance::None, Versions::Tls13, revocation).unwrap();
+    let server = certificate(&profile, &stock(), 64);
+    let (good, bad) = (certificate(&profile, &cart(), 65), certificate(&profile, &cart(), 66));
+    let (served, called) = shake(server.server_config(), good.client_config(stock())).await;
+    assert_eq!(served.unwrap().1, Some(cart()));
+    called.unwrap();
+    assert_eq!(refusal(&server, &bad).await, Rejected::Revoked);
 }
 
 #[tokio::test]
