@@ -1,1 +1,23 @@
-//! The control plane and certificate authority.
+//! The control plane: from the objects that users write to the resources that tunnels hold.
+//!
+//! One configuration change goes through here from top to bottom, and only [`engine`] has a loop:
+//!
+//! | step | module | |
+//! |---|---|---|
+//! | objects arrive | [`source`] | one stream of events, whoever writes the objects |
+//! | parse at the door | [`cluster::object`] | ours, or a rejection that names field and remedy |
+//! | put into effect | [`cluster`] | objects and indexes; what was touched |
+//! | what may change? | [`impact`] | pure: touched object → outputs |
+//! | what is it now? | [`translate`] | pure: cluster and output → workload, service or policy |
+//! | send what differs | [`publish`] | encoded, versioned, compared |
+//!
+//! The argument for correctness is one property test: for any sequence of events, the incremental result equals
+//! the translation from scratch of the final cluster.
+
+pub mod cluster;
+pub mod config;
+pub mod engine;
+pub mod impact;
+pub mod publish;
+pub mod source;
+pub mod translate;

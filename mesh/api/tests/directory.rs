@@ -73,7 +73,9 @@ fn an_overlay_without_an_object_is_ignored_and_a_bad_one_names_its_object() {
     let loaded = Directory::open(dir.path()).unwrap().load().unwrap();
     assert_eq!(loaded.objects.len(), 1);
     let keys: Vec<_> = loaded.problems.iter().map(|problem| problem.key.clone()).collect();
-    assert_eq!(keys, [Some(ObjectKey::new("Pod", "shop", "web")), None]);
+    let web = ObjectKey::new("Pod", "shop", "web");
+    assert_eq!(keys, [Some(web.clone()), None]);
+    assert!(loaded.stale.contains(&web) && !loaded.truncated);
 }
 
 #[test]

@@ -20,7 +20,7 @@ mod document;
 mod overlay;
 mod walk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Write as _;
 use std::path::{Component, Path, PathBuf};
@@ -125,6 +125,10 @@ pub struct Loaded {
     pub objects: Vec<Document>,
     /// What could not be read.
     pub problems: Vec<Problem>,
+    /// Objects of which an overlay could not be read: what is known of them from before is better.
+    pub stale: BTreeSet<ObjectKey>,
+    /// Whether a limit kept objects from being read: what is missing here may still be there.
+    pub truncated: bool,
 }
 
 /// Names one object: kind, namespace and name.
@@ -220,7 +224,7 @@ pub enum DirectoryError {
 
 /// Merges overlays over objects and keeps the first of each key.
 fn assemble(found: Found) -> Loaded {
-    let Found { documents, mut problems, overlays } = found;
+    let Found { documents, mut problems, overlays, stale, mut truncated } = found;
     let mut first: BTreeMap<(String, ObjectKey), (PathBuf, usize)> = BTreeMap::new();
     let mut objects = Vec::new();
     for mut document in documents {
@@ -248,6 +252,7 @@ fn assemble(found: Found) -> Loaded {
                 ),
                 remedy: "split the directory".to_owned(),
             });
+            truncated = true;
             break;
         }
         first.insert(identity, (document.file.to_path_buf(), document.line));
@@ -256,7 +261,7 @@ fn assemble(found: Found) -> Loaded {
         }
         objects.push(document);
     }
-    Loaded { objects, problems }
+    Loaded { objects, problems, stale, truncated }
 }
 
 fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {

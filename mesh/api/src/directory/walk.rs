@@ -1,6 +1,6 @@
 //! Goes through the directory: which files are read, in which order, and which need not be read again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub(super) struct Found {
     pub(super) documents: Vec<Document>,
     pub(super) problems: Vec<Problem>,
     pub(super) overlays: BTreeMap<ObjectKey, Vec<Overlay>>,
+    pub(super) stale: BTreeSet<ObjectKey>,
+    pub(super) truncated: bool,
 }
 
 /// What was read before, by file.
@@ -46,7 +48,7 @@ struct Stamp {
 pub(super) fn walk(root: &Path, cache: &mut Cache) -> Found {
     let mut found = Found::default();
     let mut files = Vec::new();
-    list(root, root, 0, &mut files, &mut found.problems);
+    list(root, root, 0, &mut files, &mut found);
     let (overlays, objects): (Vec<_>, Vec<_>) =
         files.into_iter().partition(|path| path.starts_with(root.join(STATUS_FOLDER)));
 
@@ -107,7 +109,10 @@ fn read_overlay(root: &Path, path: PathBuf, old: &mut Cache, kept: &mut Cache, f
     };
     let (stamp, text) = match open(&path, old.overlays.get(&path).map(|(stamp, _)| stamp)) {
         Opened::Gone => return,
-        Opened::Bad(problem) => return found.problems.push(Problem { key: Some(key), ..*problem }),
+        Opened::Bad(problem) => {
+            found.stale.insert(key.clone());
+            return found.problems.push(Problem { key: Some(key), ..*problem });
+        }
         Opened::Unchanged => {
             if let Some((stamp, value)) = old.overlays.remove(&path) {
                 found.overlays.entry(key).or_default().push(Overlay { writer, value: (*value).clone() });
@@ -121,12 +126,14 @@ fn read_overlay(root: &Path, path: PathBuf, old: &mut Cache, kept: &mut Cache, f
         Ok(Some(value)) if value.is_object() => value,
         Ok(None) => return,
         Ok(Some(_)) => {
+            found.stale.insert(key.clone());
             return found.problems.push(Problem {
                 key: Some(key),
                 ..whole_file(&path, "is not an object", "write the fields that it adds, such as status")
             });
         }
         Err(error) => {
+            found.stale.insert(key.clone());
             return found.problems.push(Problem {
                 line: error.line + 1,
                 key: Some(key),
@@ -192,9 +199,9 @@ fn open(path: &Path, known: Option<&Stamp>) -> Opened {
 }
 
 /// Lists files to read, by path. Folders that are links are not entered; links to files must stay inside.
-fn list(root: &Path, folder: &Path, depth: usize, files: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
+fn list(root: &Path, folder: &Path, depth: usize, files: &mut Vec<PathBuf>, found: &mut Found) {
     if depth > MAX_DEPTH {
-        problems.push(whole_file(
+        found.problems.push(whole_file(
             folder,
             "lies too deep and is not read",
             "use at most 16 levels of folders",
@@ -205,7 +212,7 @@ fn list(root: &Path, folder: &Path, depth: usize, files: &mut Vec<PathBuf>, prob
         Ok(entries) => entries,
         Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => return,
         Err(error) => {
-            problems.push(whole_file(
+            found.problems.push(whole_file(
                 folder,
                 &format!("cannot be read: {error}"),
                 "give this process the right to read it",
@@ -219,12 +226,16 @@ fn list(root: &Path, folder: &Path, depth: usize, files: &mut Vec<PathBuf>, prob
         let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
         let Some(meta) = std::fs::symlink_metadata(&path).ok().filter(|_| !hidden) else { continue };
         if meta.is_dir() {
-            list(root, &path, depth + 1, files, problems);
+            list(root, &path, depth + 1, files, found);
         } else if is_wanted(&path) {
             if meta.is_symlink() && !stays_inside(root, &path) {
-                problems.push(whole_file(&path, "is a link out of the directory", "copy the file here"));
+                found.problems.push(whole_file(
+                    &path,
+                    "is a link out of the directory",
+                    "copy the file here",
+                ));
             } else if files.len() >= MAX_FILES {
-                problems.push(whole_file(
+                found.problems.push(whole_file(
                     &path,
                     "is one file too many and is not read",
                     "split the directory",

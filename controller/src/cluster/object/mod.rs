@@ -1,0 +1,307 @@
+//! Parsing at the door: an object as users write it becomes what the mesh needs of it, or a [`Rejection`]
+//! that names field and remedy. Nothing behind the door looks at Kubernetes' types again.
+
+mod authorization;
+mod entry;
+mod gateway;
+mod meta;
+mod namespace;
+mod peer_authentication;
+mod pod;
+mod service;
+mod slice;
+
+use std::fmt;
+use std::sync::Arc;
+
+use ambit_api::directory::Document;
+use ambit_model::name::{Label, Namespace};
+use serde::de::DeserializeOwned;
+
+pub use authorization::{Attachment, AuthorizationPolicy, Content, ParsedRule, PolicyTarget, Unsupported};
+pub use entry::{Endpoint, EntryAddress, EntryPort, Resolution, ServiceEntry, WorkloadEntry};
+pub use gateway::{AllowedNamespaces, Binding, Gateway, GatewayClass, Listener, Reach, TrafficType};
+pub use meta::{Expression, LabelSelector, Labels, Meta, Selector, parse_bool};
+pub use namespace::{NamespaceObject, Node};
+pub use peer_authentication::{Mode, PeerAuthentication};
+pub use pod::{Owner, Phase, Pod};
+pub use service::{Port, Service, Target, TrafficDistribution};
+pub use slice::{EndpointSlice, SliceEndpoint, SlicePort};
+
+/// Namespace (empty for kinds without one) and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The name within it.
+    pub name: Label,
+}
+
+impl Name {
+    /// `name` in `namespace`.
+    pub fn new(namespace: impl Into<Namespace>, name: impl Into<Label>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            self.name.fmt(f)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// The kinds that the mesh reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `Namespace`.
+    Namespace,
+    /// `Node`.
+    Node,
+    /// `Pod`.
+    Pod,
+    /// `Service`.
+    Service,
+    /// `EndpointSlice`.
+    EndpointSlice,
+    /// `ServiceEntry`.
+    ServiceEntry,
+    /// `WorkloadEntry`.
+    WorkloadEntry,
+    /// `AuthorizationPolicy`.
+    AuthorizationPolicy,
+    /// `PeerAuthentication`.
+    PeerAuthentication,
+    /// `Gateway`.
+    Gateway,
+    /// `GatewayClass`.
+    GatewayClass,
+}
+
+impl Kind {
+    /// The kind that an object of this group, version and kind is read as.
+    pub fn of(group: &str, version: &str, kind: &str) -> Option<Self> {
+        let stable = version == "v1" || version == "v1beta1";
+        match (group, kind) {
+            ("", "Namespace") if version == "v1" => Some(Self::Namespace),
+            ("", "Node") if version == "v1" => Some(Self::Node),
+            ("", "Pod") if version == "v1" => Some(Self::Pod),
+            ("", "Service") if version == "v1" => Some(Self::Service),
+            ("discovery.k8s.io", "EndpointSlice") if version == "v1" => Some(Self::EndpointSlice),
+            ("networking.istio.io", "ServiceEntry") if stable || version == "v1alpha3" => {
+                Some(Self::ServiceEntry)
+            }
+            ("networking.istio.io", "WorkloadEntry") if stable || version == "v1alpha3" => {
+                Some(Self::WorkloadEntry)
+            }
+            ("security.istio.io", "AuthorizationPolicy") if stable => Some(Self::AuthorizationPolicy),
+            ("security.istio.io", "PeerAuthentication") if stable => Some(Self::PeerAuthentication),
+            ("gateway.networking.k8s.io", "Gateway") if stable => Some(Self::Gateway),
+            ("gateway.networking.k8s.io", "GatewayClass") if stable => Some(Self::GatewayClass),
+            _ => None,
+        }
+    }
+
+    /// The kind as it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::Gateway => "Gateway",
+            Self::GatewayClass => "GatewayClass",
+        }
+    }
+}
+
+/// Names one object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace and name.
+    pub name: Name,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.word(), self.name)
+    }
+}
+
+/// An object that passed the door.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// A namespace.
+    Namespace(Arc<NamespaceObject>),
+    /// A node.
+    Node(Arc<Node>),
+    /// A pod.
+    Pod(Arc<Pod>),
+    /// A Kubernetes service.
+    Service(Arc<Service>),
+    /// Endpoints of a service.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// A service that Kubernetes does not know.
+    ServiceEntry(Arc<ServiceEntry>),
+    /// A workload that is not a pod.
+    WorkloadEntry(Arc<WorkloadEntry>),
+    /// Who may connect.
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    /// Whether mutual TLS is needed.
+    PeerAuthentication(Arc<PeerAuthentication>),
+    /// A gateway or waypoint.
+    Gateway(Arc<Gateway>),
+    /// A kind of gateway.
+    GatewayClass(Arc<GatewayClass>),
+}
+
+impl Object {
+    /// Its kind and name.
+    pub fn key(&self) -> Key {
+        let (kind, meta) = match self {
+            Self::Namespace(object) => (Kind::Namespace, &object.meta),
+            Self::Node(object) => (Kind::Node, &object.meta),
+            Self::Pod(object) => (Kind::Pod, &object.meta),
+            Self::Service(object) => (Kind::Service, &object.meta),
+            Self::EndpointSlice(object) => (Kind::EndpointSlice, &object.meta),
+            Self::ServiceEntry(object) => (Kind::ServiceEntry, &object.meta),
+            Self::WorkloadEntry(object) => (Kind::WorkloadEntry, &object.meta),
+            Self::AuthorizationPolicy(object) => (Kind::AuthorizationPolicy, &object.meta),
+            Self::PeerAuthentication(object) => (Kind::PeerAuthentication, &object.meta),
+            Self::Gateway(object) => (Kind::Gateway, &object.meta),
+            Self::GatewayClass(object) => (Kind::GatewayClass, &object.meta),
+        };
+        Key { kind, name: meta.name.clone() }
+    }
+}
+
+/// Why an object did not pass the door.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {what}; {remedy}")]
+pub struct Rejection {
+    /// The field, `spec.rules[0].to[0].operation.ports`.
+    pub field: String,
+    /// What is wrong with it.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl Rejection {
+    /// Says what is wrong with a field, and what to do.
+    pub fn new(field: impl Into<String>, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { field: field.into(), what: what.into(), remedy: remedy.into() }
+    }
+}
+
+/// What came of one document at the door.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Parsed {
+    /// An object.
+    Object(Object),
+    /// A kind that the mesh does not read.
+    Unknown,
+    /// An object that cannot be used.
+    Bad {
+        /// Why.
+        rejection: Rejection,
+        /// What is in force if no earlier version of it is: for a policy, the strongest thing that it can
+        /// have meant, so that a mistake in it never opens a door.
+        instead: Option<Object>,
+    },
+}
+
+/// Parses a document.
+pub fn parse(document: &Document) -> Parsed {
+    let Some(kind) = Kind::of(document.group(), document.version(), &document.kind) else {
+        return Parsed::Unknown;
+    };
+    match valid_name(document).and_then(|()| parse_known(kind, document)) {
+        Ok(object) => Parsed::Object(object),
+        Err(rejection) => {
+            let instead = match kind {
+                Kind::AuthorizationPolicy => Some(Object::AuthorizationPolicy(Arc::new(
+                    AuthorizationPolicy::undecodable(document, rejection.to_string()),
+                ))),
+                Kind::PeerAuthentication => {
+                    Some(Object::PeerAuthentication(Arc::new(PeerAuthentication::undecodable(document))))
+                }
+                Kind::Namespace
+                | Kind::Node
+                | Kind::Pod
+                | Kind::Service
+                | Kind::EndpointSlice
+                | Kind::ServiceEntry
+                | Kind::WorkloadEntry
+                | Kind::Gateway
+                | Kind::GatewayClass => None,
+            };
+            Parsed::Bad { rejection, instead }
+        }
+    }
+}
+
+/// Kubernetes admits no other names, and the mesh relies on it: names that it makes up itself have a `_` in them.
+fn valid_name(document: &Document) -> Result<(), Rejection> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    for (field, name) in [("metadata.name", &document.name), ("metadata.namespace", &document.namespace)] {
+        if !name.chars().all(plain) {
+            let remedy = "use lower-case letters, digits, '-' and '.'";
+            return Err(Rejection::new(field, format!("{name:?} is not a valid name"), remedy));
+        }
+    }
+    Ok(())
+}
+
+fn parse_known(kind: Kind, document: &Document) -> Result<Object, Rejection> {
+    let namespace = Namespace::from(document.namespace.as_str());
+    Ok(match kind {
+        Kind::Namespace => Object::Namespace(Arc::new(NamespaceObject::parse(read(document)?))),
+        Kind::Node => Object::Node(Arc::new(Node::parse(read(document)?))),
+        Kind::Pod => Object::Pod(Arc::new(Pod::parse(namespace, read(document)?)?)),
+        Kind::Service => Object::Service(Arc::new(Service::parse(namespace, read(document)?)?)),
+        Kind::EndpointSlice => {
+            Object::EndpointSlice(Arc::new(EndpointSlice::parse(namespace, read(document)?)?))
+        }
+        Kind::ServiceEntry => {
+            Object::ServiceEntry(Arc::new(ServiceEntry::parse(namespace, read(document)?)?))
+        }
+        Kind::WorkloadEntry => {
+            Object::WorkloadEntry(Arc::new(WorkloadEntry::parse(namespace, read(document)?)?))
+        }
+        Kind::AuthorizationPolicy => {
+            Object::AuthorizationPolicy(Arc::new(AuthorizationPolicy::parse(namespace, read(document)?)?))
+        }
+        Kind::PeerAuthentication => {
+            Object::PeerAuthentication(Arc::new(PeerAuthentication::parse(namespace, read(document)?)?))
+        }
+        Kind::Gateway => Object::Gateway(Arc::new(Gateway::parse(namespace, read(document)?)?)),
+        Kind::GatewayClass => Object::GatewayClass(Arc::new(GatewayClass::parse(read(document)?)?)),
+    })
+}
+
+fn read<T: DeserializeOwned>(document: &Document) -> Result<T, Rejection> {
+    document.parse().map_err(|error| {
+        Rejection::new(error.field, error.what, "give the field the shape that its kind has")
+    })
+}
+
+/// A port, 1 to 65535.
+fn port(field: impl Into<String>, number: impl TryInto<u16> + Copy + fmt::Display) -> Result<u16, Rejection> {
+    match number.try_into() {
+        Ok(port) if port != 0 => Ok(port),
+        Ok(_) | Err(_) => {
+            Err(Rejection::new(field, format!("{number} is not a port"), "write a number from 1 to 65535"))
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! What may have changed, when one object did. Pure.
+//!
+//! An output that is named here and did not change costs a comparison; one that is missing here is a bug that leaves
+//! the mesh wrong. So each rule is generous, and a property test compares with a translation from scratch.
+
+use std::collections::BTreeSet;
+
+use ambit_api::labels;
+use ambit_model::name::{Hostname, Namespace, ServiceKey};
+
+use crate::cluster::object::{
+    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Kind, Name, NamespaceObject, Object,
+    PeerAuthentication, Pod, Selector, Service, ServiceEntry,
+};
+use crate::cluster::{Cluster, HostOwner, Member, Touched};
+use crate::translate::workload::{inline_sources, slice_sources};
+use crate::translate::{Output, PolicySource, WorkloadSource};
+
+/// The outputs that may have changed. `cluster` is as it is after the change.
+pub fn of(cluster: &Cluster, touched: &Touched) -> BTreeSet<Output> {
+    let mut dependents = Dependents { cluster, outputs: BTreeSet::new() };
+    if network_changed(cluster, touched) {
+        return everything(cluster);
+    }
+    for object in [&touched.before, &touched.after].into_iter().flatten() {
+        dependents.of_object(object);
+    }
+    dependents.outputs
+}
+
+/// The outputs of services whose automatic addresses moved.
+pub fn of_moved(services: Vec<ServiceKey>) -> BTreeSet<Output> {
+    services.into_iter().map(Output::Service).collect()
+}
+
+/// Every output that there may be.
+pub fn everything(cluster: &Cluster) -> BTreeSet<Output> {
+    let mut all = Dependents { cluster, outputs: BTreeSet::new() };
+    all.members(cluster.all_members());
+    for (name, _) in cluster.services.iter() {
+        all.service(&name.namespace, &cluster.hostname_of(name));
+    }
+    for (_, entry) in cluster.service_entries.iter() {
+        all.entry(entry);
+    }
+    for (_, slice) in cluster.slices.iter() {
+        all.slice(slice);
+    }
+    for (name, _) in cluster.authorization_policies.iter() {
+        all.policy(PolicySource::Authorization(name.clone()));
+    }
+    for (name, _) in cluster.peer_authentications.iter() {
+        all.policy(PolicySource::Converted(name.clone()));
+    }
+    for (name, _) in cluster.gateways.iter() {
+        all.policy(PolicySource::AllowWaypoint(name.clone()));
+    }
+    all.policy(PolicySource::StaticStrict);
+    all.outputs
+}
+
+/// The network is part of every address.
+fn network_changed(cluster: &Cluster, touched: &Touched) -> bool {
+    let network = |object: &Option<Object>| match object {
+        Some(Object::Namespace(namespace))
+            if namespace.meta.name.name == cluster.settings().root_namespace.as_str() =>
+        {
+            namespace.meta.labels.get(labels::TOPOLOGY_NETWORK).map(str::to_owned)
+        }
+        Some(_) | None => None,
+    };
+    network(&touched.before) != network(&touched.after)
+}
+
+/// Collects the outputs that depend on objects.
+struct Dependents<'a> {
+    cluster: &'a Cluster,
+    outputs: BTreeSet<Output>,
+}
+
+impl Dependents<'_> {
+    fn of_object(&mut self, object: &Object) {
+        match object {
+            Object::Namespace(namespace) => self.of_namespace(namespace),
+            Object::Node(node) => {
+                let name = node.meta.name.name.as_str().into();
+                let pods = self.cluster.pods_on(&name).cloned().map(Member::Pod).collect::<Vec<_>>();
+                self.members(pods);
+            }
+            Object::Pod(pod) => self.of_pod(pod),
+            Object::WorkloadEntry(entry) => self.members([Member::Entry(entry.meta.name.clone())]),
+            Object::Service(service) => self.of_service(service),
+            Object::EndpointSlice(slice) => self.slice(slice),
+            Object::ServiceEntry(entry) => self.of_entry(entry),
+            Object::AuthorizationPolicy(policy) => self.of_authorization(policy),
+            Object::PeerAuthentication(policy) => self.of_peer_authentication(policy),
+            Object::Gateway(gateway) => self.of_gateway(gateway),
+            Object::GatewayClass(class) => self.of_class(class),
+        }
+    }
+
+    /// A namespace lends its labels to everything in it.
+    fn of_namespace(&mut self, namespace: &NamespaceObject) {
+        self.all_within(&Namespace::from(namespace.meta.name.name.as_str()));
+    }
+
+    fn of_pod(&mut self, pod: &Pod) {
+        self.members([Member::Pod(pod.meta.name.clone())]);
+        if let Some(gateway) = pod.meta.labels.get(labels::GATEWAY_NAME) {
+            let gateway = Name::new(pod.meta.name.namespace.clone(), gateway);
+            self.waypoint_policy(&gateway);
+        }
+    }
+
+    fn of_service(&mut self, service: &Service) {
+        let name = &service.meta.name;
+        let host = self.cluster.hostname_of(name);
+        self.selected(&name.namespace, service.selector.as_ref());
+        self.slices_of(name);
+        self.rivals(&name.namespace, &host);
+        self.service(&name.namespace, &host);
+    }
+
+    fn of_entry(&mut self, entry: &ServiceEntry) {
+        self.entry(entry);
+        self.selected(&entry.meta.name.namespace, entry.selector.as_ref());
+        for host in &entry.hosts {
+            self.rivals(&entry.meta.name.namespace, host);
+        }
+    }
+
+    /// Who else has a host name: in other namespaces it decides who is canonical, in the same one who counts.
+    fn rivals(&mut self, namespace: &Namespace, host: &Hostname) {
+        let owners: Vec<_> = self.cluster.owners_of_host(host).cloned().collect();
+        for owner in owners {
+            let name = owner.name();
+            self.service(&name.namespace, host);
+            if name.namespace != *namespace {
+                continue;
+            }
+            match &owner {
+                HostOwner::Service(name) => {
+                    let selector =
+                        self.cluster.services.get(name).and_then(|service| service.selector.as_ref());
+                    self.selected(namespace, selector);
+                    self.slices_of(name);
+                }
+                HostOwner::ServiceEntry(name) => {
+                    if let Some(entry) = self.cluster.service_entries.get(name) {
+                        self.entry(entry);
+                        self.selected(namespace, entry.selector.as_ref());
+                    }
+                }
+            }
+        }
+    }
+
+    fn of_authorization(&mut self, policy: &AuthorizationPolicy) {
+        let name = &policy.meta.name;
+        self.policy(PolicySource::Authorization(name.clone()));
+        if let Some(selector) = policy.selector() {
+            self.judged(&name.namespace, selector);
+        }
+    }
+
+    fn of_peer_authentication(&mut self, policy: &PeerAuthentication) {
+        let name = &policy.meta.name;
+        self.policy(PolicySource::StaticStrict);
+        self.policy(PolicySource::Converted(name.clone()));
+        let of_mesh = name.namespace == self.cluster.settings().root_namespace;
+        match &policy.selector {
+            Some(selector) => self.judged(&name.namespace, selector),
+            None if of_mesh => {
+                self.members(self.cluster.all_members());
+                for (_, entry) in self.cluster.service_entries.iter() {
+                    self.inline(entry);
+                }
+                self.converted(self.cluster.peer_authentications.iter().map(|(name, _)| name));
+            }
+            None => {
+                self.members_within(&name.namespace);
+                self.converted(
+                    self.cluster.peer_authentications.within(&name.namespace).map(|(name, _)| name),
+                );
+            }
+        }
+    }
+
+    /// A waypoint is part of everything bound to it, of its own pods, and of what lets it in.
+    fn of_gateway(&mut self, gateway: &Gateway) {
+        let name = &gateway.meta.name;
+        self.waypoint_policy(name);
+        let instances: Vec<_> =
+            self.cluster.instances_of(name).map(|pod| Member::Pod(pod.meta.name.clone())).collect();
+        self.members(instances);
+    }
+
+    fn of_class(&mut self, class: &GatewayClass) {
+        for (_, gateway) in self.cluster.gateways.iter() {
+            if gateway.class == class.meta.name.name {
+                self.of_gateway(gateway);
+            }
+        }
+    }
+
+    /// The policy that lets a waypoint in, and everything that names it or is bound to the waypoint.
+    fn waypoint_policy(&mut self, gateway: &Name) {
+        self.policy(PolicySource::AllowWaypoint(gateway.clone()));
+        let bound: Vec<Key> = self.cluster.bound_to(gateway).cloned().collect();
+        for key in bound {
+            match key.kind {
+                Kind::Namespace => self.all_within(&Namespace::from(key.name.name.as_str())),
+                Kind::Service => {
+                    if let Some(service) = self.cluster.services.get(&key.name) {
+                        self.of_service(service);
+                    }
+                }
+                Kind::ServiceEntry => {
+                    if let Some(entry) = self.cluster.service_entries.get(&key.name) {
+                        self.of_entry(entry);
+                    }
+                }
+                Kind::Pod => self.members([Member::Pod(key.name)]),
+                Kind::WorkloadEntry => self.members([Member::Entry(key.name)]),
+                // Their labels bind them to nothing.
+                Kind::Node
+                | Kind::EndpointSlice
+                | Kind::AuthorizationPolicy
+                | Kind::PeerAuthentication
+                | Kind::Gateway
+                | Kind::GatewayClass => {}
+            }
+        }
+    }
+
+    fn all_within(&mut self, namespace: &Namespace) {
+        self.members_within(namespace);
+        let hosts: Vec<_> =
+            self.cluster.services.within(namespace).map(|(name, _)| self.cluster.hostname_of(name)).collect();
+        for host in hosts {
+            self.service(namespace, &host);
+        }
+        for (_, entry) in self.cluster.service_entries.within(namespace) {
+            self.entry(entry);
+        }
+    }
+
+    /// The pods, workload entries and written endpoints of a namespace.
+    fn members_within(&mut self, namespace: &Namespace) {
+        let pods = self.cluster.pods.within(namespace).map(|(name, _)| Member::Pod(name.clone()));
+        let entries =
+            self.cluster.workload_entries.within(namespace).map(|(name, _)| Member::Entry(name.clone()));
+        let members: Vec<_> = pods.chain(entries).collect();
+        self.members(members);
+        for (_, entry) in self.cluster.service_entries.within(namespace) {
+            self.inline(entry);
+        }
+    }
+
+    /// The workloads that a policy of this namespace selects.
+    fn judged(&mut self, namespace: &Namespace, selector: &Selector) {
+        if *namespace == self.cluster.settings().root_namespace {
+            let all = self.cluster.all_members();
+            let selected =
+                all.filter(|member| self.cluster.labels_of(member).is_some_and(|l| selector.matches(l)));
+            let selected: Vec<_> = selected.collect();
+            self.members(selected);
+            for (_, entry) in self.cluster.service_entries.iter() {
+                self.inline(entry);
+            }
+        } else {
+            self.selected(namespace, Some(selector));
+            for (_, entry) in self.cluster.service_entries.within(namespace) {
+                self.inline(entry);
+            }
+        }
+    }
+
+    fn selected(&mut self, namespace: &Namespace, selector: Option<&Selector>) {
+        if let Some(selector) = selector {
+            self.members(self.cluster.members(namespace, selector));
+        }
+    }
+
+    fn slices_of(&mut self, service: &Name) {
+        for slice in self.cluster.slices_of_service(service) {
+            self.slice(slice);
+        }
+    }
+
+    fn slice(&mut self, slice: &EndpointSlice) {
+        self.outputs.extend(slice_sources(slice).into_iter().map(Output::Workload));
+        self.members(slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.clone()).map(Member::Pod));
+    }
+
+    fn entry(&mut self, entry: &ServiceEntry) {
+        for host in &entry.hosts {
+            self.service(&entry.meta.name.namespace, host);
+        }
+        self.inline(entry);
+    }
+
+    fn inline(&mut self, entry: &ServiceEntry) {
+        self.outputs.extend(inline_sources(entry).into_iter().map(Output::Workload));
+    }
+
+    fn members(&mut self, members: impl IntoIterator<Item = Member>) {
+        self.outputs.extend(members.into_iter().map(|member| {
+            Output::Workload(match member {
+                Member::Pod(name) => WorkloadSource::Pod(name),
+                Member::Entry(name) => WorkloadSource::Entry(name),
+            })
+        }));
+    }
+
+    fn converted<'n>(&mut self, names: impl Iterator<Item = &'n Name>) {
+        self.outputs.extend(names.cloned().map(PolicySource::Converted).map(Output::Policy));
+    }
+
+    fn policy(&mut self, source: PolicySource) {
+        self.outputs.insert(Output::Policy(source));
+    }
+
+    fn service(&mut self, namespace: &Namespace, host: &Hostname) {
+        self.outputs
+            .insert(Output::Service(ServiceKey { namespace: namespace.clone(), hostname: host.clone() }));
+    }
+}

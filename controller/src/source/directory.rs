@@ -1,0 +1,252 @@
+//! Objects from a directory of YAML files, read again whenever it changes.
+//!
+//! A mistake in a file never takes anything away: what was last understood of an object stays in force, everything
+//! else goes on, and the log names file, line, field and remedy, once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ambit_api::directory::{Directory, Document, Loaded, ObjectKey, Problem};
+use notify::{RecursiveMode, Watcher};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::Event;
+use crate::cluster::object::{Key, Object, Parsed, parse};
+
+/// Editors and scripts write several files in a row; the directory is read when they have paused.
+const QUIET: Duration = Duration::from_millis(100);
+/// But however busy they are, not later than this.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A watch can miss changes (network file systems, a full queue of the kernel), so all is read again now and then.
+const REREAD: Duration = Duration::from_secs(10);
+
+/// Reads the directory and tells every change, until `stop` completes or nobody listens.
+pub async fn run(directory: Directory, events: mpsc::Sender<Event>, stop: impl Future<Output = ()> + Send) {
+    tokio::pin!(stop);
+    let directory = Arc::new(directory);
+    let (wake, mut woken) = mpsc::channel(1);
+    let _watcher = watch(directory.path(), wake);
+    let mut state = State::default();
+    loop {
+        let told = tokio::select! {
+            () = &mut stop => return,
+            told = tell(&directory, &mut state, &events) => told,
+        };
+        if !told {
+            return;
+        }
+        tokio::select! {
+            () = &mut stop => return,
+            () = settled(&mut woken) => {}
+        }
+    }
+}
+
+/// Reads once and tells the difference. False if nobody listens any more.
+async fn tell(directory: &Arc<Directory>, state: &mut State, events: &mpsc::Sender<Event>) -> bool {
+    let reader = Arc::clone(directory);
+    let loaded = match tokio::task::spawn_blocking(move || reader.load()).await {
+        Ok(Ok(loaded)) => loaded,
+        Ok(Err(error)) => {
+            if !std::mem::replace(&mut state.unreadable, true) {
+                warn!(directory = %directory.path().display(), %error, "The directory cannot be read; what it last said stays in force");
+            }
+            return true;
+        }
+        Err(error) => {
+            warn!(%error, "Reading the directory was cut off");
+            return true;
+        }
+    };
+    state.unreadable = false;
+    for event in state.digest(loaded) {
+        if events.send(event).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Completes when the directory has changed and come to rest, or after a while in any case.
+async fn settled(woken: &mut mpsc::Receiver<()>) {
+    let reread = tokio::time::sleep(REREAD);
+    tokio::select! {
+        () = reread => return,
+        Some(()) = woken.recv() => {}
+    }
+    let latest = Instant::now() + PATIENCE;
+    loop {
+        let quiet = tokio::time::sleep_until((Instant::now() + QUIET).min(latest));
+        tokio::select! {
+            biased;
+            Some(()) = woken.recv(), if Instant::now() < latest => {}
+            () = quiet => return,
+        }
+    }
+}
+
+/// Watches a directory. Without a watch it is still read, only later.
+fn watch(path: &Path, wake: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        let reading = event.is_ok_and(|event| event.kind.is_access());
+        if !reading {
+            // If it is full, somebody is being woken already.
+            let _ = wake.try_send(());
+        }
+    });
+    let watching = watcher.and_then(|mut watcher| {
+        watcher.watch(path, RecursiveMode::Recursive)?;
+        Ok(watcher)
+    });
+    watching
+        .inspect_err(|error| {
+            warn!(
+                directory = %path.display(), %error, reread = ?REREAD,
+                "The directory cannot be watched; it is read again from time to time. Raise fs.inotify.max_user_watches?"
+            );
+        })
+        .ok()
+}
+
+/// What the directory last said.
+#[derive(Debug, Default)]
+pub struct State {
+    known: BTreeMap<Id, Known>,
+    complaints: BTreeSet<Problem>,
+    unknown_kinds: BTreeSet<(String, String)>,
+    synced: bool,
+    unreadable: bool,
+}
+
+/// Names a document: its API group, and kind, namespace and name.
+type Id = (String, ObjectKey);
+
+/// A document that was seen, and what is in force of it.
+#[derive(Clone, Debug)]
+struct Known {
+    file: Arc<Path>,
+    value: Value,
+    in_force: Option<Object>,
+    /// Whether what is in force was understood, and does not just stand in for it.
+    understood: bool,
+}
+
+impl State {
+    /// What has changed since the last time. Logs each problem when it is new.
+    pub fn digest(&mut self, loaded: Loaded) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut problems = loaded.problems;
+        let mut now: BTreeMap<Id, Known> = BTreeMap::new();
+        for document in loaded.objects {
+            let id = (document.group().to_owned(), document.key());
+            let before = self.known.remove(&id);
+            let stale = loaded.stale.contains(&id.1);
+            let known = match before {
+                Some(before) if stale || (before.value == document.value && before.understood) => before,
+                before => self.read(document, before, &mut problems, &mut events),
+            };
+            now.insert(id, known);
+        }
+        // What is left was not seen: it is gone, unless its file cannot be read as a whole.
+        let unread: Vec<&Problem> = problems.iter().filter(|problem| problem.key.is_none()).collect();
+        for (id, known) in std::mem::take(&mut self.known) {
+            if loaded.truncated || unread.iter().any(|problem| known.file.starts_with(&problem.file)) {
+                now.insert(id, known);
+            } else if let Some(object) = known.in_force {
+                events.push(Event::Delete(object.key()));
+            }
+        }
+        self.known = now;
+        self.complain(problems);
+        if !std::mem::replace(&mut self.synced, true) {
+            events.push(Event::Synced);
+        }
+        order(events)
+    }
+
+    /// What could not be read at the last look.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.complaints.iter()
+    }
+
+    fn read(
+        &mut self,
+        document: Document,
+        before: Option<Known>,
+        problems: &mut Vec<Problem>,
+        events: &mut Vec<Event>,
+    ) -> Known {
+        let was = before.as_ref().and_then(|before| before.in_force.clone());
+        let (is, understood) = match parse(&document) {
+            Parsed::Object(object) => (Some(object), true),
+            Parsed::Unknown => {
+                let kind = (document.group().to_owned(), document.kind.clone());
+                if self.unknown_kinds.insert(kind) {
+                    info!(
+                        api_version = document.api_version,
+                        kind = document.kind,
+                        "Objects of this kind are not used"
+                    );
+                }
+                (None, true)
+            }
+            Parsed::Bad { rejection, instead } => {
+                let in_force = match (&before, &instead) {
+                    (Some(before), _) if before.understood && before.in_force.is_some() => {
+                        "what it last said stays in force"
+                    }
+                    (_, Some(_)) => "until then the strictest that it can mean is in force",
+                    (_, None) => "until then it is not used",
+                };
+                let remedy = format!("{}; {in_force}", rejection.remedy);
+                problems.push(document.problem(rejection.field, rejection.what, remedy));
+                match before {
+                    Some(before) if before.understood && before.in_force.is_some() => {
+                        // The value is remembered as it was, so that the mistake is found again at the next look.
+                        return Known { file: document.file, ..before };
+                    }
+                    Some(_) | None => (instead, false),
+                }
+            }
+        };
+        if is != was {
+            let key = is.as_ref().map(Object::key);
+            events
+                .extend(was.map(|was| was.key()).filter(|was| Some(was) != key.as_ref()).map(Event::Delete));
+            events.extend(is.clone().map(Event::Upsert));
+        }
+        Known { file: document.file, value: document.value, in_force: is, understood }
+    }
+
+    fn complain(&mut self, problems: Vec<Problem>) {
+        let problems: BTreeSet<Problem> = problems.into_iter().collect();
+        for problem in problems.difference(&self.complaints) {
+            warn!(
+                file = %problem.file.display(), line = problem.line, field = problem.field,
+                object = problem.key.as_ref().map(tracing::field::display),
+                reason = problem.what, remedy = problem.remedy,
+                "A document is not used as it is written"
+            );
+        }
+        let solved = self.complaints.difference(&problems).count();
+        if solved > 0 {
+            debug!(solved, "Documents were corrected");
+        }
+        self.complaints = problems;
+    }
+}
+
+/// Deletions last would let an object that moved to another name be there twice for a moment; first, it is missing for
+/// a moment. All of them are one batch to the engine, so only the order within a name matters: deletions first.
+fn order(events: Vec<Event>) -> Vec<Event> {
+    let gone = |event: &Event| matches!(event, Event::Delete(Key { .. }));
+    let (mut deletions, others): (Vec<_>, Vec<_>) = events.into_iter().partition(gone);
+    deletions.extend(others);
+    deletions
+}

@@ -1,0 +1,246 @@
+//! What users are told of their objects: conditions (protocols 11.7). Pure.
+
+use serde::Serialize;
+
+use super::service::{waypoint_of, waypoint_of_entry};
+use super::waypoint::{self, Binding, Canary};
+use crate::cluster::object::{
+    Attachment, AuthorizationPolicy, Content, Key, Kind, Name, ParsedRule, PolicyTarget, Resolution,
+    ServiceEntry,
+};
+use crate::cluster::{Cluster, EntryVisibility, L7Deny};
+use ambit_model::authz::Action;
+
+/// One condition of one object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What it is about, `istio.io/WaypointBound`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Whether it holds.
+    pub status: bool,
+    /// Why, in one word.
+    pub reason: &'static str,
+    /// Why, and what to do.
+    pub message: String,
+    /// The version of the object that this is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
+const WAYPOINT_MISSING: &str = "istio.io/WaypointMissing";
+const VISIBILITY_APPLIED: &str = "istio.io/VisibilityApplied";
+const ZTUNNEL_ACCEPTED: &str = "ZtunnelAccepted";
+const WAYPOINT_ACCEPTED: &str = "WaypointAccepted";
+
+/// The conditions of every object that has any, by kind and name.
+pub fn all(cluster: &Cluster) -> Vec<(Key, Vec<Condition>)> {
+    fn keys<'a>(kind: Kind, names: impl Iterator<Item = &'a Name>) -> impl Iterator<Item = Key> {
+        names.map(move |name| Key { kind, name: name.clone() })
+    }
+    keys(Kind::Service, cluster.services.iter().map(|(name, _)| name))
+        .chain(keys(Kind::ServiceEntry, cluster.service_entries.iter().map(|(name, _)| name)))
+        .chain(keys(Kind::WorkloadEntry, cluster.workload_entries.iter().map(|(name, _)| name)))
+        .chain(keys(Kind::AuthorizationPolicy, cluster.authorization_policies.iter().map(|(name, _)| name)))
+        .map(|key| {
+            let conditions = of(cluster, &key);
+            (key, conditions)
+        })
+        .filter(|(_, conditions)| !conditions.is_empty())
+        .collect()
+}
+
+/// The conditions of one object.
+pub fn of(cluster: &Cluster, key: &Key) -> Vec<Condition> {
+    let name = &key.name;
+    let (generation, mut conditions) = match key.kind {
+        Kind::Service => match cluster.services.get(name) {
+            Some(object) => (object.meta.generation, bound(&waypoint_of(cluster, object))),
+            None => return Vec::new(),
+        },
+        Kind::ServiceEntry => match cluster.service_entries.get(name) {
+            Some(object) => (object.meta.generation, of_entry(cluster, object)),
+            None => return Vec::new(),
+        },
+        Kind::WorkloadEntry => match cluster.workload_entries.get(name) {
+            Some(object) => (object.meta.generation, bound(&waypoint::of_workload(cluster, &object.meta))),
+            None => return Vec::new(),
+        },
+        Kind::AuthorizationPolicy => match cluster.authorization_policies.get(name) {
+            Some(object) => (object.meta.generation, of_policy(cluster, object)),
+            None => return Vec::new(),
+        },
+        Kind::Namespace
+        | Kind::Node
+        | Kind::Pod
+        | Kind::EndpointSlice
+        | Kind::PeerAuthentication
+        | Kind::Gateway
+        | Kind::GatewayClass => return Vec::new(),
+    };
+    for condition in &mut conditions {
+        condition.observed_generation = generation;
+    }
+    conditions
+}
+
+fn bound(binding: &Binding) -> Vec<Condition> {
+    match binding {
+        Binding::None => Vec::new(),
+        Binding::Refused { gateway, reason } => {
+            let message = format!("waypoint {gateway} is not used; {}", reason.remedy());
+            vec![condition(WAYPOINT_BOUND, false, reason.word(), message)]
+        }
+        Binding::Bound(bound) => {
+            let mut message = format!("bound to waypoint {}", bound.gateway);
+            if bound.ingress {
+                message.push_str("; ingress gateways go through it too");
+            }
+            match &bound.canary {
+                Canary::None => {}
+                Canary::Bound { gateway, weight, .. } => {
+                    message.push_str(&format!("; canary {gateway} gets {weight} of 100 connections"));
+                }
+                Canary::Refused { gateway, reason } => {
+                    message.push_str(&format!(
+                        "; canary {gateway} is not used ({}): {}",
+                        reason.word(),
+                        reason.remedy()
+                    ));
+                }
+            }
+            vec![condition(WAYPOINT_BOUND, true, "WaypointAccepted", message)]
+        }
+    }
+}
+
+fn of_entry(cluster: &Cluster, entry: &ServiceEntry) -> Vec<Condition> {
+    let binding = waypoint_of_entry(cluster, entry);
+    let mut conditions = bound(&binding);
+    if entry.resolution == Resolution::DynamicDns && binding.bound().is_none() {
+        let message = "names that stand for many are resolved by a waypoint; set istio.io/use-waypoint";
+        conditions.push(condition(WAYPOINT_MISSING, true, "NoWaypointForWildcardService", message));
+    }
+    match cluster.settings().entry_visibility {
+        None | Some(EntryVisibility::None) => {}
+        Some(EntryVisibility::Public) => {
+            conditions.push(condition(VISIBILITY_APPLIED, true, "Public", "every namespace sees it"));
+        }
+        Some(EntryVisibility::Namespace) => {
+            conditions.push(condition(
+                VISIBILITY_APPLIED,
+                true,
+                "Namespace",
+                "only its own namespace sees it",
+            ));
+        }
+    }
+    conditions
+}
+
+fn of_policy(cluster: &Cluster, policy: &AuthorizationPolicy) -> Vec<Condition> {
+    let targets = match &policy.attachment {
+        Attachment::Targets(targets) => targets,
+        Attachment::Namespace | Attachment::Selected(_) => return vec![accepted_by_tunnels(cluster, policy)],
+    };
+    if let Content::Undecodable(reason) = &policy.content {
+        return vec![condition(WAYPOINT_ACCEPTED, false, "Invalid", reason.clone())];
+    }
+    let namespace = &policy.meta.name.namespace;
+    let missing: Vec<_> = targets.iter().filter(|target| !exists(cluster, namespace, target)).collect();
+    let found = targets.len() - missing.len();
+    let names = missing
+        .iter()
+        .map(|target| format!("{} {}", target.kind, target.name))
+        .collect::<Vec<_>>()
+        .join(", ");
+    vec![match (found, missing.is_empty()) {
+        (_, true) => condition(WAYPOINT_ACCEPTED, true, "Accepted", "in force at the waypoint"),
+        (0, false) => {
+            let message = format!("not found: {names}; correct targetRefs, or create what they name");
+            condition(WAYPOINT_ACCEPTED, false, "TargetNotFound", message)
+        }
+        (_, false) => {
+            let message = format!("in force, but not found: {names}");
+            condition(WAYPOINT_ACCEPTED, true, "PartiallyInvalid", message)
+        }
+    }]
+}
+
+fn exists(cluster: &Cluster, namespace: &ambit_model::name::Namespace, target: &PolicyTarget) -> bool {
+    let name = Name { namespace: namespace.clone(), name: target.name.clone() };
+    match target.kind.as_str() {
+        "Gateway" => cluster.gateways.get(&name).is_some(),
+        "Service" => cluster.services.get(&name).is_some(),
+        "ServiceEntry" => cluster.service_entries.get(&name).is_some(),
+        // Only the root namespace speaks for a whole class.
+        "GatewayClass" => {
+            let class = Name::new("", target.name.clone());
+            *namespace == cluster.settings().root_namespace
+                && cluster
+                    .gateway_classes
+                    .get(&class)
+                    .is_some_and(|class| class.controller == "istio.io/mesh-controller")
+        }
+        _ => false,
+    }
+}
+
+fn accepted_by_tunnels(cluster: &Cluster, policy: &AuthorizationPolicy) -> Condition {
+    match &policy.content {
+        Content::Undecodable(reason) => {
+            let message = format!("{reason}; until it is corrected, everything in its scope is denied");
+            condition(ZTUNNEL_ACCEPTED, false, "Invalid", message)
+        }
+        Content::Unsupported(action) => {
+            let message = format!(
+                "action {} needs a waypoint; attach the policy to one with targetRefs",
+                action.word()
+            );
+            condition(ZTUNNEL_ACCEPTED, false, "UnsupportedValue", message)
+        }
+        Content::Rules { dry_run: true, .. } if !cluster.settings().dry_run_policies => {
+            let message =
+                "dry-run policies are not sent to tunnels; start the controller with --dry-run-policies=true";
+            condition(ZTUNNEL_ACCEPTED, false, "UnsupportedValue", message)
+        }
+        Content::Rules { action, rules, .. } => {
+            match l7_message(*action, rules, cluster.settings().l7_deny) {
+                Some(message) => condition(ZTUNNEL_ACCEPTED, true, "UnsupportedValue", message),
+                None => condition(ZTUNNEL_ACCEPTED, true, "Accepted", "in force at every tunnel"),
+            }
+        }
+    }
+}
+
+/// What becomes of conditions that a tunnel cannot see; `None` if there are none.
+pub fn l7_message(action: Action, rules: &[ParsedRule], l7_deny: L7Deny) -> Option<String> {
+    let mut attributes: Vec<&str> = rules.iter().flat_map(|rule| &rule.l7).map(String::as_str).collect();
+    attributes.sort_unstable();
+    attributes.dedup();
+    if attributes.is_empty() {
+        return None;
+    }
+    let consequence = match (action, l7_deny) {
+        (Action::Allow, _) => "ALLOW rules that use them are left out, so less is allowed",
+        (Action::Deny, L7Deny::Deny) => "DENY rules are applied without them, so more is denied",
+        (Action::Deny, L7Deny::Upstream) => {
+            "DENY rules are applied without them; what has no other condition denies nothing"
+        }
+    };
+    Some(format!(
+        "tunnels do not see {}: {consequence}. Attach the policy to a waypoint with targetRefs",
+        attributes.join(", ")
+    ))
+}
+
+fn condition(
+    kind: &'static str,
+    status: bool,
+    reason: &'static str,
+    message: impl Into<String>,
+) -> Condition {
+    Condition { kind, status, reason, message: message.into(), observed_generation: None }
+}
