@@ -1,0 +1,225 @@
+//! How connections are carried, and how many (protocols 4.1, 4.5 to 4.7, 9).
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use ambit_model::name::Namespace;
+use ambit_runtime::env::Env;
+use ambit_wire::hbone::Settings as Hbone;
+
+use super::control::Own;
+
+/// HTTP/2 knows no larger window (RFC 9113, 6.9.1).
+const LARGEST_WINDOW: u32 = (1 << 31) - 1;
+/// HTTP/2 knows no smaller and no larger frame limit (RFC 9113, 6.5.2).
+const FRAMES: std::ops::RangeInclusive<u32> = 16_384..=16_777_215;
+
+/// The ports in a pod's namespace (protocols 4.1), and what goes with them.
+#[derive(Clone, Debug)]
+pub struct Ports {
+    /// Captured outgoing connections.
+    pub outbound: u16,
+    /// Captured incoming connections without a tunnel.
+    pub inbound_plaintext: u16,
+    /// Tunnels.
+    pub inbound: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self { outbound: 15001, inbound_plaintext: 15006, inbound: 15008 }
+    }
+}
+
+impl Ports {
+    /// Whether a connection to this port would lead back into the tunnel.
+    pub fn are_own(&self, port: u16) -> bool {
+        [self.outbound, self.inbound_plaintext, self.inbound].contains(&port)
+    }
+}
+
+/// TCP's own check that the other side lives: `KEEPALIVE_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// How long a connection is quiet before the first probe.
+    pub time: Duration,
+    /// Between probes.
+    pub interval: Duration,
+    /// How many may go unanswered.
+    pub retries: u32,
+    /// Whether data that is not acknowledged ends the connection as soon: `USER_TIMEOUT_ENABLED`.
+    pub user_timeout: bool,
+}
+
+/// What is bounded, so that one pod cannot take what its neighbours need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections of one pod, in and out: `AMBIT_MAX_CONNECTIONS_PER_POD`.
+    pub connections_per_pod: usize,
+    /// Handshakes under way in one pod: `AMBIT_MAX_HANDSHAKES_PER_POD`.
+    pub handshakes_per_pod: usize,
+    /// Questions under way in one pod's DNS proxy: `AMBIT_MAX_DNS_QUERIES_PER_POD`.
+    pub dns_queries_per_pod: usize,
+    /// How long a handshake may take: `AMBIT_HANDSHAKE_TIMEOUT`.
+    pub handshake: Duration,
+    /// How long connecting may take: `AMBIT_CONNECT_TIMEOUT`.
+    pub connect: Duration,
+}
+
+/// What becomes of connections between two pods of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameNode {
+    /// They are handed over within the process.
+    Direct,
+    /// They travel in a tunnel like all others.
+    Hbone,
+}
+
+impl FromStr for SameNode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "" | "direct" => Ok(Self::Direct),
+            "hbone" => Ok(Self::Hbone),
+            _ => Err("accepted: direct, hbone"),
+        }
+    }
+}
+
+/// The DNS proxy.
+#[derive(Clone, Debug)]
+pub struct Dns {
+    /// Where it listens in each pod: `ISTIO_META_DNS_PROXY_ADDR`.
+    pub listen: DnsListen,
+    /// Whose services win where neither the client's own nor a canonical one does:
+    /// `PREFERED_SERVICE_NAMESPACE` (so spelt).
+    pub preferred_namespace: Option<Namespace>,
+    /// Where the nameservers are written: `AMBIT_RESOLV_CONF`.
+    pub resolv_conf: PathBuf,
+}
+
+/// Where the DNS proxy listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsListen {
+    /// On the loopback addresses of all families that the pod has, at this port.
+    Localhost(u16),
+    /// Exactly here.
+    At(SocketAddr),
+}
+
+impl FromStr for DnsListen {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = "accepted: localhost:port or ip:port";
+        match text.strip_prefix("localhost:") {
+            Some(port) => port.parse().map(Self::Localhost).map_err(|_| wrong),
+            None => text.parse().map(Self::At).map_err(|_| wrong),
+        }
+    }
+}
+
+pub(super) fn hbone(env: &mut Env) -> Hbone {
+    let default = Hbone::default();
+    let mut window = |name: &str, default: u32| {
+        let size: u32 = env.number(name).or(default);
+        if !(1..=LARGEST_WINDOW).contains(&size) {
+            env.reject(name, format!("is {size}; accepted: 1 to {LARGEST_WINDOW} bytes"));
+        }
+        size
+    };
+    let stream_window = window("HTTP2_STREAM_WINDOW_SIZE", default.stream_window);
+    let connection_window = window("HTTP2_CONNECTION_WINDOW_SIZE", default.connection_window);
+    let frame_size = env.number("HTTP2_FRAME_SIZE").or(default.frame_size);
+    if !FRAMES.contains(&frame_size) {
+        env.reject("HTTP2_FRAME_SIZE", format!("is {frame_size}; accepted: {FRAMES:?} bytes"));
+    }
+    let max_streams = env.number("POOL_MAX_STREAMS_PER_CONNECTION").or(default.max_streams);
+    if max_streams == 0 {
+        env.reject("POOL_MAX_STREAMS_PER_CONNECTION", "must be at least 1");
+    }
+    let idle_release = env.duration("POOL_UNUSED_RELEASE_TIMEOUT").or(default.idle_release);
+    Hbone { stream_window, connection_window, frame_size, max_streams, idle_release, ..default }
+}
+
+impl Keepalive {
+    /// `None` when `KEEPALIVE_ENABLED` is false.
+    pub(super) fn read(env: &mut Env) -> Option<Self> {
+        let read = Self {
+            time: env.duration("KEEPALIVE_TIME").or(Duration::from_secs(180)),
+            interval: env.duration("KEEPALIVE_INTERVAL").or(Duration::from_secs(180)),
+            retries: env.number("KEEPALIVE_RETRIES").or(9),
+            user_timeout: env.flag("USER_TIMEOUT_ENABLED").or(false),
+        };
+        env.flag("KEEPALIVE_ENABLED").or(true).then_some(read)
+    }
+}
+
+impl Limits {
+    pub(super) fn read(env: &mut Env) -> Self {
+        let mut at_least_one = |name: &str, default: usize| {
+            let limit = env.number(name).or(default);
+            if limit == 0 {
+                env.reject(name, "must be at least 1");
+            }
+            limit
+        };
+        Self {
+            // More than the ports that one address has for one destination: never met by an honest pod.
+            connections_per_pod: at_least_one("AMBIT_MAX_CONNECTIONS_PER_POD", 65_536),
+            // Each is a signature: together they keep a core busy for a good tenth of a second.
+            handshakes_per_pod: at_least_one("AMBIT_MAX_HANDSHAKES_PER_POD", 512),
+            // At 5 seconds each at worst, what a resolver library asks for when its upstream is gone.
+            dns_queries_per_pod: at_least_one("AMBIT_MAX_DNS_QUERIES_PER_POD", 1024),
+            handshake: env.duration("AMBIT_HANDSHAKE_TIMEOUT").or(Duration::from_secs(10)),
+            connect: env.duration("AMBIT_CONNECT_TIMEOUT").or(Duration::from_secs(10)),
+        }
+    }
+}
+
+impl Dns {
+    /// `None` when metadata `DNS_CAPTURE` is there and not `true`.
+    pub(super) fn read(env: &mut Env, own: &Own) -> Option<Self> {
+        let metadata = |key: &str| own.info.metadata.get(key).and_then(serde_json::Value::as_str);
+        let is_on = metadata("DNS_CAPTURE").is_none_or(|value| value.eq_ignore_ascii_case("true"));
+        let listen = metadata("DNS_PROXY_ADDR").map(str::parse).transpose();
+        let listen = listen.unwrap_or_else(|wrong: &str| {
+            env.reject("ISTIO_META_DNS_PROXY_ADDR", wrong);
+            None
+        });
+        let preferred = env.string("PREFERED_SERVICE_NAMESPACE").optional();
+        let dns = Self {
+            listen: listen.unwrap_or(DnsListen::Localhost(15053)),
+            preferred_namespace: preferred.filter(|name| !name.is_empty()).map(Namespace::from),
+            resolv_conf: env.path("AMBIT_RESOLV_CONF").or(PathBuf::from("/etc/resolv.conf")),
+        };
+        is_on.then_some(dns)
+    }
+}
+
+/// The pages of the tunnel itself, in its own namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// For the operator, on loopback only: `AMBIT_ADMIN_ADDR`.
+    pub admin: SocketAddr,
+    /// For Prometheus: `AMBIT_METRICS_ADDR`.
+    pub metrics: SocketAddr,
+    /// For the kubelet: `AMBIT_READINESS_ADDR`.
+    pub readiness: SocketAddr,
+}
+
+impl Pages {
+    pub(super) fn read(env: &mut Env, admin: Option<u16>, metrics: Option<u16>, wildcard: IpAddr) -> Self {
+        let mut at = |name: &str, ip: IpAddr, port: u16| env.number(name).or(SocketAddr::new(ip, port));
+        Self {
+            admin: at("AMBIT_ADMIN_ADDR", Ipv4Addr::LOCALHOST.into(), admin.unwrap_or(15000)),
+            metrics: at("AMBIT_METRICS_ADDR", wildcard, metrics.unwrap_or(15020)),
+            readiness: at("AMBIT_READINESS_ADDR", wildcard, 15021),
+        }
+    }
+}

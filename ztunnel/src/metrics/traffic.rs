@@ -1,0 +1,555 @@
+//! Figures of connections and bytes, by who talks to whom (protocols 10.1).
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ambit_model::{identity::Identity, service::Service, workload::Workload};
+use ambit_wire::copy::Meter;
+use hashbrown::{Equivalent, HashMap};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder},
+    metrics::{MetricType, counter::ConstCounter},
+};
+
+use super::{
+    Direction,
+    lock::Lock,
+    series::{Collection, Series},
+};
+use crate::refusal::Flag;
+
+/// How many different sets of labels are kept. One is about 300 bytes here, and five lines of 1 KiB
+/// on the metrics page, which is what sets the limit.
+const MOST: usize = 16 * 1024;
+
+/// The stand-in for a label that has no value.
+const UNKNOWN: &str = "unknown";
+
+/// What one connection is labelled with, borrowed from whoever knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Labels<'a> {
+    /// Which end of the connection this pod is.
+    pub direction: Direction,
+    /// Who opened the connection.
+    pub source: Peer<'a>,
+    /// Who it is opened to: the next hop.
+    pub destination: Peer<'a>,
+    /// The service that it is meant for.
+    pub service: Option<&'a Arc<Service>>,
+    /// Whether it travels in mutual TLS.
+    pub mutual_tls: bool,
+    /// How it ended.
+    pub flag: Flag,
+}
+
+/// One end of a connection, as far as labels tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Peer<'a> {
+    /// The workload.
+    pub workload: Option<&'a Arc<Workload>>,
+    /// The identity that it proved.
+    pub identity: Option<&'a Identity>,
+}
+
+/// The figures of one set of labels.
+#[derive(Debug)]
+pub struct Traffic {
+    labels: Owned,
+    opened: AtomicU64,
+    closed: AtomicU64,
+    failed: AtomicU64,
+    bytes: Lock<Bytes>,
+}
+
+/// Bytes are counted by each connection for itself and added up when somebody looks: moving them
+/// costs no access to memory that workers share.
+#[derive(Debug, Default)]
+struct Bytes {
+    /// Those of connections that have ended.
+    past: Moved,
+    /// The meters of open connections, by their address.
+    open: HashMap<usize, (Arc<Meter>, AppIs)>,
+}
+
+/// Bytes by direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Moved {
+    to_server: u64,
+    to_client: u64,
+}
+
+/// Which end of the connection the application is that a meter speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppIs {
+    /// The one that opened it.
+    Client,
+    /// The one that it was opened to.
+    Server,
+}
+
+impl Moved {
+    fn of(meter: &Meter, app: AppIs) -> Self {
+        match app {
+            AppIs::Client => Self { to_server: meter.from_app(), to_client: meter.to_app() },
+            AppIs::Server => Self { to_server: meter.to_app(), to_client: meter.from_app() },
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            to_server: self.to_server.wrapping_add(other.to_server),
+            to_client: self.to_client.wrapping_add(other.to_client),
+        }
+    }
+}
+
+impl Bytes {
+    fn moved(&self) -> Moved {
+        let open = self.open.values().map(|(meter, app)| Moved::of(meter, *app));
+        open.fold(self.past, Moved::and)
+    }
+}
+
+impl Traffic {
+    fn new(labels: Owned) -> Self {
+        let zero = AtomicU64::default;
+        Self { labels, opened: zero(), closed: zero(), failed: zero(), bytes: Lock::default() }
+    }
+
+    /// Counts from now on the bytes that `meter` tells.
+    fn meter(&self, meter: Arc<Meter>, app: AppIs) {
+        self.bytes.hold().open.insert(Arc::as_ptr(&meter).addr(), (meter, app));
+    }
+
+    /// What `meter` told is the past.
+    fn end(&self, meter: &Arc<Meter>) {
+        let mut bytes = self.bytes.hold();
+        if let Some((meter, app)) = bytes.open.remove(&Arc::as_ptr(meter).addr()) {
+            bytes.past = bytes.past.and(Moved::of(&meter, app));
+        }
+    }
+
+    fn moved(&self) -> Moved {
+        self.bytes.hold().moved()
+    }
+}
+
+/// The figures of all sets of labels.
+#[derive(Debug)]
+pub struct AllTraffic {
+    series: Collection<Traffic>,
+    /// Where connections are counted for whose labels there is no room.
+    overflow: [Arc<Traffic>; 2],
+}
+
+impl Default for AllTraffic {
+    fn default() -> Self {
+        Self::at_most(MOST)
+    }
+}
+
+impl AllTraffic {
+    fn at_most(most: usize) -> Self {
+        let overflow = |direction| Arc::new(Traffic::new(Owned::unknown(direction)));
+        let overflow = [Direction::Outbound, Direction::Inbound].map(overflow);
+        Self { series: Collection::new(most), overflow }
+    }
+
+    /// Counts a connection as opened, and from now on the bytes that `meter` tells. What is returned
+    /// is to be given to [`closed`](Self::closed).
+    pub fn opened(&self, labels: &Labels<'_>, meter: Arc<Meter>, app: AppIs) -> Arc<Traffic> {
+        let traffic = self.find(labels);
+        traffic.opened.fetch_add(1, Ordering::Relaxed);
+        traffic.meter(meter, app);
+        traffic
+    }
+
+    /// Counts a connection as closed, and as failed unless all went well.
+    pub fn closed(&self, traffic: &Arc<Traffic>, meter: &Arc<Meter>, flag: Flag) {
+        traffic.end(meter);
+        if flag == traffic.labels.flag {
+            traffic.closed.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let ended = self.find(&Labels { flag, ..traffic.labels.view() });
+        ended.closed.fetch_add(1, Ordering::Relaxed);
+        ended.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn find(&self, labels: &Labels<'_>) -> Arc<Traffic> {
+        let found = self.series.find(labels, || Traffic::new(Owned::from(labels)));
+        let [outbound, inbound] = &self.overflow;
+        found.unwrap_or_else(|| match labels.direction {
+            Direction::Outbound => outbound.clone(),
+            Direction::Inbound => inbound.clone(),
+        })
+    }
+}
+
+impl Series for Traffic {
+    type Labels = Owned;
+
+    fn labels(&self) -> &Owned {
+        &self.labels
+    }
+}
+
+/// The labels as they are kept: with the first workloads and service that had them.
+#[derive(Clone, Debug)]
+pub(super) struct Owned {
+    direction: Direction,
+    source: OwnedPeer,
+    destination: OwnedPeer,
+    service: Option<Arc<Service>>,
+    mutual_tls: bool,
+    flag: Flag,
+}
+
+#[derive(Clone, Debug, Default)]
+struct OwnedPeer {
+    workload: Option<Arc<Workload>>,
+    identity: Option<Identity>,
+}
+
+impl Owned {
+    fn unknown(direction: Direction) -> Self {
+        let peer = OwnedPeer::default;
+        let (source, destination) = (peer(), peer());
+        Self { direction, source, destination, service: None, mutual_tls: false, flag: Flag::None }
+    }
+
+    fn view(&self) -> Labels<'_> {
+        Labels {
+            direction: self.direction,
+            source: self.source.view(),
+            destination: self.destination.view(),
+            service: self.service.as_ref(),
+            mutual_tls: self.mutual_tls,
+            flag: self.flag,
+        }
+    }
+}
+
+impl OwnedPeer {
+    fn view(&self) -> Peer<'_> {
+        Peer { workload: self.workload.as_ref(), identity: self.identity.as_ref() }
+    }
+}
+
+impl From<&Labels<'_>> for Owned {
+    fn from(labels: &Labels<'_>) -> Self {
+        let own =
+            |peer: Peer<'_>| OwnedPeer { workload: peer.workload.cloned(), identity: peer.identity.cloned() };
+        Self {
+            direction: labels.direction,
+            source: own(labels.source),
+            destination: own(labels.destination),
+            service: labels.service.cloned(),
+            mutual_tls: labels.mutual_tls,
+            flag: labels.flag,
+        }
+    }
+}
+
+/// The parts of a workload that are labels. Two pods of one deployment have the same.
+fn workload_labels(workload: &Workload) -> [&str; 7] {
+    [
+        workload.workload_name.as_str(),
+        workload.canonical_name.as_str(),
+        workload.canonical_revision.as_str(),
+        workload.namespace.as_str(),
+        workload.cluster.as_str(),
+        workload.locality.region.as_str(),
+        workload.locality.zone.as_str(),
+    ]
+}
+
+fn service_labels(service: &Service) -> [&str; 3] {
+    [service.hostname.as_str(), service.namespace.as_str(), service.name.as_str()]
+}
+
+impl Hash for Labels<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.direction, self.mutual_tls, self.flag).hash(state);
+        for peer in [self.source, self.destination] {
+            peer.workload.map(|workload| workload_labels(workload)).hash(state);
+            peer.identity.hash(state);
+        }
+        self.service.map(|service| service_labels(service)).hash(state);
+    }
+}
+
+impl Hash for Owned {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.view().hash(state);
+    }
+}
+
+impl Equivalent<Owned> for Labels<'_> {
+    fn equivalent(&self, kept: &Owned) -> bool {
+        let kept = kept.view();
+        (self.direction, self.mutual_tls, self.flag) == (kept.direction, kept.mutual_tls, kept.flag)
+            && self.source.is_labelled_like(&kept.source)
+            && self.destination.is_labelled_like(&kept.destination)
+            && self.service.map(|one| service_labels(one)) == kept.service.map(|one| service_labels(one))
+    }
+}
+
+impl Peer<'_> {
+    fn is_labelled_like(&self, other: &Peer<'_>) -> bool {
+        self.identity == other.identity
+            && match (self.workload, other.workload) {
+                (Some(one), Some(other)) => {
+                    Arc::ptr_eq(one, other) || workload_labels(one) == workload_labels(other)
+                }
+                (None, None) => true,
+                (Some(_), None) | (None, Some(_)) => false,
+            }
+    }
+}
+
+impl EncodeLabelSet for Owned {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let mut label = |key: &str, value: &str| {
+            let value = if value.is_empty() { UNKNOWN } else { value };
+            (key, value).encode(encoder.encode_label())
+        };
+        let all = |peer: &OwnedPeer| -> [String; 7] {
+            let names = peer.workload.as_ref().map(|one| workload_labels(one).map(str::to_owned));
+            names.unwrap_or_default()
+        };
+        let principal =
+            |peer: &OwnedPeer| peer.identity.as_ref().map(ToString::to_string).unwrap_or_default();
+        let [s_workload, s_name, s_revision, s_namespace, s_cluster, s_region, s_zone] = all(&self.source);
+        let [d_workload, d_name, d_revision, d_namespace, d_cluster, d_region, d_zone] =
+            all(&self.destination);
+        let [host, service_namespace, service_name] =
+            self.service.as_ref().map(|service| service_labels(service)).unwrap_or_default();
+        label("reporter", self.direction.reporter())?;
+        label("source_workload", &s_workload)?;
+        label("source_canonical_service", &s_name)?;
+        label("source_canonical_revision", &s_revision)?;
+        label("source_workload_namespace", &s_namespace)?;
+        label("source_principal", &principal(&self.source))?;
+        label("source_app", &s_name)?;
+        label("source_version", &s_revision)?;
+        label("source_cluster", &s_cluster)?;
+        label("destination_service", host)?;
+        label("destination_service_namespace", service_namespace)?;
+        label("destination_service_name", service_name)?;
+        label("destination_workload", &d_workload)?;
+        label("destination_canonical_service", &d_name)?;
+        label("destination_canonical_revision", &d_revision)?;
+        label("destination_workload_namespace", &d_namespace)?;
+        label("destination_principal", &principal(&self.destination))?;
+        label("destination_app", &d_name)?;
+        label("destination_version", &d_revision)?;
+        label("destination_cluster", &d_cluster)?;
+        label("request_protocol", "tcp")?;
+        label("response_flags", self.flag.label())?;
+        label("connection_security_policy", if self.mutual_tls { "mutual_tls" } else { UNKNOWN })?;
+        label("source_region", &s_region)?;
+        label("source_zone", &s_zone)?;
+        label("destination_region", &d_region)?;
+        label("destination_zone", &d_zone)
+    }
+}
+
+impl Collector for AllTraffic {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut all = self.series.all();
+        let used = |one: &&Arc<Traffic>| one.opened.load(Ordering::Relaxed) > 0;
+        all.extend(self.overflow.iter().filter(used).cloned());
+        for figure in &FIGURES {
+            let mut family = to.encode_descriptor(figure.name, figure.help, None, MetricType::Counter)?;
+            for traffic in &all {
+                let value = (figure.value)(traffic);
+                let belongs = (traffic.labels.flag == Flag::None) == figure.of_those_that_went_well;
+                if value > 0 || belongs {
+                    ConstCounter::new(value).encode(family.encode_family(&traffic.labels)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One of the five families. A connection that ends badly was opened, and its bytes counted, before
+/// that was known: under the labels of those that went well.
+struct Figure {
+    name: &'static str,
+    help: &'static str,
+    of_those_that_went_well: bool,
+    value: fn(&Traffic) -> u64,
+}
+
+const FIGURES: [Figure; 5] = [
+    Figure {
+        name: "istio_tcp_connections_opened",
+        help: "TCP connections opened",
+        of_those_that_went_well: true,
+        value: |traffic| traffic.opened.load(Ordering::Relaxed),
+    },
+    Figure {
+        name: "istio_tcp_connections_closed",
+        help: "TCP connections closed",
+        of_those_that_went_well: true,
+        value: |traffic| traffic.closed.load(Ordering::Relaxed),
+    },
+    Figure {
+        name: "istio_tcp_connections_failed",
+        help: "TCP connections that were refused or broke",
+        of_those_that_went_well: false,
+        value: |traffic| traffic.failed.load(Ordering::Relaxed),
+    },
+    Figure {
+        name: "istio_tcp_received_bytes",
+        help: "Bytes from clients to servers",
+        of_those_that_went_well: true,
+        value: |traffic| traffic.moved().to_server,
+    },
+    Figure {
+        name: "istio_tcp_sent_bytes",
+        help: "Bytes from servers to clients",
+        of_those_that_went_well: true,
+        value: |traffic| traffic.moved().to_client,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use ambit_model::workload::Locality;
+    use ambit_runtime::metrics::{Format, Registry};
+
+    use super::*;
+
+    fn pod(name: &str, deployment: &str) -> Arc<Workload> {
+        Arc::new(Workload {
+            name: name.into(),
+            workload_name: deployment.into(),
+            canonical_name: deployment.into(),
+            canonical_revision: "v1".into(),
+            namespace: "shop".into(),
+            cluster: "Kubernetes".into(),
+            locality: Locality { region: "r".into(), zone: "z".into(), subzone: "".into() },
+            ..Workload::default()
+        })
+    }
+
+    fn rendered(all: AllTraffic) -> String {
+        let mut registry = Registry::new();
+        registry.collect(all);
+        registry.share().render(Format::Prometheus)
+    }
+
+    #[test]
+    fn a_connection_has_exactly_the_labels_of_the_protocol() {
+        let (client, server) = (pod("web-1", "web"), pod("db-1", "db"));
+        let identity = Identity::new("cluster.local", "shop", "web");
+        let service = Arc::new(Service {
+            name: "db".into(),
+            namespace: "shop".into(),
+            hostname: "db.shop.svc.cluster.local".into(),
+            ..Service::default()
+        });
+        let all = AllTraffic::default();
+        let meter = Arc::new(Meter::default());
+        let described = Labels {
+            direction: Direction::Outbound,
+            source: Peer { workload: Some(&client), identity: Some(&identity) },
+            destination: Peer { workload: Some(&server), identity: None },
+            service: Some(&service),
+            mutual_tls: true,
+            flag: Flag::None,
+        };
+        let traffic = all.opened(&described, meter.clone(), AppIs::Client);
+        all.closed(&traffic, &meter, Flag::None);
+        let labels = "reporter=\"source\",source_workload=\"web\",source_canonical_service=\"web\",\
+            source_canonical_revision=\"v1\",source_workload_namespace=\"shop\",\
+            source_principal=\"spiffe://cluster.local/ns/shop/sa/web\",source_app=\"web\",source_version=\"v1\",\
+            source_cluster=\"Kubernetes\",destination_service=\"db.shop.svc.cluster.local\",\
+            destination_service_namespace=\"shop\",destination_service_name=\"db\",destination_workload=\"db\",\
+            destination_canonical_service=\"db\",destination_canonical_revision=\"v1\",\
+            destination_workload_namespace=\"shop\",destination_principal=\"unknown\",destination_app=\"db\",\
+            destination_version=\"v1\",destination_cluster=\"Kubernetes\",request_protocol=\"tcp\",\
+            response_flags=\"-\",connection_security_policy=\"mutual_tls\",source_region=\"r\",source_zone=\"z\",\
+            destination_region=\"r\",destination_zone=\"z\"";
+        let text = rendered(all);
+        for (name, value) in [
+            ("istio_tcp_connections_opened_total", 1),
+            ("istio_tcp_connections_closed_total", 1),
+            ("istio_tcp_received_bytes_total", 0),
+            ("istio_tcp_sent_bytes_total", 0),
+        ] {
+            let line = format!("{name}{{{labels}}} {value}\n");
+            assert!(text.contains(&line), "{line} is missing in {text}");
+        }
+        assert!(!text.contains("istio_tcp_connections_failed_total{"), "{text}");
+    }
+
+    #[test]
+    fn pods_of_one_deployment_share_their_figures() {
+        let all = AllTraffic::default();
+        let opened = |client: &Arc<Workload>| open(&all, Peer { workload: Some(client), identity: None }).0;
+        assert!(Arc::ptr_eq(&opened(&pod("web-1", "web")), &opened(&pod("web-2", "web"))));
+        assert!(!Arc::ptr_eq(&opened(&pod("web-1", "web")), &opened(&pod("api-1", "api"))));
+    }
+
+    #[test]
+    fn a_denied_connection_is_opened_closed_and_failed() {
+        let all = AllTraffic::default();
+        let (traffic, meter) = open(&all, Peer::default());
+        all.closed(&traffic, &meter, Flag::Deny);
+        assert!(traffic.bytes.hold().open.is_empty());
+        let text = rendered(all);
+        let value = |name: &str, flag: &str| {
+            let flag = format!("response_flags=\"{flag}\"");
+            let mut lines = text.lines().filter(|line| line.starts_with(name) && line.contains(&flag));
+            lines.next().and_then(|line| line.rsplit(' ').next()).map(str::to_owned)
+        };
+        assert_eq!(value("istio_tcp_connections_opened_total{", "-").as_deref(), Some("1"));
+        assert_eq!(value("istio_tcp_connections_closed_total{", "-").as_deref(), Some("0"));
+        assert_eq!(value("istio_tcp_connections_closed_total{", "DENY").as_deref(), Some("1"));
+        assert_eq!(value("istio_tcp_connections_failed_total{", "DENY").as_deref(), Some("1"));
+        assert_eq!(value("istio_tcp_connections_opened_total{", "DENY"), None);
+    }
+
+    #[test]
+    fn labels_beyond_the_limit_are_counted_as_unknown() {
+        let all = AllTraffic::at_most(16);
+        let held: Vec<_> = (0..200)
+            .map(|number| {
+                let client = pod("p", &format!("d{number}"));
+                open(&all, Peer { workload: Some(&client), identity: None })
+            })
+            .collect();
+        assert!(all.series.all().len() <= 16);
+        let opened: u64 =
+            all.series.all().iter().chain(&all.overflow).map(|one| one.opened.load(Ordering::Relaxed)).sum();
+        assert_eq!(opened, 200);
+        drop(held);
+        let client = pod("p", "later");
+        let (later, _) = open(&all, Peer { workload: Some(&client), identity: None });
+        assert!(later.labels.source.workload.is_some(), "room is made when connections have ended");
+    }
+
+    fn open(all: &AllTraffic, source: Peer<'_>) -> (Arc<Traffic>, Arc<Meter>) {
+        let labels = Labels {
+            direction: Direction::Outbound,
+            source,
+            destination: Peer::default(),
+            service: None,
+            mutual_tls: false,
+            flag: Flag::None,
+        };
+        let meter = Arc::new(Meter::default());
+        (all.opened(&labels, meter.clone(), AppIs::Client), meter)
+    }
+}
