@@ -4,52 +4,45 @@
 //! was lost. TLS proves the server only, by name; the client proves itself with a token
 //! (protocols 1.1). [`ServerTls`] and [`incoming`] are the other end.
 
+mod server;
+mod stream;
+
 use std::{
     error::Error as _,
     fmt, io,
-    net::SocketAddr,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
-use futures_util::{Stream, StreamExt as _, future};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::{
-    ClientConfig, ServerConfig,
+    ClientConfig,
     client::Resumption,
-    pki_types::{
-        CertificateDer, InvalidDnsNameError, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject,
-    },
-    server::NoServerSessionStorage,
-    sign::{CertifiedKey, SingleCertAndKey},
+    pki_types::{CertificateDer, InvalidDnsNameError, ServerName, pem::PemObject},
 };
-use socket2::{SockRef, TcpKeepalive};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataKey, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel as Transport, Endpoint, server::Connected},
+    transport::{Channel as Transport, Endpoint},
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use crate::{
-    cert::authority::ServerCredentials,
-    tls::{
-        ALPN, Profile,
-        file::WatchedFile,
-        rejected::Rejected,
-        verify::{ControlPlaneServer, Trust},
-    },
+use self::stream::keep_alive;
+pub use self::{
+    server::{ServerTls, ServerTlsError, incoming},
+    stream::{ClientAddress, ControlStream},
+};
+use crate::tls::{
+    ALPN, Profile,
+    file::WatchedFile,
+    rejected::Rejected,
+    verify::{ControlPlaneServer, Trust},
 };
 
 /// How long connecting may take, TLS included (protocols 1.1).
@@ -57,10 +50,6 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A ping this often, and the answer within that time, or the connection is dead.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_LIMIT: Duration = Duration::from_secs(10);
-/// TCP's own liveness check: idle time, interval, tries.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(300);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(75);
-const KEEPALIVE_TRIES: u32 = 9;
 /// Where Debian, Ubuntu and Alpine keep the system's roots, as one file.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -402,207 +391,6 @@ pub fn explain(status: &Status) -> String {
     words
 }
 
-/// The serving side's certificate, which may be replaced while it serves.
-pub struct ServerTls {
-    profile: Profile,
-    config: ArcSwap<ServerConfig>,
-}
-
-impl ServerTls {
-    /// Shows `credentials` to whoever connects; no client certificate is asked for.
-    pub fn new(profile: &Profile, credentials: &ServerCredentials) -> Result<Self, ServerTlsError> {
-        let config = ArcSwap::from_pointee(serving(profile, credentials)?);
-        Ok(Self { profile: profile.clone(), config })
-    }
-
-    /// Shows `credentials` from now on.
-    pub fn replace(&self, credentials: &ServerCredentials) -> Result<(), ServerTlsError> {
-        self.config.store(Arc::new(serving(&self.profile, credentials)?));
-        Ok(())
-    }
-}
-
-impl fmt::Debug for ServerTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ServerTls")
-    }
-}
-
-/// Why credentials cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerTlsError {
-    /// No certificate.
-    #[error("the server's certificate chain is not PEM")]
-    Chain,
-    /// No key.
-    #[error("the server's key cannot be used: {0}")]
-    Key(#[from] boring::error::ErrorStack),
-    /// The TLS library does not take it.
-    #[error("the server's certificate cannot be used for TLS: {0}")]
-    Tls(#[from] rustls::Error),
-}
-
-/// How many handshakes may be under way on one listener. More callers wait in the accept queue.
-const HANDSHAKES: usize = 256;
-
-/// How long a client of the control plane may take for its handshake.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-
-/// What `listener` accepts, ready for `tonic::transport::Server::serve_with_incoming`. Handshakes
-/// run beside each other; one that fails or dawdles is dropped and never ends the stream. Without
-/// `tls`: plain text, for tests.
-pub fn incoming(
-    listener: TcpListener,
-    tls: Option<Arc<ServerTls>>,
-) -> impl Stream<Item = io::Result<ControlStream>> + Send {
-    /// Out of descriptors, most likely: give others time to return theirs.
-    const PAUSE: Duration = Duration::from_millis(100);
-    let accepted = futures_util::stream::unfold(listener, |listener| async {
-        loop {
-            match listener.accept().await {
-                Ok((tcp, client)) => return Some(((tcp, client), listener)),
-                Err(error) => {
-                    warn!(%error, "Connection not accepted");
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-        }
-    });
-    accepted
-        .map(move |(tcp, client)| {
-            let tls = tls.clone();
-            async move {
-                match tokio::time::timeout(HANDSHAKE_LIMIT, serve_tls(tls, tcp)).await {
-                    Ok(Ok(stream)) => Some(Ok(stream)),
-                    Ok(Err(error)) => {
-                        debug!(client.addr = %client, %error, "TLS handshake failed");
-                        None
-                    }
-                    Err(_) => {
-                        debug!(client.addr = %client, "TLS handshake took too long");
-                        None
-                    }
-                }
-            }
-        })
-        .buffer_unordered(HANDSHAKES)
-        .filter_map(future::ready)
-}
-
-/// A connection to or from the control plane.
-#[derive(Debug)]
-pub enum ControlStream {
-    /// Plain text.
-    Plain(TcpStream),
-    /// TLS.
-    Tls(Box<tokio_rustls::TlsStream<TcpStream>>),
-}
-
-impl ControlStream {
-    fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
-        }
-    }
-}
-
-/// Who is at the other end of a [`ControlStream`]; in a request's extensions on the serving side.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientAddress(pub Option<SocketAddr>);
-
-impl Connected for ControlStream {
-    type ConnectInfo = ClientAddress;
-
-    fn connect_info(&self) -> ClientAddress {
-        ClientAddress(self.tcp().peer_addr().ok())
-    }
-}
-
-impl AsyncRead for ControlStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
-            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for ControlStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Self::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
-            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(tcp) => tcp.is_write_vectored(),
-            Self::Tls(tls) => tls.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
-        }
-    }
-}
-
-async fn serve_tls(tls: Option<Arc<ServerTls>>, tcp: TcpStream) -> io::Result<ControlStream> {
-    keep_alive(&tcp)?;
-    match tls {
-        None => Ok(ControlStream::Plain(tcp)),
-        Some(tls) => {
-            let acceptor = TlsAcceptor::from(tls.config.load_full());
-            Ok(ControlStream::Tls(Box::new(acceptor.accept(tcp).await?.into())))
-        }
-    }
-}
-
-fn serving(profile: &Profile, credentials: &ServerCredentials) -> Result<ServerConfig, ServerTlsError> {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(credentials.chain.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(|_| ServerTlsError::Chain)?;
-    if chain.is_empty() {
-        return Err(ServerTlsError::Chain);
-    }
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(credentials.key.to_pkcs8()?));
-    let key = profile.provider().key_provider.load_private_key(key)?;
-    let mut config = ServerConfig::builder_with_provider(Arc::clone(profile.provider()))
-        .with_protocol_versions(profile.versions())?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))));
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(config)
-}
-
 fn client_config(
     profile: &Profile,
     pem: &[u8],
@@ -633,15 +421,6 @@ fn server_name(host: &str) -> Result<ServerName<'static>, ChannelError> {
 /// A URI writes an IPv6 address in brackets; nobody else does.
 fn unbracketed(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
-}
-
-fn keep_alive(tcp: &TcpStream) -> io::Result<()> {
-    tcp.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_TRIES);
-    SockRef::from(tcp).set_tcp_keepalive(&keepalive)
 }
 
 /// Says in our words why the server is not accepted.
