@@ -15,10 +15,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub const DNS_V4: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 10);
 /// The IPv6 twin of [`DNS_V4`].
 pub const DNS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x43, 0, 0, 0, 0, 0, 0xa);
-/// All service addresses, for routes and for whoever must tell them from pods.
-pub const SERVICES_V4: &str = "10.43.0.0/16";
-/// The IPv6 twin of [`SERVICES_V4`].
-pub const SERVICES_V6: &str = "fd00:43::/112";
 /// The gateway of every pod in IPv6; on each pod's link, so it needs no plan.
 pub const GATEWAY_V6: &str = "fe80::1";
 /// A node index is one octet of its pods' addresses; a lab is far smaller.

@@ -17,14 +17,21 @@
 pub mod address;
 pub mod capture;
 pub mod command;
+pub mod dns;
+pub mod kubelet;
 pub mod link;
+pub mod manifest;
 pub mod netns;
 pub mod network;
 pub mod node;
 pub mod pcap;
 pub mod pod;
 pub mod process;
+mod runner;
+pub mod services;
+pub mod status;
 
+pub use kubelet::Kubelet;
 pub use network::{Lab, LabError, NewPod, Topology};
 pub use node::Node;
 pub use pod::{Pod, PodName};

@@ -20,6 +20,7 @@ use crate::link::{BRIDGE, Link, Netem};
 use crate::netns::{Netns, NetnsError};
 use crate::node::Node;
 use crate::pod::{Pod, PodName};
+use crate::services;
 
 /// Where labs keep their locks and, by default, their logs.
 const STATE: &str = "/run/ambit-lab";
@@ -130,6 +131,9 @@ pub enum LabError {
     /// A namespace could not be entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// A node's rules could not be applied.
+    #[error(transparent)]
+    Rules(#[from] services::ApplyError),
 }
 
 impl Default for Topology {
@@ -336,6 +340,7 @@ impl Inner {
             )?;
             let others: Vec<_> = self.nodes.iter().filter(|other| other.name != node.name).collect();
             node.netns.ip(&node.set_up(self.family, on_wire, &others))?;
+            services::apply(&node.netns, &services::ruleset(&[]))?;
             if let (Some(netem), true) = (topology.netem, on_wire) {
                 node.link.disturb(netem)?;
             }

@@ -8,6 +8,7 @@ use crate::address::{Family, NodeIndex};
 use crate::link::Link;
 use crate::netns::Netns;
 use crate::process::{self, Output, Process, ProcessError, Program};
+use crate::services::DEAD_END;
 
 /// A command run in a node or pod is given this long unless told otherwise.
 pub(crate) const RUN_LIMIT: Duration = Duration::from_secs(30);
@@ -78,13 +79,14 @@ impl Node {
             batch.extend(self.ips.iter().map(|ip| format!("addr add {ip} dev lo")));
         }
         batch.extend(crate::address::dns(family).iter().map(|ip| format!("addr add {ip} dev lo")));
+        // Services, and what is outside the lab, have no place: packets to them are sent to a dead end, which lets them
+        // get as far as the rules that redirect or refuse them. Into loopback IPv6 would not route them.
+        batch.push(format!("link add {DEAD_END} index 103 type veth peer name {DEAD_END}-end index 104"));
+        batch.push(format!("link set {DEAD_END} up"));
+        batch.push(format!("link set {DEAD_END}-end up"));
         for ip in &self.ips {
-            // Services have no place of their own: a route lets a packet get as far as the rules that redirect it.
-            let services = match ip {
-                IpAddr::V4(_) => crate::address::SERVICES_V4,
-                IpAddr::V6(_) => crate::address::SERVICES_V6,
-            };
-            batch.push(format!("route add {services} dev lo src {ip}"));
+            let everything = if ip.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+            batch.push(format!("route add {everything} dev {DEAD_END} src {ip}"));
         }
         for other in others {
             for ip in &other.ips {

@@ -292,10 +292,20 @@ impl Process {
 
     /// Waits until its log contains `text`.
     pub fn wait_until_said(&self, text: &str, limit: Duration) -> Result<(), ProcessError> {
+        self.wait_until_said_times(text, 1, limit)
+    }
+
+    /// Waits until its log contains `text` so many times.
+    pub fn wait_until_said_times(
+        &self,
+        text: &str,
+        times: usize,
+        limit: Duration,
+    ) -> Result<(), ProcessError> {
         let deadline = Instant::now() + limit;
         loop {
             let ended = self.ended().is_some();
-            if self.said().contains(text) {
+            if self.said().matches(text).count() >= times {
                 return Ok(());
             }
             let now = Instant::now();
