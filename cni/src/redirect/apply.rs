@@ -124,17 +124,22 @@ const EXISTS: &[&str] = &["File exists"];
 /// What `ip` says of something that is not there.
 const MISSING: &[&str] = &["No such process", "No such file or directory", "FIB table does not exist"];
 
-/// Runs a batch to its end, and fails if anything but the forgiven went wrong.
-fn route(batch: &str, forgiven: &[&str]) -> Result<(), CommandError> {
-    let done = command::run("ip", &["-force", "-batch", "-"], batch)?;
-    let serious = |line: &&str| {
-        !line.is_empty()
-            && !line.starts_with("Command failed -:")
-            && !forgiven.iter().any(|said| line.contains(said))
-    };
-    match done.err.lines().find(serious) {
-        Some(line) => Err(command::failed("ip", line)),
-        None if !done.content && done.err.trim().is_empty() => Err(command::failed("ip", "it ended early")),
-        None => Ok(()),
+/// Runs batches to their ends, and fails if anything but the forgiven went wrong.
+fn route(batches: &[rules::Batch], forgiven: &[&str]) -> Result<(), CommandError> {
+    for rules::Batch { family, commands } in batches {
+        let done = command::run("ip", &[family, "-force", "-batch", "-"], commands)?;
+        let serious = |line: &&str| {
+            !line.is_empty()
+                && !line.starts_with("Command failed -:")
+                && !forgiven.iter().any(|said| line.contains(said))
+        };
+        match done.err.lines().find(serious) {
+            Some(line) => return Err(command::failed("ip", line)),
+            None if !done.content && done.err.trim().is_empty() => {
+                return Err(command::failed("ip", "it ended early"));
+            }
+            None => {}
+        }
     }
+    Ok(())
 }

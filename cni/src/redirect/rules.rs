@@ -126,35 +126,37 @@ pub fn removal() -> String {
     format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
 }
 
-/// Policy routing, for `ip -force -batch`: a marked packet is for this pod, whatever its address says.
-/// So the application's answer to a client whose address the tunnel borrowed comes back to the tunnel.
-pub fn routing(families: Families) -> String {
-    let mut text = String::new();
-    for (family, all) in routed(families) {
-        line(
-            &mut text,
-            format_args!(
-                "{family} rule add fwmark {CONNECTION_MARK}/{MASK} pref {RULE_PREFERENCE} lookup {ROUTE_TABLE}"
-            ),
-        );
-        line(&mut text, format_args!("{family} route replace local {all} dev lo table {ROUTE_TABLE}"));
-    }
-    text
+/// Commands for `ip FAMILY -force -batch`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// `-4` or `-6`.
+    pub family: &'static str,
+    /// One command a line.
+    pub commands: String,
+}
+
+/// Policy routing: a marked packet is for this pod, whatever its address says. So the application's
+/// answer to a client whose address the tunnel borrowed comes back to the tunnel.
+pub fn routing(families: Families) -> Vec<Batch> {
+    routed(families, "rule add", "route replace")
 }
 
 /// Takes the policy routing away.
-pub fn routing_removal(families: Families) -> String {
-    let mut text = String::new();
-    for (family, all) in routed(families) {
-        line(
-            &mut text,
-            format_args!(
-                "{family} rule del fwmark {CONNECTION_MARK}/{MASK} pref {RULE_PREFERENCE} lookup {ROUTE_TABLE}"
-            ),
-        );
-        line(&mut text, format_args!("{family} route del local {all} dev lo table {ROUTE_TABLE}"));
-    }
-    text
+pub fn routing_removal(families: Families) -> Vec<Batch> {
+    routed(families, "rule del", "route del")
+}
+
+fn routed(families: Families, rule: &str, route: &str) -> Vec<Batch> {
+    let v4 = ("-4", "0.0.0.0/0");
+    let v6 = (families == Families::Dual).then_some(("-6", "::/0"));
+    let batch = |(family, all)| Batch {
+        family,
+        commands: format!(
+            "{rule} fwmark {CONNECTION_MARK}/{MASK} pref {RULE_PREFERENCE} lookup {ROUTE_TABLE}\n\
+             {route} local {all} dev lo table {ROUTE_TABLE}\n"
+        ),
+    };
+    std::iter::once(v4).chain(v6).map(batch).collect()
 }
 
 /// Connections that come to the pod, and those of machines nested in it.
@@ -241,11 +243,6 @@ fn family(families: Families) -> impl Iterator<Item = Family> {
     let v4 = Family { ip: "ip", loopback: "127.0.0.1", probe: PROBE_V4 };
     let v6 = Family { ip: "ip6", loopback: "::1", probe: PROBE_V6 };
     std::iter::once(v4).chain((families == Families::Dual).then_some(v6))
-}
-
-fn routed(families: Families) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let v4 = ("-4", "0.0.0.0/0");
-    std::iter::once(v4).chain((families == Families::Dual).then_some(("-6", "::/0")))
 }
 
 /// A rule that names no address speaks of both families in a table of family `inet`.
@@ -340,9 +337,13 @@ mod tests {
 
     #[test]
     fn policy_routing() {
-        insta::assert_snapshot!("routing_dual", routing(Families::Dual));
-        insta::assert_snapshot!("routing_ipv4", routing(Families::Ipv4));
-        insta::assert_snapshot!("routing_removal", routing_removal(Families::Dual));
+        let shown = |batches: Vec<Batch>| {
+            let lines = batches.iter().map(|batch| format!("ip {} batch:\n{}", batch.family, batch.commands));
+            lines.collect::<String>()
+        };
+        insta::assert_snapshot!("routing_dual", shown(routing(Families::Dual)));
+        insta::assert_snapshot!("routing_ipv4", shown(routing(Families::Ipv4)));
+        insta::assert_snapshot!("routing_removal", shown(routing_removal(Families::Dual)));
     }
 
     #[test]

@@ -1,0 +1,247 @@
+//! Kubelet's probes: marks them in the node's own namespace, so that pods let them through.
+//!
+//! A probe and a client of a `NodePort` look alike to a pod: both come from the node. So connections of
+//! kubelet to an enrolled pod get a source address that means "probe", and the pod's rules know it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
+
+use serde_json::Value;
+use tokio::sync::Mutex;
+
+use crate::{
+    command::{self, CommandError},
+    redirect::rules::{PROBE_V4, PROBE_V6},
+};
+
+/// The table in the node's namespace.
+pub const TABLE: &str = "ambit-probes";
+
+/// Programs that are kubelet, or hold it in themselves.
+const KUBELETS: [&str; 5] = ["kubelet", "kubelite", "k3s", "k3s-server", "k3s-agent"];
+
+/// The rule and its set, kept in step with the pods.
+#[derive(Debug)]
+pub struct Probes {
+    /// Kubelet's user; without one there is nobody whose probes could be told apart.
+    prober: Option<u32>,
+    set: Mutex<ProbeSet>,
+}
+
+/// The addresses of enrolled pods. Pure.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct ProbeSet {
+    owners: BTreeMap<IpAddr, String>,
+}
+
+impl Probes {
+    /// For probes of the user `prober`. Takes over what a former agent left: until pods have been looked
+    /// at again, their probes must not fail.
+    pub async fn open(prober: Option<u32>) -> Result<Self, HostError> {
+        let set = match prober {
+            Some(_) => on_node(left_behind).await?,
+            None => ProbeSet::default(),
+        };
+        Ok(Self { prober, set: Mutex::new(set) })
+    }
+
+    /// The pod's probes are let through, at these addresses and no others.
+    pub async fn admit(&self, uid: &str, ips: &[IpAddr]) -> Result<(), HostError> {
+        self.change(|set| set.assign(uid, ips)).await
+    }
+
+    /// The pod's are not any more. An address that is another pod's by now stays.
+    pub async fn forget(&self, uid: &str) -> Result<(), HostError> {
+        self.change(|set| set.assign(uid, &[])).await
+    }
+
+    /// Nobody's are but theirs.
+    pub async fn retain(&self, uids: BTreeSet<String>) -> Result<(), HostError> {
+        self.change(|set| set.owners.retain(|_, owner| uids.contains(owner))).await
+    }
+
+    /// Takes table and set away.
+    pub async fn remove(&self) -> Result<(), HostError> {
+        if self.prober.is_none() {
+            return Ok(());
+        }
+        *self.set.lock().await = ProbeSet::default();
+        on_node(|| command::demand("nft", &["-f", "-"], &removal()).map(drop)).await
+    }
+
+    async fn change(&self, edit: impl FnOnce(&mut ProbeSet)) -> Result<(), HostError> {
+        let Some(prober) = self.prober else { return Ok(()) };
+        let mut set = self.set.lock().await;
+        let mut after = set.clone();
+        edit(&mut after);
+        if *set != after {
+            let ruleset = after.ruleset(prober);
+            on_node(move || command::demand("nft", &["-f", "-"], &ruleset).map(drop)).await?;
+            *set = after;
+        }
+        Ok(())
+    }
+}
+
+/// Why the node's rules could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// `nft` failed.
+    #[error("cannot change the node's own rules: {0}")]
+    Command(#[from] CommandError),
+    /// The task that ran it died.
+    #[error("the task that changes the node's own rules died")]
+    Died,
+}
+
+impl ProbeSet {
+    /// The pod owns exactly these addresses, even those that were another's: an address has one owner,
+    /// the one that came last.
+    fn assign(&mut self, uid: &str, ips: &[IpAddr]) {
+        self.owners.retain(|ip, owner| owner != uid || ips.contains(ip));
+        for ip in ips {
+            self.owners.insert(*ip, uid.to_owned());
+        }
+    }
+
+    /// The whole table, in the place of the old one.
+    fn ruleset(&self, prober: u32) -> String {
+        let v4 = self.elements(IpAddr::is_ipv4);
+        let v6 = self.elements(IpAddr::is_ipv6);
+        format!(
+            "{removal}table inet {TABLE} {{
+	set probes-v4 {{
+		type ipv4_addr{v4}
+	}}
+	set probes-v6 {{
+		type ipv6_addr{v6}
+	}}
+	chain postrouting {{
+		type nat hook postrouting priority srcnat; policy accept;
+		meta l4proto tcp meta skuid {prober} ip daddr @probes-v4 counter snat ip to {PROBE_V4}
+		meta l4proto tcp meta skuid {prober} ip6 daddr @probes-v6 counter snat ip6 to {PROBE_V6}
+	}}
+}}
+",
+            removal = removal()
+        )
+    }
+
+    fn elements(&self, family: impl Fn(&IpAddr) -> bool) -> String {
+        let all: Vec<String> = self
+            .owners
+            .iter()
+            .filter(|(ip, _)| family(ip))
+            .map(|(ip, uid)| format!("{ip} comment \"{}\"", printable(uid)))
+            .collect();
+        if all.is_empty() { String::new() } else { format!("\n\t\telements = {{ {} }}", all.join(", ")) }
+    }
+
+    /// From `nft -j list table`.
+    fn read(listing: &str) -> Self {
+        let listing: Value = serde_json::from_str(listing).unwrap_or_default();
+        let sets = listing.get("nftables").and_then(Value::as_array).into_iter().flatten();
+        let elements = sets
+            .filter_map(|object| object.pointer("/set/elem")?.as_array())
+            .flatten()
+            .filter_map(|element| element.get("elem"));
+        let owners = elements.filter_map(|element| {
+            let ip = element.get("val")?.as_str()?.parse().ok()?;
+            Some((ip, element.get("comment")?.as_str()?.to_owned()))
+        });
+        Self { owners: owners.collect() }
+    }
+}
+
+/// Kubelet's user, if it runs on this node.
+pub fn kubelet(proc: &Path) -> Option<u32> {
+    fs::read_dir(proc).ok()?.flatten().find_map(|process| {
+        let name = fs::read_to_string(process.path().join("comm")).ok()?;
+        KUBELETS.contains(&name.trim()).then_some(())?;
+        Some(fs::metadata(process.path()).ok()?.uid())
+    })
+}
+
+/// UIDs are plain; this keeps one that is not from ending the comment.
+fn printable(uid: &str) -> String {
+    uid.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(120).collect()
+}
+
+fn removal() -> String {
+    format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
+}
+
+fn left_behind() -> Result<ProbeSet, CommandError> {
+    let listed = command::run("nft", &["-j", "list", "table", "inet", TABLE], "")?;
+    // No table, most often: then nothing was left.
+    Ok(if listed.content { ProbeSet::read(&listed.out) } else { ProbeSet::default() })
+}
+
+async fn on_node<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CommandError> + Send + 'static,
+) -> Result<T, HostError> {
+    Ok(tokio::task::spawn_blocking(work).await.map_err(|_| HostError::Died)??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_table() {
+        let mut set = ProbeSet::default();
+        insta::assert_snapshot!("empty", set.ruleset(0));
+        set.assign("uid-a", &[ip("10.0.0.1"), ip("fd00::1")]);
+        set.assign("uid-b", &[ip("10.0.0.2")]);
+        insta::assert_snapshot!("three", set.ruleset(997));
+    }
+
+    #[test]
+    fn an_address_that_changed_hands_is_not_taken_from_its_new_owner() {
+        let mut set = ProbeSet::default();
+        set.assign("old", &[ip("10.0.0.1"), ip("10.0.0.2")]);
+        set.assign("new", &[ip("10.0.0.1")]);
+        set.assign("old", &[]);
+        assert_eq!(set.owners, [(ip("10.0.0.1"), "new".to_owned())].into());
+    }
+
+    #[test]
+    fn a_pod_has_the_addresses_it_has_now() {
+        let mut set = ProbeSet::default();
+        set.assign("a", &[ip("10.0.0.1")]);
+        set.assign("a", &[ip("10.0.0.9")]);
+        assert_eq!(set.owners, [(ip("10.0.0.9"), "a".to_owned())].into());
+    }
+
+    #[test]
+    fn what_nft_lists_is_read_back() {
+        let listing = r#"{"nftables": [{"metainfo": {}}, {"table": {"name": "ambit-probes"}},
+            {"set": {"name": "probes-v4", "elem": [{"elem": {"val": "10.0.0.1", "comment": "a"}}, "10.0.0.7"]}},
+            {"set": {"name": "probes-v6", "elem": [{"elem": {"val": "fd00::1", "comment": "a"}}]}}]}"#;
+        let owners = [(ip("10.0.0.1"), "a".to_owned()), (ip("fd00::1"), "a".to_owned())];
+        assert_eq!(ProbeSet::read(listing).owners, owners.into());
+        assert_eq!(ProbeSet::read("nonsense"), ProbeSet::default());
+    }
+
+    #[test]
+    fn kubelet_is_found_by_its_name() {
+        let proc = tempfile::tempdir().unwrap();
+        for (pid, name) in [("1", "init"), ("7", "kubelet-exporter")] {
+            fs::create_dir(proc.path().join(pid)).unwrap();
+            fs::write(proc.path().join(pid).join("comm"), format!("{name}\n")).unwrap();
+        }
+        assert_eq!(kubelet(proc.path()), None);
+        fs::create_dir(proc.path().join("9")).unwrap();
+        fs::write(proc.path().join("9/comm"), "kubelet\n").unwrap();
+        assert_eq!(kubelet(proc.path()), Some(fs::metadata(proc.path()).unwrap().uid()));
+    }
+}

@@ -1,0 +1,114 @@
+//! What the agent counts.
+
+use ambit_runtime::metrics::Registry;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{counter::Counter, family::Family, gauge::ConstGauge},
+};
+
+use crate::{
+    ledger::{Ledger, STATES},
+    roster::Leave,
+};
+
+/// The agent's counters. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    joined: Counter,
+    left: Family<How, Counter>,
+    failed: Family<Step, Counter>,
+    repaired: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct How {
+    how: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Step {
+    step: &'static str,
+}
+
+impl Metrics {
+    /// Registers everything; `tunnels` counts the tunnels that are connected.
+    pub fn register(
+        &self,
+        registry: &mut Registry,
+        ledger: &Ledger,
+        tunnels: impl Fn() -> usize + Send + Sync + 'static,
+    ) {
+        registry.register("ambit_agent_pods_enrolled", "Enrolments that were completed", self.joined.clone());
+        registry.register("ambit_agent_pods_left", "Pods that were taken out", self.left.clone());
+        let help = "Steps of enrolments that failed and were tried again";
+        registry.register("ambit_agent_enrolment_failures", help, self.failed.clone());
+        let help = "Pods whose rules were found changed and put back";
+        registry.register("ambit_agent_rules_repaired", help, self.repaired.clone());
+        registry.collect(Now { ledger: ledger.clone(), tunnels: Box::new(tunnels) });
+    }
+
+    /// A pod was enrolled.
+    pub fn joined(&self) {
+        self.joined.inc();
+    }
+
+    /// A pod was taken out.
+    pub fn left(&self, how: Leave) {
+        let how = match how {
+            Leave::LivesOn => "lives_on",
+            Leave::Gone => "gone",
+        };
+        self.left.get_or_create(&How { how }).inc();
+    }
+
+    /// A step failed.
+    pub fn failed(&self, step: &'static str) {
+        self.failed.get_or_create(&Step { step }).inc();
+    }
+
+    /// Rules were put back.
+    pub fn repaired(&self) {
+        self.repaired.inc();
+    }
+}
+
+/// What is counted when it is asked for.
+struct Now {
+    ledger: Ledger,
+    tunnels: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
+impl std::fmt::Debug for Now {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Now")
+    }
+}
+
+impl Collector for Now {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let tunnels = gauge((self.tunnels)());
+        let metric = encoder.encode_descriptor(
+            "ambit_agent_tunnels_connected",
+            "Tunnels that are connected",
+            None,
+            tunnels.metric_type(),
+        )?;
+        tunnels.encode(metric)?;
+        let mut family = encoder.encode_descriptor(
+            "ambit_agent_pods",
+            "Pods of this node by state",
+            None,
+            tunnels.metric_type(),
+        )?;
+        for state in STATES {
+            let count = gauge(self.ledger.count(state));
+            count.encode(family.encode_family(&[("state", state.word())])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge(count: usize) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,423 @@
+//! The agent's process from end to end: a directory, a pod, and a tunnel that the test plays.
+
+mod place;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use ambit_api::directory::Directory;
+use ambit_runtime::task::{self, Ended, Task};
+use ambit_wire::zds::{PodInfo, Request, Session};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use place::{Place, SOON, allowed, any, dial, exchange, families, listen, original};
+use serde_json::Value;
+use tokio::time::timeout;
+
+/// A mesh of one pod on one node, and the agent of that node.
+struct Mesh {
+    place: Place,
+    dir: tempfile::TempDir,
+    agent: Option<Child>,
+}
+
+impl Mesh {
+    fn make() -> Self {
+        let mesh = Self { place: Place::make(), dir: tempfile::tempdir().unwrap(), agent: None };
+        fs::create_dir(mesh.source()).unwrap();
+        mesh.label(None);
+        mesh.write_pod("u1", &mesh.place.path());
+        mesh
+    }
+
+    fn source(&self) -> PathBuf {
+        self.dir.path().join("mesh")
+    }
+
+    fn label(&self, mode: Option<&str>) {
+        let labels =
+            mode.map_or(String::new(), |mode| format!(", labels: {{istio.io/dataplane-mode: {mode}}}"));
+        self.put(
+            "shop.yaml",
+            &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop{labels}}}\n"),
+        );
+    }
+
+    fn write_pod(&self, uid: &str, netns: &Path) {
+        let netns = netns.display();
+        self.put(
+            "web.yaml",
+            &format!(
+                "apiVersion: v1\nkind: Pod\n\
+                 metadata: {{name: web, namespace: shop, uid: {uid}, annotations: {{ambit.io/netns: {netns}}}}}\n\
+                 spec: {{nodeName: n1, serviceAccountName: seller, containers: []}}\n\
+                 status: {{phase: Running, podIP: 10.99.0.2, podIPs: [{{ip: 10.99.0.2}}, {{ip: 'fd99::2'}}]}}\n"
+            ),
+        );
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        let hidden = self.source().join(format!(".{name}"));
+        fs::write(&hidden, text).unwrap();
+        fs::rename(hidden, self.source().join(name)).unwrap();
+    }
+
+    /// Starts the agent in the node's namespace.
+    fn start(&mut self, flags: &[&str]) {
+        let source = format!("directory:{}", self.source().display());
+        let admin = format!("unix:{}", self.dir.path().join("admin.sock").display());
+        let child = Command::new("ip")
+            .args(["netns", "exec", &self.place.node, env!("CARGO_BIN_EXE_ambit-cni-agent")])
+            .args(["--source", &source, "--node", "n1", "--admin", &admin])
+            .args(["--zds-socket", &self.dir.path().join("z.sock").display().to_string()])
+            .args(flags)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.agent = Some(child);
+        self.until("the agent is ready", |mesh| {
+            mesh.page("/readyz").is_some_and(|page| page.contains("200 OK"))
+        });
+    }
+
+    fn stop(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        kill(Pid::from_raw(agent.id().cast_signed()), Signal::SIGTERM).unwrap();
+        assert!(agent.wait().unwrap().success());
+    }
+
+    async fn tunnel(&self) -> Session {
+        timeout(SOON, Session::connect(&self.dir.path().join("z.sock"))).await.unwrap().unwrap()
+    }
+
+    /// Waits for something that is bound to happen.
+    fn until(&self, what: &str, happened: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !happened(self) {
+            assert!(Instant::now() < end, "never: {what}; pods: {:?}", self.page("/debug/pods"));
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
+    fn page(&self, path: &str) -> Option<String> {
+        let mut socket = UnixStream::connect(self.dir.path().join("admin.sock")).ok()?;
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        write!(socket, "GET {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    fn state(&self) -> (String, String) {
+        let page = self.page("/debug/pods").unwrap();
+        let pods: Value = serde_json::from_str(page.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let text = |field: &str| pods[0][field].as_str().unwrap_or_default().to_owned();
+        (text("state"), text("reason"))
+    }
+
+    fn annotation(&self) -> Option<String> {
+        let loaded = Directory::open(self.source()).unwrap().load().unwrap();
+        let pod = loaded.objects.iter().find(|object| object.kind == "Pod")?;
+        let value = &pod.value["metadata"]["annotations"]["ambient.istio.io/redirection"];
+        value.as_str().map(str::to_owned)
+    }
+
+    fn wait_for_annotation(&self, value: Option<&str>) {
+        self.until(&format!("annotation {value:?}"), |mesh| mesh.annotation().as_deref() == value);
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+}
+
+async fn hear(session: &mut Session) -> Request<OwnedFd> {
+    timeout(Duration::from_secs(10), session.next()).await.unwrap().unwrap()
+}
+
+fn is_add(request: &Request<OwnedFd>, uid: &str, netns: &Path) -> bool {
+    let Request::Add { uid: of, info, netns: descriptor } = request else { return false };
+    let who = PodInfo { name: "web".into(), namespace: "shop".into(), service_account: "seller".into() };
+    let inode = fs::metadata(netns).unwrap().ino();
+    let got = fs::File::from(descriptor.try_clone().unwrap()).metadata().unwrap().ino();
+    of == uid && *info == who && got == inode
+}
+
+/// A tunnel that says "done" to everything, and what it was asked: `add u1`, `del u1`, …
+#[derive(Clone, Default)]
+struct Played(Arc<Mutex<Vec<String>>>);
+
+impl Played {
+    /// Plays until the agent ends the session.
+    fn start(mut session: Session) -> (Self, Task) {
+        let played = Self::default();
+        let asked = played.clone();
+        let task = task::spawn("tunnel", async move {
+            while let Ok(request) = session.next().await {
+                asked.0.lock().unwrap().push(match &request {
+                    Request::Add { uid, .. } => format!("add {uid}"),
+                    Request::Keep { uid } => format!("keep {uid}"),
+                    Request::Del { uid } => format!("del {uid}"),
+                    Request::SnapshotSent => "sent".to_owned(),
+                });
+                if session.ack(Ok(())).await.is_err() {
+                    return;
+                }
+            }
+        });
+        (played, task)
+    }
+
+    fn was_asked(&self, what: &str) -> bool {
+        self.0.lock().unwrap().iter().any(|asked| asked == what)
+    }
+}
+
+/// Answers everything of the snapshot with "done"; how many pods were in it.
+async fn snapshot(session: &mut Session) -> usize {
+    let mut pods = 0;
+    loop {
+        let request = hear(session).await;
+        session.ack(Ok(())).await.unwrap();
+        match request {
+            Request::SnapshotSent => return pods,
+            Request::Add { .. } | Request::Keep { .. } => pods += 1,
+            Request::Del { .. } => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_label_enrols_a_running_pod_and_its_removal_lets_it_go() {
+    if !allowed() {
+        return;
+    }
+    let mut mesh = Mesh::make();
+    mesh.start(&["--probes", "off"]);
+    let mut tunnel = mesh.tunnel().await;
+    assert_eq!(snapshot(&mut tunnel).await, 0);
+    let (state, reason) = mesh.state();
+    assert_eq!(state, "outside");
+    assert!(reason.contains("istio.io/dataplane-mode=ambient"), "{reason}");
+    assert!(mesh.place.is_clean());
+
+    mesh.label(Some("ambient"));
+    let request = hear(&mut tunnel).await;
+    assert!(is_add(&request, "u1", &mesh.place.path()), "{request:?}");
+    assert_eq!(mesh.annotation(), None, "peers are told when the tunnel is there, not before");
+    tunnel.ack(Ok(())).await.unwrap();
+    mesh.wait_for_annotation(Some("enabled"));
+    mesh.until("enabled", |mesh| mesh.state().0 == "enabled");
+    let [families, _] = families();
+    mesh.place.in_pod(|| {
+        let outbound = listen(any(families.pod, 15001));
+        let mut client = dial(SocketAddr::new(families.node, 80));
+        let mut server = outbound.accept();
+        assert_eq!(original(&server), SocketAddr::new(families.node, 80));
+        exchange(&mut client, &mut server);
+    });
+    let metrics = mesh.page("/metrics").unwrap();
+    for line in [
+        "ambit_agent_pods{state=\"enabled\"} 1",
+        "ambit_agent_tunnels_connected 1",
+        "ambit_agent_pods_enrolled_total 1",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+
+    mesh.label(None);
+    assert!(matches!(hear(&mut tunnel).await, Request::Del { uid } if uid == "u1"));
+    tunnel.ack(Ok(())).await.unwrap();
+    mesh.wait_for_annotation(None);
+    mesh.until("the pod is clean", |mesh| mesh.place.is_clean());
+
+    // And back again.
+    mesh.label(Some("ambient"));
+    assert!(is_add(&hear(&mut tunnel).await, "u1", &mesh.place.path()));
+    tunnel.ack(Ok(())).await.unwrap();
+    mesh.wait_for_annotation(Some("enabled"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_waits_for_its_tunnel_and_tries_again_when_refused() {
+    if !allowed() {
+        return;
+    }
+    let mut mesh = Mesh::make();
+    mesh.label(Some("ambient"));
+    mesh.start(&["--probes", "off"]);
+    mesh.wait_for_annotation(Some("pending"));
+    mesh.until("a reason", |mesh| mesh.state().1.contains("is ztunnel running"));
+    assert!(!mesh.place.is_clean(), "until then its traffic fails closed");
+
+    let mut tunnel = mesh.tunnel().await;
+    let request = hear(&mut tunnel).await;
+    assert!(is_add(&request, "u1", &mesh.place.path()), "{request:?}");
+    tunnel.ack(Ok(())).await.unwrap();
+    assert!(matches!(hear(&mut tunnel).await, Request::SnapshotSent));
+    tunnel.ack(Ok(())).await.unwrap();
+    assert!(matches!(hear(&mut tunnel).await, Request::Add { .. }));
+    tunnel.ack(Err("no room".into())).await.unwrap();
+    mesh.until("the refusal is shown", |mesh| {
+        mesh.state() == ("pending".into(), "the tunnel refused the pod: no room".into())
+    });
+    assert_eq!(mesh.annotation().as_deref(), Some("pending"));
+    assert!(matches!(hear(&mut tunnel).await, Request::Add { .. }));
+    tunnel.ack(Ok(())).await.unwrap();
+    mesh.wait_for_annotation(Some("enabled"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_is_replaced_leaves_no_gap() {
+    if !allowed() {
+        return;
+    }
+    let mut mesh = Mesh::make();
+    mesh.label(Some("ambient"));
+    mesh.start(&["--probes", "off"]);
+    let (asked, session) = Played::start(mesh.tunnel().await);
+    mesh.wait_for_annotation(Some("enabled"));
+    let [families, _] = families();
+    let (outbound, mut open) = mesh.place.in_pod(|| {
+        let outbound = listen(any(families.pod, 15001));
+        let client = dial(SocketAddr::new(families.node, 80));
+        let server = outbound.accept();
+        (outbound, (client, server))
+    });
+
+    mesh.stop();
+    assert_eq!(session.await, Ended::Finished);
+    assert!(!asked.was_asked("del u1"), "an agent that ends takes nobody out");
+    assert!(!mesh.place.is_clean());
+    assert_eq!(mesh.annotation().as_deref(), Some("enabled"));
+    exchange(&mut open.0, &mut open.1);
+
+    mesh.start(&["--probes", "off"]);
+    assert_eq!(mesh.annotation().as_deref(), Some("enabled"), "peers go on meanwhile");
+    exchange(&mut open.0, &mut open.1);
+    let mut new = (mesh.place.in_pod(|| dial(SocketAddr::new(families.node, 80))), outbound.accept());
+    exchange(&mut new.0, &mut new.1);
+    let mut tunnel = mesh.tunnel().await;
+    assert_eq!(snapshot(&mut tunnel).await, 1, "the list is whole before a tunnel hears it");
+    let (_, session) = Played::start(tunnel);
+    mesh.until("enabled", |mesh| mesh.state().0 == "enabled");
+    mesh.stop();
+    assert_eq!(session.await, Ended::Finished);
+
+    // While the agent was away, someone decided against the mesh.
+    mesh.label(None);
+    mesh.start(&["--probes", "off"]);
+    mesh.wait_for_annotation(None);
+    mesh.until("what was left is cleaned up", |mesh| mesh.place.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_told_to_clean_up_does() {
+    if !allowed() {
+        return;
+    }
+    let mut mesh = Mesh::make();
+    mesh.label(Some("ambient"));
+    mesh.start(&["--probes", "0", "--cleanup-on-exit"]);
+    let (asked, session) = Played::start(mesh.tunnel().await);
+    mesh.wait_for_annotation(Some("enabled"));
+    mesh.stop();
+    assert_eq!(session.await, Ended::Finished);
+    assert!(asked.was_asked("del u1"));
+    assert!(mesh.place.is_clean());
+    assert_eq!(mesh.annotation(), None);
+    assert!(mesh.place.in_node(|| place::run("nft", &["list", "tables"])).trim().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_pod_in_a_new_sandbox_is_enrolled_anew() {
+    if !allowed() {
+        return;
+    }
+    let mut mesh = Mesh::make();
+    mesh.label(Some("ambient"));
+    mesh.start(&["--probes", "off"]);
+    let mut tunnel = mesh.tunnel().await;
+    snapshot(&mut tunnel).await;
+    assert!(is_add(&hear(&mut tunnel).await, "u1", &mesh.place.path()));
+    tunnel.ack(Ok(())).await.unwrap();
+    mesh.wait_for_annotation(Some("enabled"));
+
+    let other = Place::make();
+    mesh.write_pod("u1", &other.path());
+    assert!(is_add(&hear(&mut tunnel).await, "u1", &other.path()));
+    tunnel.ack(Ok(())).await.unwrap();
+    mesh.wait_for_annotation(Some("enabled"));
+    assert!(!other.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_gone_or_finished_is_removed_from_the_tunnel_only() {
+    if !allowed() {
+        return;
+    }
+    let mut mesh = Mesh::make();
+    mesh.label(Some("ambient"));
+    mesh.start(&["--probes", "0"]);
+    let (asked, _session) = Played::start(mesh.tunnel().await);
+    mesh.wait_for_annotation(Some("enabled"));
+    let probes = || mesh.place.in_node(|| place::run("nft", &["list", "table", "inet", "ambit-probes"]));
+    assert!(probes().contains("10.99.0.2 comment \"u1\""));
+    // Another pod of the same name, with the same address.
+    mesh.write_pod("u2", &mesh.place.path());
+    mesh.until("the new one is told and the old one is not any more", |_| {
+        asked.was_asked("add u2") && asked.was_asked("del u1")
+    });
+    mesh.until("its address is its own", |_| probes().contains("10.99.0.2 comment \"u2\""));
+    mesh.until("u2 is enrolled", |mesh| mesh.state().0 == "enabled");
+    mesh.wait_for_annotation(Some("enabled"));
+    fs::remove_file(mesh.source().join("web.yaml")).unwrap();
+    mesh.until("the tunnel is told", |_| asked.was_asked("del u2"));
+    assert!(!mesh.place.is_clean(), "rules end with their pod's namespace");
+    mesh.until("its address is nobody's", |_| !probes().contains("10.99.0.2"));
+    mesh.until("nothing is written on it", |mesh| {
+        !mesh.source().join("status/agent-n1/Pod.shop.web.yaml").exists()
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubelets_probes_reach_the_application_and_other_users_do_not() {
+    if !allowed() {
+        return;
+    }
+    let mut mesh = Mesh::make();
+    mesh.label(Some("ambient"));
+    mesh.start(&["--probes", "0"]);
+    let (_, _session) = Played::start(mesh.tunnel().await);
+    mesh.wait_for_annotation(Some("enabled"));
+    for families in families() {
+        let (application, captor) =
+            mesh.place.in_pod(|| (listen(any(families.pod, 8080)), listen(any(families.pod, 15006))));
+        let to = SocketAddr::new(families.pod, 8080);
+        let mut probe = mesh.place.in_node(|| dial(to));
+        let mut server = application.accept();
+        assert_ne!(server.peer_addr().unwrap().ip(), families.node);
+        exchange(&mut probe, &mut server);
+        let script = format!("exec 3<>/dev/tcp/{}/8080", families.pod);
+        mesh.place.in_node(|| {
+            place::run("setpriv", &["--reuid", "65534", "--clear-groups", "bash", "-c", &script])
+        });
+        assert_eq!(captor.accept().peer_addr().unwrap().ip(), families.node);
+        assert!(application.nobody_came());
+    }
+}
