@@ -1,4 +1,12 @@
 //! The rules in a real pod: who is captured, who is not, and what becomes of connections that are open.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a whole crate of test code, of which clippy knows only the functions that bear #[test]"
+)]
 
 mod place;
 
