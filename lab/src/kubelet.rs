@@ -25,6 +25,8 @@ use crate::status::{self, State};
 
 /// The lab's overlays are in the directory under this writer's name.
 pub const WRITER: &str = "lab";
+/// The lab's application.
+const APP: &str = "ambit-lab-app";
 /// Where the pods of Deployments are written.
 const PODS: &str = "pods";
 /// Where the nodes are written, if nobody has.
@@ -87,6 +89,12 @@ pub enum KubeletError {
     /// The name servers did not start.
     #[error(transparent)]
     Dns(#[from] DnsError),
+    /// The lab's application was not found.
+    #[error("the lab's application is not at {seen}; build it: cargo build -p ambit-lab --bin {APP}")]
+    NoApp {
+        /// Where it was looked for.
+        seen: String,
+    },
     /// The loop's thread did not start.
     #[error("cannot start a thread: {0}; is the limit of processes reached?")]
     Thread(std::io::Error),
@@ -106,6 +114,21 @@ impl Settings {
     /// The usual settings, with that application.
     pub fn new(app: impl Into<PathBuf>) -> Self {
         Self { app: app.into(), grace: Duration::from_secs(2), dns: Vec::new() }
+    }
+
+    /// The usual settings, with the application that was built beside the running program.
+    pub fn found() -> Result<Self, KubeletError> {
+        let own = std::env::current_exe().map_err(|err| KubeletError::NoApp { seen: err.to_string() })?;
+        // A test runs in a folder below that of the programs.
+        let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join(APP));
+        let seen: Vec<_> = beside.collect();
+        match seen.iter().find(|path| path.is_file()) {
+            Some(app) => Ok(Self::new(app)),
+            None => {
+                let seen = seen.iter().map(|path| path.display().to_string());
+                Err(KubeletError::NoApp { seen: seen.collect::<Vec<_>>().join(" nor ") })
+            }
+        }
     }
 }
 

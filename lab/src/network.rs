@@ -158,8 +158,8 @@ impl Lab {
     /// A lab as described. What an earlier lab of that name left behind is removed first.
     pub fn build(name: &str, topology: &Topology) -> Result<Self, LabError> {
         let lock = Lock::take(name)?;
-        let inner = Inner::plan(name, topology, lock)?;
         sweep_locked(name)?;
+        let inner = Inner::plan(name, topology, lock)?;
         // From here on, dropping `inner` removes what has been made.
         inner.make_nodes(topology)?;
         Ok(Self { inner: Arc::new(inner) })
@@ -547,6 +547,8 @@ fn sweep_locked(lab: &str) -> Result<(), LabError> {
             remove(&Netns::named(name));
         }
     }
+    // Logs that were to go with it; those kept elsewhere are their keeper's.
+    let _ = fs::remove_dir_all(Path::new(STATE).join(lab));
     Ok(())
 }
 

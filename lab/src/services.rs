@@ -68,6 +68,15 @@ impl Protocol {
             Self::Udp => "udp",
         }
     }
+
+    /// A reset always reaches the caller; an ICMP message that comes back while it is still in `connect` is forgotten,
+    /// and on virtual links it does come back so soon.
+    fn refusal(self) -> &'static str {
+        match self {
+            Self::Tcp => "reject with tcp reset",
+            Self::Udp => "reject",
+        }
+    }
 }
 
 /// Rules that could not be applied.
@@ -176,14 +185,15 @@ pub fn ruleset(services: &[VirtualService]) -> String {
                 let name = format!("comment \"{}/{}\"", service.namespace, service.name);
                 // Writing to a String cannot fail.
                 let _ = match to.as_slice() {
-                    [] => writeln!(refuse, "\t\t{matched} counter reject {name}"),
+                    [] => writeln!(refuse, "\t\t{matched} counter {} {name}", port.protocol.refusal()),
                     to => writeln!(lead, "\t\t{matched} counter dnat {family} to {} {name}", random(to)),
                 };
             }
         }
     }
     let hairpin = hairpin(&hairpins);
-    // The first line makes the second one valid when there is no table yet.
+    // A packet that the node itself sent to a service is on its new way, though rules still see the old device: it is
+    // let through in `local`. The first line makes the second one valid when there is no table yet.
     format!(
         "\
 table inet ambit_lab
@@ -211,6 +221,7 @@ table inet ambit_lab {{
 	}}
 	chain local {{
 		type filter hook output priority filter; policy accept;
+		ct status dnat accept
 		jump refuse
 	}}
 }}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use ambit_lab::address::Family;
 use ambit_lab::netns::Netns;
-use ambit_lab::{Lab, NewPod, PodName, Program, Topology};
+use ambit_lab::{Lab, NewPod, PodName, Process, Program, Topology};
 
 /// Namespaces need root; a skipped test says so.
 fn root() -> bool {
@@ -154,5 +154,53 @@ fn a_capture_has_all_that_crossed_between_its_start_and_its_end() {
         let summary = captured.summary();
         assert_eq!((summary.lost, summary.handshakes.len()), (0, 0));
         assert!(summary.ports[&8080].packets >= 4, "{summary:?}");
+    }
+}
+
+/// What a lab's process does until it is killed.
+fn live_and_wait_for_death() {
+    let lab = Lab::create("netdead").unwrap();
+    let pod = lab.add_pod("ns", "pod", "node-a").unwrap();
+    let sleeper = pod.spawn("sleep", &Program::new("sleep").arg("1000000")).unwrap();
+    eprintln!("sleeper={};", sleeper.pid());
+    sleeper.wait(Duration::from_secs(60)).unwrap_err();
+}
+
+#[test]
+fn what_runs_ends_with_a_killed_owner_and_the_rest_is_swept() {
+    const CHILD: &str = "AMBIT_LAB_TEST_CHILD";
+    if !root() {
+        return;
+    }
+    if std::env::var_os(CHILD).is_some() {
+        return live_and_wait_for_death();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = Program::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "what_runs_ends_with_a_killed_owner_and_the_rest_is_swept"])
+        .env(CHILD, "1");
+    let owner = Process::start(None, &program, &dir.path().join("owner.log")).unwrap();
+    owner.wait_until_said(";", Duration::from_secs(10)).unwrap();
+    let said = owner.said();
+    let sleeper = said.split_once("sleeper=").unwrap().1.split_once(';').unwrap().0.to_owned();
+    let alive = || fs::read_to_string(format!("/proc/{sleeper}/comm")).is_ok_and(|name| name == "sleep\n");
+    // It becomes `sleep` by way of two other programs.
+    eventually(alive);
+    assert!(Lab::sweep("netdead").is_err());
+
+    owner.signal(nix::sys::signal::Signal::SIGKILL);
+    eventually(|| !alive());
+    assert!(!leftovers("netdead").is_empty());
+    owner.wait(Duration::from_secs(5)).unwrap();
+    Lab::sweep("netdead").unwrap();
+    assert_eq!(leftovers("netdead"), Vec::<String>::new());
+    assert!(!std::path::Path::new("/run/ambit-lab/netdead").exists());
+}
+
+fn eventually(holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within ten seconds");
+        std::thread::park_timeout(Duration::from_millis(2));
     }
 }
