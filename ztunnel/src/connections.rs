@@ -21,6 +21,7 @@ use futures_util::task::AtomicWaker;
 use hashbrown::HashMap;
 
 use crate::{
+    dump::Travels,
     metrics::Direction,
     refusal::{Denial, Refusal},
 };
@@ -57,6 +58,8 @@ pub struct Open {
     pub destination: SocketAddr,
     /// The identity of the peer that was proven, if any.
     pub peer: Option<Identity>,
+    /// Where it was carried to and how, once that is known.
+    pub onward: OnceLock<(SocketAddr, Travels)>,
     ended: OnceLock<Refusal>,
     waker: AtomicWaker,
 }
@@ -87,8 +90,8 @@ impl Connections {
         destination: SocketAddr,
         peer: Option<Identity>,
     ) -> Result<Registration, Refusal> {
-        let ended = OnceLock::new();
-        let open = Arc::new(Open { source, destination, peer, ended, waker: AtomicWaker::new() });
+        let (onward, ended, waker) = (OnceLock::new(), OnceLock::new(), AtomicWaker::new());
+        let open = Arc::new(Open { source, destination, peer, onward, ended, waker });
         let mut registry = self.registry();
         registry.next += 1;
         let id = registry.next;
@@ -146,6 +149,12 @@ pub struct Registration {
 }
 
 impl Registration {
+    /// Notes where the connection is carried to, for whoever looks.
+    pub fn carried(&self, to: SocketAddr, travels: Travels) {
+        // Carried once: a second note would be about something else.
+        let _ = self.open.onward.set((to, travels));
+    }
+
     /// Resolves when the connection must end, with the reason.
     pub async fn ended(&self) -> Refusal {
         std::future::poll_fn(|cx| {

@@ -53,8 +53,7 @@ impl Permit {
         let metrics = &pod.tunnel.metrics;
         for (policy, action) in registration.dry_run(&mesh, workload) {
             metrics.dry_run(policy, action);
-            tracing::info!(
-                target: "access", policy = %policy, action = ?action, src.addr = %address, dst.addr = %destination,
+            tracing::event!(target: "access", tracing::Level::INFO, policy = %policy, action = ?action, src.addr = %address, dst.addr = %destination,
                 "dry-run policy matched; not enforced"
             );
         }

@@ -6,11 +6,12 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    time::Duration,
 };
 
 use ambit_model::address::canonical;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::config::Keepalive;
 
 /// How many connections may wait to be accepted. The kernel caps it at `net.core.somaxconn`, 4096 by
 /// default; during a burst a short queue would drop what a moment later could be served.
@@ -23,21 +24,8 @@ pub struct Options {
     pub mark: Option<u32>,
     /// When a silent peer is probed, and given up.
     pub keepalive: Option<Keepalive>,
-    /// Whether unacknowledged data ends the connection after the keepalive's whole time.
-    pub user_timeout: bool,
     /// Whether listeners may share their port with another tunnel process (`INPOD_PORT_REUSE`).
     pub reuse_port: bool,
-}
-
-/// When a silent peer is probed (protocols 4.7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keepalive {
-    /// The silence before the first probe.
-    pub time: Duration,
-    /// The time between probes.
-    pub interval: Duration,
-    /// How many probes go unanswered before the peer is given up.
-    pub retries: u32,
 }
 
 /// Whose address a socket bears.
@@ -121,7 +109,7 @@ fn tcp(address: SocketAddr, options: &Options) -> io::Result<Socket> {
             .with_interval(keepalive.interval)
             .with_retries(keepalive.retries);
         socket.set_tcp_keepalive(&settings)?;
-        if options.user_timeout {
+        if keepalive.user_timeout {
             let silence = keepalive.time + keepalive.interval * keepalive.retries;
             socket.set_tcp_user_timeout(Some(silence))?;
         }

@@ -6,7 +6,7 @@ use crate::refusal::Refusal;
 
 /// Why a connection did not end well; `None` when it did. A peer that goes away is daily life
 /// (protocols 4.7).
-pub fn outcome(copied: &Result<End, Refusal>) -> Option<Refusal> {
+pub(crate) fn outcome(copied: &Result<End, Refusal>) -> Option<Refusal> {
     match copied {
         Ok(End::Complete | End::Left(_)) => None,
         Ok(End::Failed(_, error)) => Some(Refusal::Broken(error.to_string())),

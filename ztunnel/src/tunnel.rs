@@ -1,6 +1,6 @@
 //! What all pods served by one tunnel process share.
 
-use std::{net::IpAddr, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc};
 
 use ambit_model::name::{Label, Namespace, Network, ServiceAccount};
 use ambit_wire::{
@@ -10,6 +10,7 @@ use ambit_wire::{
     tls::revoked::Revocation,
 };
 
+pub use crate::config::{Limits, SameNode};
 use crate::{metrics::Metrics, pods::Locals, socket::Options};
 
 /// Everything that carrying a connection needs and that is not the pod's own.
@@ -67,26 +68,14 @@ pub enum OriginalSource {
     Auto,
 }
 
-/// How pods of this node reach each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SameNode {
-    /// Inside this process, after both sides' authorization, without TLS.
-    Direct,
-    /// Like others.
-    Hbone,
-}
-
-/// What one pod may ask for, so that its neighbours on the node are not starved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Open connections, in each direction.
-    pub connections: NonZeroUsize,
-    /// TLS handshakes that peers have begun and not finished.
-    pub handshakes: NonZeroUsize,
-    /// How long one may take.
-    pub handshake_time: Duration,
-    /// How long connecting to the next hop may take.
-    pub connect_time: Duration,
+impl From<Option<bool>> for OriginalSource {
+    fn from(setting: Option<bool>) -> Self {
+        match setting {
+            Some(true) => Self::Required,
+            Some(false) => Self::Never,
+            None => Self::Auto,
+        }
+    }
 }
 
 /// Who a pod is, as the control plane names it.

@@ -44,13 +44,13 @@ pub struct Arriving {
     pub forwarded_host: Option<Hostname>,
 }
 
-/// What arrived: let in, recorded, connected.
+/// What arrived: let in and connected. Whoever copies opens the record, and closes it.
 #[derive(Debug)]
 pub struct Arrived {
     /// The right to go on.
     pub permit: Permit,
-    /// The record to close.
-    pub record: Record,
+    /// What is to be recorded.
+    pub opened: Opened,
     /// The application.
     pub app: TcpStream,
     /// How it was delivered.
@@ -68,17 +68,27 @@ pub async fn arrive(pod: &Pod, workload: &Arc<Workload>, arriving: Arriving) -> 
             return Err(refusal);
         }
     };
-    let client = arriving.caller.address.ip();
-    let record = Record::open(metrics, opened(pod, workload, &arriving, &delivery));
-    let permit = match Permit::check(pod, workload, arriving.caller, delivery.destination) {
-        Ok(permit) => permit,
-        Err(refusal) => return Err(close(record, refusal)),
-    };
-    let connecting = deliver(&permit, pod, &delivery, client);
-    match permit.while_held(connecting).await.and_then(|connected| connected) {
-        Ok(app) => Ok(Arrived { permit, record, app, delivery }),
-        Err(refusal) => Err(close(record, refusal)),
+    let opened = opened(pod, workload, &arriving, &delivery);
+    match admit(pod, workload, arriving.caller, &delivery).await {
+        Ok((permit, app)) => Ok(Arrived { permit, opened, app, delivery }),
+        Err(refusal) => {
+            Record::open(metrics, opened).close(Err(&refusal));
+            Err(refusal)
+        }
     }
+}
+
+/// Judges and connects.
+pub async fn admit(
+    pod: &Pod,
+    workload: &Workload,
+    caller: Caller,
+    delivery: &Delivery,
+) -> Result<(Permit, TcpStream), Refusal> {
+    let client = caller.address.ip();
+    let permit = Permit::check(pod, workload, caller, delivery.destination)?;
+    let app = permit.while_held(deliver(&permit, pod, delivery, client)).await.and_then(|app| app)?;
+    Ok((permit, app))
 }
 
 fn decide(pod: &Pod, workload: &Workload, arriving: &Arriving) -> Result<Delivery, Refusal> {
@@ -170,9 +180,4 @@ pub fn baggage_of(workload: &Workload) -> Baggage {
         region: workload.locality.region.clone(),
         zone: workload.locality.zone.clone(),
     }
-}
-
-fn close(record: Record, refusal: Refusal) -> Refusal {
-    record.close(Err(&refusal));
-    refusal
 }

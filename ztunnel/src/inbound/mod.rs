@@ -25,13 +25,16 @@ use rustls_pki_types::CertificateDer;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
-    access::refused_early,
+    access::{Record, refused_early},
     metrics::Direction,
     permit::Caller,
     pods::Pod,
     refusal::Refusal,
     story,
 };
+
+/// The accepting side of TLS.
+type ServerTls = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// Everything that comes to one pod through tunnels, on one worker.
 #[derive(Debug)]
@@ -102,15 +105,15 @@ impl Inbound {
         tcp: TcpStream,
         address: SocketAddr,
         at: SocketAddr,
-    ) -> Result<(handshake::ServerStream, Vec<CertificateDer<'static>>, Peer), Refusal> {
+    ) -> Result<(ServerTls, Vec<CertificateDer<'static>>, Peer), Refusal> {
         let limits = self.pod.tunnel.settings.limits;
         let _turn = self.pod.handshakes.try_acquire().map_err(|_| Refusal::Overload {
             what: "TLS handshakes of this pod",
-            limit: limits.handshakes.get(),
+            limit: limits.handshakes_per_pod,
         })?;
         let local = self.pod.workload().await?;
         let certificate = self.pod.certificate(&local).await?;
-        let (tls, identity) = handshake::accept(certificate.server_config(), tcp, limits.handshake_time)
+        let (tls, identity) = handshake::accept(certificate.server_config(), tcp, limits.handshake)
             .await
             .map_err(|error| tls_refusal(address, &error))?;
         let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
@@ -120,10 +123,10 @@ impl Inbound {
 
     /// One stream: what does it ask for, may it, deliver, copy.
     async fn stream(&self, incoming: Incoming, peer: Arc<Peer>) {
-        let carried = Box::pin(self.answer(incoming, &peer)).await;
-        let Some((Arrived { permit, record, app, .. }, tunnel)) = carried else { return };
-        let meter = record.meter();
-        let copied = permit.while_held(copy::both_ways(app, tunnel, &*meter)).await;
+        let Some((arrived, tunnel)) = Box::pin(self.answer(incoming, &peer)).await else { return };
+        let Arrived { permit, opened, app, .. } = arrived;
+        let record = Record::open(&self.pod.tunnel.metrics, opened);
+        let copied = permit.while_held(copy::both_ways(app, tunnel, record.meter())).await;
         record.close(story::outcome(&copied).as_ref().map_or(Ok(()), Err));
     }
 
@@ -152,21 +155,22 @@ impl Inbound {
             }
         };
         let baggage = self.pod.tunnel.settings.response_baggage.then(|| arrive::baggage_of(&peer.local).header());
-        let stream = match incoming.accept(baggage.flatten()) {
-            Ok(stream) => stream,
-            Err(error) => {
-                arrived.record.close(Err(&Refusal::Broken(error.to_string())));
-                return None;
+        let accepted = incoming.accept(baggage.flatten()).map_err(|error| error.to_string());
+        let handed = match (accepted, arrived.delivery.proxy_header) {
+            (Ok(stream), Some(named)) => {
+                let header = proxy_protocol::header(peer.address, named, peer.identity.as_ref());
+                arrived.app.write_all(&header).await.map(|()| stream).map_err(|error| error.to_string())
             }
+            (accepted, None) | (accepted @ Err(_), Some(_)) => accepted,
         };
-        if let Some(named) = arrived.delivery.proxy_header {
-            let header = proxy_protocol::header(peer.address, named, peer.identity.as_ref());
-            if let Err(error) = arrived.app.write_all(&header).await {
-                arrived.record.close(Err(&Refusal::Broken(error.to_string())));
-                return None;
+        match handed {
+            Ok(stream) => Some((arrived, stream)),
+            Err(error) => {
+                let record = Record::open(&self.pod.tunnel.metrics, arrived.opened);
+                record.close(Err(&Refusal::Broken(error)));
+                None
             }
         }
-        Some((arrived, stream))
     }
 
     fn arriving(&self, incoming: &Incoming, peer: &Peer) -> Result<Arriving, Refusal> {

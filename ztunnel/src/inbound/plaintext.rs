@@ -1,12 +1,15 @@
 //! The same story for traffic that came without a tunnel: nobody is identified (protocols 5.7).
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use ambit_model::address::canonical;
 use ambit_wire::copy;
 use tokio::net::TcpStream;
 
-use super::{arrive::caller_at, deliver::deliver, plan::Delivery};
+use super::{
+    arrive::{admit, caller_at},
+    plan::{Delivery, service_for_telemetry},
+};
 use crate::{
     access::{Opened, Party, Record, refused_early},
     metrics::Direction,
@@ -28,21 +31,18 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream) {
         let refusal = Refusal::Recursive(destination.port());
         return refused_early(metrics, Direction::Inbound, address, destination, &refusal);
     }
-    let caller = Caller { address, identity: None };
-    let Some((permit, record, app)) = Box::pin(admit(&pod, caller, destination)).await else { return };
-    let meter = record.meter();
+    let Some((permit, record, app)) = Box::pin(receive(&pod, address, destination)).await else { return };
     // Seen from the application: what it sends goes to the client.
-    let copied = permit.while_held(copy::both_ways(app, client, &*meter)).await;
+    let copied = permit.while_held(copy::both_ways(app, client, record.meter())).await;
     record.close(story::outcome(&copied).as_ref().map_or(Ok(()), Err));
 }
 
-async fn admit(
-    pod: &Arc<Pod>,
-    caller: Caller,
-    destination: std::net::SocketAddr,
+async fn receive(
+    pod: &Pod,
+    client: SocketAddr,
+    destination: SocketAddr,
 ) -> Option<(Permit, Record, TcpStream)> {
     let metrics = &pod.tunnel.metrics;
-    let client = caller.address;
     let workload = match pod.workload().await {
         Ok(workload) => workload,
         Err(refusal) => {
@@ -60,18 +60,12 @@ async fn admit(
         },
         destination: Party { addr: destination, workload: Some(workload.clone()), identity: None },
         hbone_addr: None,
-        service: super::plan::service_for_telemetry(&mesh, &workload, None, destination.port()).cloned(),
+        service: service_for_telemetry(&mesh, &workload, None, destination.port()).cloned(),
         mutual_tls: false,
     });
+    let caller = Caller { address: client, identity: None };
     let delivery = Delivery { destination, dial: destination, keep_source: true, proxy_header: None };
-    let connected = match Permit::check(pod, &workload, caller, destination) {
-        Ok(permit) => {
-            let app = permit.while_held(deliver(&permit, pod, &delivery, client.ip())).await;
-            app.and_then(|app| app).map(|app| (permit, app))
-        }
-        Err(refusal) => Err(refusal),
-    };
-    match connected {
+    match admit(pod, &workload, caller, &delivery).await {
         Ok((permit, app)) => Some((permit, record, app)),
         Err(refusal) => {
             record.close(Err(&refusal));

@@ -197,7 +197,7 @@ impl Dial {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let settings = &self.pod.tunnel.settings;
-        let limit = settings.limits.handshake_time;
+        let limit = settings.limits.handshake;
         let (tls, _identity) = handshake::connect(config, stream, limit).await.map_err(|error| match error {
             HandshakeError::Rejected(Rejected::Revoked) => {
                 self.pod.tunnel.metrics.revoked(Direction::Outbound);
@@ -224,7 +224,7 @@ impl Dial {
     ) -> Result<Onward, Refusal> {
         let certificate = self.pod.certificate(source).await?;
         let config = certificate.client_config(expect.clone());
-        let connection = self.secure(outer, config, gateway).await?;
+        let connection = self.secure(hbone::stream::TunnelIo::from(outer), config, gateway).await?;
         if let Ok(network) = self.pod.tunnel.settings.network.as_str().parse() {
             headers.insert(headers::X_FORWARDED_NETWORK, network);
         }
@@ -240,7 +240,7 @@ impl Dial {
         let mut headers = HeaderMap::with_capacity(4);
         headers.extend(baggage_of(source).header().map(|value| (headers::BAGGAGE, value)));
         headers.extend(Forwarded { client: from, host }.header().map(|value| (http::header::FORWARDED, value)));
-        headers.insert(headers::TRACEPARENT, trace.header());
+        headers.extend(trace.header().map(|value| (headers::TRACEPARENT, value)));
         headers
     }
 

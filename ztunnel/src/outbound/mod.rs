@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use crate::{
     access::{Opened, Party, Record, refused_early},
     connections::{Registration, until_ended},
+    inbound::arrive::Arrived,
     metrics::Direction,
     pods::Pod,
     refusal::Refusal,
@@ -66,16 +67,15 @@ impl Outbound {
         // Boxed: what it takes to get there is not kept while bytes move.
         let Some(carried) = Box::pin(self.carry(source, to)).await else { return };
         let Carried { onward, record, registration } = carried;
-        let meter = record.meter();
         let copied = match onward {
             Onward::Plain(server) => {
-                until_ended(&registration, copy::both_ways(client, server, &*meter)).await
+                until_ended(&registration, copy::both_ways(client, server, record.meter())).await
             }
             Onward::Tunnel(tunnel) => {
-                until_ended(&registration, copy::both_ways(client, tunnel, &*meter)).await
+                until_ended(&registration, copy::both_ways(client, tunnel, record.meter())).await
             }
             Onward::Inner { stream, connection } => {
-                let copied = until_ended(&registration, copy::both_ways(client, stream, &*meter)).await;
+                let copied = until_ended(&registration, copy::both_ways(client, stream, record.meter())).await;
                 connection.close();
                 copied
             }
@@ -90,17 +90,17 @@ impl Outbound {
     async fn with_neighbour(
         &self,
         client: TcpStream,
-        arrived: crate::inbound::arrive::Arrived,
+        arrived: Arrived,
         record: Record,
         registration: Registration,
     ) {
-        let (ours, theirs) = (record.meter(), arrived.record.meter());
-        let both = (&*ours, &*theirs);
-        let copying = arrived.permit.while_held(copy::both_ways(client, arrived.app, &both));
+        let Arrived { permit, opened, app, .. } = arrived;
+        let arrival = Record::same_node(&record, opened);
+        let copying = permit.while_held(copy::both_ways(client, app, record.meter()));
         let copied = until_ended(&registration, copying).await.and_then(|copied| copied);
         let outcome = story::outcome(&copied);
+        arrival.close(outcome.as_ref().map_or(Ok(()), Err));
         record.close(outcome.as_ref().map_or(Ok(()), Err));
-        arrived.record.close(outcome.as_ref().map_or(Ok(()), Err));
     }
 
     /// Decides and connects; what is refused is recorded here.

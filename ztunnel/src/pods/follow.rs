@@ -13,16 +13,16 @@ use ambit_wire::zds::{
     PodInfo, Request, Session,
     client::{ConnectError, SessionError},
 };
-use tokio::{runtime::Handle, sync::Mutex, time::interval};
+use tokio::{sync::Mutex, time::interval};
 
 use super::{
     Pod,
-    netns::{Home, Netns},
-    proxy::{PodProxy, Ports},
+    netns::Netns,
+    proxy::{Place, PodProxy},
     roster::{Action, Assignment, Roster},
 };
 use crate::{
-    dns, socket,
+    socket,
     tunnel::{OriginalSource, PodName, Tunnel},
 };
 
@@ -36,11 +36,8 @@ const RETRY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Follower {
     agent: PathBuf,
-    home: Home,
-    workers: Vec<Handle>,
-    ports: Ports,
+    place: Place,
     tunnel: Arc<Tunnel>,
-    dns: Option<Arc<dns::Server>>,
     served: Arc<Served>,
 }
 
@@ -63,27 +60,20 @@ impl Served {
         futures_util::future::join_all(proxies.into_iter().map(|proxy| proxy.stop(mode))).await;
     }
 
+    /// Takes a pod in that no agent named: the tunnel's own, or the one it is dedicated to.
+    pub async fn adopt(&self, proxy: PodProxy) {
+        self.proxies.lock().await.insert(proxy.pod().uid.clone(), proxy);
+    }
+
     fn roster(&self) -> std::sync::MutexGuard<'_, Roster<Netns>> {
         self.roster.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 impl Follower {
-    /// Nobody is served yet.
-    pub fn new(
-        agent: PathBuf,
-        home: Home,
-        workers: Vec<Handle>,
-        ports: Ports,
-        tunnel: Arc<Tunnel>,
-        dns: Option<Arc<dns::Server>>,
-    ) -> Self {
-        Self { agent, home, workers, ports, tunnel, dns, served: Arc::default() }
-    }
-
-    /// What is served.
-    pub fn served(&self) -> Arc<Served> {
-        self.served.clone()
+    /// Follows the agent at `agent`, and serves pods from `place`.
+    pub fn new(agent: PathBuf, place: Place, tunnel: Arc<Tunnel>, served: Arc<Served>) -> Self {
+        Self { agent, place, tunnel, served }
     }
 
     /// Follows the agent for ever; `ready` says whether every pod that it knows is served.
@@ -139,7 +129,7 @@ impl Follower {
     async fn obey(&self, request: Request<OwnedFd>) -> Result<(), String> {
         let actions = match request {
             Request::Add { uid, info, netns } => {
-                let netns = Netns::new(netns, &self.home).map_err(|error| error.to_string())?;
+                let netns = Netns::new(netns, &self.place.home).map_err(|error| error.to_string())?;
                 self.served.roster().add(&uid, Assignment { info, netns })
             }
             Request::Keep { uid } => {
@@ -183,8 +173,7 @@ impl Follower {
         };
         let transparent = self.transparent(&netns).map_err(|error| failed(&error))?;
         let pod = Arc::new(Pod::new(uid.to_owned(), name, netns, transparent, self.tunnel.clone()));
-        let proxy = PodProxy::start(pod, &self.workers, self.ports, self.dns.as_ref())
-            .map_err(|error| failed(&error))?;
+        let proxy = PodProxy::start(pod, &self.place).map_err(|error| failed(&error))?;
         tracing::info!(pod = %proxy.pod().name, pod.uid = uid, "Serving pod");
         self.tunnel.metrics.pods.started.inc();
         self.served.proxies.lock().await.insert(uid.to_owned(), proxy);

@@ -1,6 +1,8 @@
 //! The pods of this node: which ones are served, where they live, what serves them.
 
 pub mod follow;
+pub mod identities;
+pub mod names;
 pub mod netns;
 mod pod;
 pub mod proxy;

@@ -72,8 +72,8 @@ impl Pod {
             uid,
             name,
             netns,
-            connections: Connections::new(limits.connections.get()),
-            handshakes: Arc::new(Semaphore::new(limits.handshakes.get())),
+            connections: Connections::new(limits.connections_per_pod),
+            handshakes: Arc::new(Semaphore::new(limits.handshakes_per_pod)),
             transparent,
             tunnel,
             judged_on: Mutex::default(),
@@ -107,7 +107,7 @@ impl Pod {
     /// Connects from inside the pod's namespace.
     pub async fn connect(&self, to: SocketAddr, source: Source) -> Result<TcpStream, Refusal> {
         let settings = &self.tunnel.settings;
-        let limit = settings.limits.connect_time;
+        let limit = settings.limits.connect;
         let failed = |error: io::Error| Refusal::Connect { to, reason: error.to_string() };
         let socket = self.netns.enter(|| socket::outgoing(to, source, &settings.sockets)).map_err(failed)?;
         match timeout(limit, socket.connect(to)).await {

@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     task::Poll,
     time::Duration,
@@ -17,9 +17,12 @@ use ambit_model::identity::Identity;
 use ambit_wire::{cert::store::Status, tls::revoked::Revocation};
 use tokio::{net::TcpListener, runtime::Handle, sync::watch};
 
-use super::{Pod, netns};
+use super::{
+    Pod,
+    names::{Arrivals, Names},
+    netns::{self, Home},
+};
 use crate::{
-    dns,
     inbound::{self, Inbound},
     outbound::Outbound,
     refusal::Refusal,
@@ -34,14 +37,32 @@ const EXHAUSTED: Duration = Duration::from_millis(50);
 /// The ports of a pod's listeners (protocols 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
-    /// Redirected outgoing connections.
-    pub outbound: u16,
-    /// Redirected incoming connections.
-    pub plaintext: u16,
+    /// Redirected connections; none in the tunnel's own pod, which only takes tunnels.
+    pub redirected: Option<Redirected>,
     /// Tunnels.
     pub hbone: u16,
-    /// Redirected DNS queries, if they are captured.
-    pub dns: Option<u16>,
+}
+
+/// Where pods are served from, and at which ports.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Where threads come back to from a pod's namespace.
+    pub home: Home,
+    /// The workers, each with its own listeners in every pod.
+    pub workers: Vec<Handle>,
+    /// The ports of the listeners.
+    pub ports: Ports,
+    /// How DNS queries are answered, if they are captured.
+    pub names: Option<Arc<Names>>,
+}
+
+/// The ports that redirected connections arrive at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redirected {
+    /// Outgoing ones.
+    pub outbound: u16,
+    /// Incoming ones.
+    pub plaintext: u16,
 }
 
 /// A pod that is being served.
@@ -54,28 +75,23 @@ pub struct PodProxy {
 
 /// The sockets of one worker.
 struct Listeners {
-    outbound: std::net::TcpListener,
-    plaintext: std::net::TcpListener,
+    redirected: Option<[std::net::TcpListener; 2]>,
     hbone: std::net::TcpListener,
-    dns: Vec<dns::Sockets>,
+    dns: Vec<Arrivals>,
 }
 
 impl PodProxy {
     /// Opens the pod's listeners on every worker and serves them.
-    pub fn start(
-        pod: Arc<Pod>,
-        workers: &[Handle],
-        ports: Ports,
-        dns: Option<&Arc<dns::Server>>,
-    ) -> io::Result<Self> {
+    pub fn start(pod: Arc<Pod>, place: &Place) -> io::Result<Self> {
+        let Place { workers, ports, names, .. } = place;
         // All sockets first: a pod is served on every worker or not at all.
         let listeners = pod.netns.enter(|| {
-            workers.iter().enumerate().map(|(n, _)| listen(&pod, ports, n == 0)).collect::<io::Result<Vec<_>>>()
+            workers.iter().enumerate().map(|(n, _)| listen(&pod, *ports, names.as_deref().filter(|_| n == 0))).collect::<io::Result<Vec<_>>>()
         })?;
         let (drain, watch) = drain::channel();
         let serving = workers.iter().zip(listeners);
         let outbound: Arc<[_]> = serving
-            .map(|(worker, listeners)| serve(&pod, worker, listeners, dns, &watch))
+            .map(|(worker, listeners)| serve(&pod, worker, listeners, names.as_deref(), &watch))
             .collect::<io::Result<_>>()?;
         if let Some(first) = workers.first() {
             task::spawn_on(first, "pod keeper", keep(pod.clone(), outbound.clone(), watch));
@@ -108,27 +124,22 @@ impl PodProxy {
     }
 }
 
-fn listen(pod: &Pod, ports: Ports, with_dns: bool) -> io::Result<Listeners> {
+fn listen(pod: &Pod, ports: Ports, names: Option<&Names>) -> io::Result<Listeners> {
     let settings = &pod.tunnel.settings;
     let ipv6 = settings.ipv6 && netns::has_ipv6();
     let any = |port| SocketAddr::new(wildcard(ipv6), port);
     let open = |port| socket::listen(any(port), &settings.sockets, pod.transparent);
-    let local = [Some(IpAddr::from(Ipv4Addr::LOCALHOST)), ipv6.then_some(Ipv6Addr::LOCALHOST.into())];
-    let dns = ports.dns.filter(|_| with_dns).map(|port| {
-        let at = local.into_iter().flatten().map(|ip| SocketAddr::new(ip, port));
-        at.map(|address| {
-            Ok(dns::Sockets {
-                udp: socket::udp(address, &settings.sockets)?,
-                tcp: socket::listen(address, &settings.sockets, false)?,
-            })
-        })
-        .collect::<io::Result<Vec<_>>>()
-    });
+    let dns = match names {
+        Some(names) => names.listen(pod, ipv6)?,
+        None => Vec::new(),
+    };
     Ok(Listeners {
-        outbound: open(ports.outbound)?,
-        plaintext: open(ports.plaintext)?,
+        redirected: match ports.redirected {
+            Some(Redirected { outbound, plaintext }) => Some([open(outbound)?, open(plaintext)?]),
+            None => None,
+        },
         hbone: open(ports.hbone)?,
-        dns: dns.transpose()?.unwrap_or_default(),
+        dns,
     })
 }
 
@@ -136,39 +147,37 @@ fn serve(
     pod: &Arc<Pod>,
     worker: &Handle,
     listeners: Listeners,
-    dns: Option<&Arc<dns::Server>>,
+    names: Option<&Names>,
     watch: &Watch,
 ) -> io::Result<Arc<Outbound>> {
     let _inside = worker.enter();
-    let outgoing = TcpListener::from_std(listeners.outbound)?;
-    let plaintext = TcpListener::from_std(listeners.plaintext)?;
     let hbone = TcpListener::from_std(listeners.hbone)?;
-
     let outbound = Outbound::new(pod.clone());
-    let opening = outbound.clone();
-    task::spawn_on(worker, "outbound", accept(outgoing, watch.clone(), move |stream, held| {
-        let outbound = opening.clone();
-        task::spawn("outbound connection", async move {
-            let _held = held;
-            outbound.serve(stream).await;
-        });
-    }));
-    let served = pod.clone();
-    task::spawn_on(worker, "inbound plaintext", accept(plaintext, watch.clone(), move |stream, held| {
-        let pod = served.clone();
-        task::spawn("plaintext connection", async move {
-            let _held = held;
-            inbound::plaintext::serve(pod, stream).await;
-        });
-    }));
+    if let Some([outgoing, plaintext]) = listeners.redirected {
+        let (outgoing, plaintext) = (TcpListener::from_std(outgoing)?, TcpListener::from_std(plaintext)?);
+        let opening = outbound.clone();
+        task::spawn_on(worker, "outbound", accept(outgoing, watch.clone(), move |stream, held| {
+            let outbound = opening.clone();
+            task::spawn("outbound connection", async move {
+                let _held = held;
+                outbound.serve(stream).await;
+            });
+        }));
+        let served = pod.clone();
+        task::spawn_on(worker, "inbound plaintext", accept(plaintext, watch.clone(), move |stream, held| {
+            let pod = served.clone();
+            task::spawn("plaintext connection", async move {
+                let _held = held;
+                inbound::plaintext::serve(pod, stream).await;
+            });
+        }));
+    }
     let inbound = Inbound::new(pod.clone());
     task::spawn_on(worker, "inbound", accept(hbone, watch.clone(), move |stream, held| {
         task::spawn("inbound tunnel", inbound.clone().serve(stream, held));
     }));
-    if let Some(server) = dns {
-        for sockets in listeners.dns {
-            task::spawn_on(worker, "dns", server.clone().serve(pod.clone(), sockets, watch.clone()));
-        }
+    if let Some(names) = names {
+        names.serve(pod, worker, listeners.dns, watch)?;
     }
     Ok(outbound)
 }

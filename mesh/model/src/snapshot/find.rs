@@ -185,6 +185,11 @@ impl Snapshot {
         self.workloads.values()
     }
 
+    /// The workloads that may be found by name: those of the own node, or all (protocols 5.1).
+    pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.local.values().flat_map(|all| all.iter())
+    }
+
     /// All services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values()

@@ -69,7 +69,8 @@ mod tests {
         for n in 0..=2 * SWEEP_AFTER {
             let _dropped: Label = names.name(&n.to_string());
         }
-        assert!(names.seen.len() <= SWEEP_AFTER + 2, "{}", names.seen.len());
+        // One sweep's worth of unused names at the most, and the few in use.
+        assert!(names.seen.len() < SWEEP_AFTER + 8, "{}", names.seen.len());
         assert!(names.seen.contains("shop"));
     }
 }

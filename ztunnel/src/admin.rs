@@ -1,0 +1,173 @@
+//! The admin page: what this tunnel knows, does and waits for (protocols 10.3).
+
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+
+use ambit_model::{name::Uid, snapshot::Snapshot};
+use ambit_runtime::{
+    admin::{Method, Pages, Response},
+    signal::Exit,
+    telemetry::LogControl,
+    version,
+};
+use ambit_wire::{
+    cert::{
+        Description,
+        store::{CertificateState as Held, Status},
+    },
+    xds,
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::StatusCode;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::{
+    config::Config,
+    connections::Open,
+    dump::{
+        self, Around, CertificateShown, CertificateState, ConnectionShown, Listening, OpenConnections, PodInfo,
+        PodState, Travels, Version,
+    },
+    metrics::Direction,
+    pods::{Pod, follow::Served},
+    tunnel::Tunnel,
+};
+
+/// What is shown.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// The configuration.
+    pub config: Config,
+    /// What carries traffic.
+    pub tunnel: Arc<Tunnel>,
+    /// Who is served.
+    pub served: Arc<Served>,
+    /// The control plane, unless there is none.
+    pub subscription: Option<xds::Handle>,
+}
+
+/// The pages.
+pub fn pages(shown: Shown, logs: LogControl, exit: Exit) -> Pages {
+    let subscription = shown.subscription.clone();
+    let dump = move |_| match dump::dump(&shown.tunnel.mesh.current(), &around(&shown)) {
+        Ok(json) => Response::json(json),
+        Err(error) => Response::text(format!("cannot be shown: {error}\n")).with_status(StatusCode::INTERNAL_SERVER_ERROR),
+    };
+    let sync = move |_| Response::json(sync_state(subscription.as_ref()).to_string());
+    let quit = move |_| {
+        exit.ask();
+        Response::text("shutdown now\n")
+    };
+    logs.pages(Pages::new("ztunnel"))
+        .page(Method::GET, "/config_dump", "everything that this tunnel knows, as JSON", dump)
+        .page(Method::GET, "/debug/sync", "the state of the connection to the control plane", sync)
+        .page(Method::POST, "/quitquitquit", "drain and exit", quit)
+}
+
+fn around(shown: &Shown) -> Around {
+    let mesh = shown.tunnel.mesh.current();
+    let served = shown.tunnel.locals.all();
+    let up = served.iter().map(|pod| (key_of(pod, &mesh), pod_state(pod)));
+    let pending = shown.served.pending().into_iter().map(|(uid, info)| {
+        let info = PodInfo {
+            name: info.name.into(),
+            namespace: info.namespace.into(),
+            service_account: info.service_account.into(),
+        };
+        let connections = OpenConnections::default();
+        (Uid::from(uid), PodState { state: Listening::Pending, connections, info })
+    });
+    Around {
+        config: dump::settings(&shown.config),
+        static_config: dump::no_static_config(),
+        version: Version {
+            version: version::VERSION.to_owned(),
+            git_revision: version::REVISION.map(str::to_owned),
+            istio_version: shown.config.istio_version.clone(),
+        },
+        certificates: shown.tunnel.certificates.snapshot().into_iter().map(certificate_state).collect(),
+        pods: pending.chain(up).collect::<BTreeMap<_, _>>(),
+    }
+}
+
+/// The key of the pod's workload, or the node agent's while that is not known.
+fn key_of(pod: &Pod, mesh: &Snapshot) -> Uid {
+    pod.workload_in(mesh).map_or_else(|| Uid::from(pod.uid.as_str()), |workload| workload.uid.clone())
+}
+
+fn pod_state(pod: &Arc<Pod>) -> PodState {
+    let list = |direction| pod.connections.list(direction).iter().map(|open| connection(direction, open)).collect();
+    PodState {
+        state: Listening::Up,
+        connections: OpenConnections { inbound: list(Direction::Inbound), outbound: list(Direction::Outbound) },
+        info: PodInfo {
+            name: pod.name.name.clone(),
+            namespace: pod.name.namespace.clone(),
+            service_account: pod.name.service_account.clone(),
+        },
+    }
+}
+
+fn connection(direction: Direction, open: &Open) -> ConnectionShown {
+    let (actual, protocol) = match (direction, open.onward.get()) {
+        (Direction::Outbound, Some((to, travels))) => (*to, *travels),
+        (Direction::Outbound, None) => (open.destination, Travels::Plain),
+        (Direction::Inbound, _) if open.peer.is_some() => (open.destination, Travels::Tunnel),
+        (Direction::Inbound, _) => (open.destination, Travels::Plain),
+    };
+    ConnectionShown {
+        src: open.source.to_string(),
+        original_dst: match direction {
+            Direction::Outbound => Some(open.destination.to_string()),
+            Direction::Inbound => None,
+        },
+        actual_dst: actual.to_string(),
+        protocol,
+    }
+}
+
+fn certificate_state(held: Held) -> CertificateState {
+    let (state, cert_chain, root_certs) = match &held.status {
+        Status::Pending => ("Initializing".to_owned(), Vec::new(), Vec::new()),
+        Status::Failed(reason) => (format!("Unavailable: {reason}"), Vec::new(), Vec::new()),
+        Status::Ready(certificate) => {
+            let shown = |all: Vec<Description>| all.into_iter().map(certificate_shown).collect();
+            ("Available".to_owned(), shown(certificate.describe_chain()), shown(certificate.describe_roots()))
+        }
+    };
+    CertificateState { identity: held.identity, state, cert_chain, root_certs }
+}
+
+fn certificate_shown(description: Description) -> CertificateShown {
+    CertificateShown {
+        pem: STANDARD.encode(&description.pem),
+        serial_number: decimal(&description.serial),
+        valid_from: rfc3339(description.not_before),
+        expiration_time: rfc3339(description.not_after),
+    }
+}
+
+/// A serial number of at most 16 bytes in decimal; a longer one stays as it is.
+fn decimal(hexadecimal: &str) -> String {
+    u128::from_str_radix(hexadecimal, 16).map_or_else(|_| hexadecimal.to_owned(), |number| number.to_string())
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default()
+}
+
+/// Since when the control plane is connected, what came last, what was refused.
+fn sync_state(subscription: Option<&xds::Handle>) -> serde_json::Value {
+    let Some(handle) = subscription else { return serde_json::json!({ "configured": false }) };
+    let state = handle.state();
+    serde_json::json!({
+        "configured": true,
+        "synced": handle.is_synced(),
+        "connectedSince": state.connected_since.map(rfc3339),
+        "lastUpdate": state.last_update.map(rfc3339),
+        "lastEnd": state.last_end,
+        "lastNack": state.last_nack.map(|nack| serde_json::json!({
+            "at": rfc3339(nack.at), "typeUrl": nack.type_url, "message": nack.message,
+        })),
+        "held": state.held.into_iter().collect::<BTreeMap<_, _>>(),
+    })
+}
