@@ -17,7 +17,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Level;
 
 use super::{
     answer::{Answer, Settings, answer},

@@ -167,8 +167,7 @@ fn the_page_is_as_istioctl_reads_it() {
 #[test]
 fn the_page_of_an_empty_mesh_has_every_key() {
     let around = Around { certificates: Vec::new(), pods: BTreeMap::new(), ..around() };
-    let page: serde_json::Value =
-        serde_json::from_slice(&dump(&Snapshot::empty(None), &around).unwrap()).unwrap();
+    let page: Value = serde_json::from_slice(&dump(&Snapshot::empty(None), &around).unwrap()).unwrap();
     let mut keys: Vec<_> = page.as_object().unwrap().keys().map(String::as_str).collect();
     keys.sort_unstable();
     assert_eq!(
