@@ -11,7 +11,10 @@ const CAP: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The server ended the stream with OK, or without any status.
-    Complete,
+    Complete {
+        /// Whether it said anything before.
+        served: bool,
+    },
     /// The server, or the transport, ended it with a gRPC status.
     Status {
         /// The status.
@@ -68,7 +71,14 @@ pub fn next_attempt(outcome: &Outcome, backoff: &mut Backoff) -> Duration {
     match reason(outcome) {
         Reason::Complete => {
             *backoff = Backoff::default();
-            Duration::ZERO
+            match outcome {
+                // Something that only accepts and hangs up must not keep two processes busy.
+                Outcome::Complete { served: false } => START,
+                Outcome::Complete { served: true }
+                | Outcome::Status { .. }
+                | Outcome::NotOpened(_)
+                | Outcome::Local(_) => Duration::ZERO,
+            }
         }
         Reason::Reconnect => {
             *backoff = Backoff::default();
@@ -82,7 +92,7 @@ pub fn next_attempt(outcome: &Outcome, backoff: &mut Backoff) -> Duration {
                 *backoff = Backoff::default();
                 START
             }
-            Outcome::Status { .. } | Outcome::Complete | Outcome::NotOpened(_) => backoff.double(),
+            Outcome::Status { .. } | Outcome::Complete { .. } | Outcome::NotOpened(_) => backoff.double(),
         },
     }
 }
@@ -90,7 +100,7 @@ pub fn next_attempt(outcome: &Outcome, backoff: &mut Backoff) -> Duration {
 /// What the metric calls this outcome.
 pub fn reason(outcome: &Outcome) -> Reason {
     match outcome {
-        Outcome::Complete => Reason::Complete,
+        Outcome::Complete { .. } => Reason::Complete,
         Outcome::Status { code: tonic::Code::Ok, .. } => Reason::Complete,
         Outcome::Status { code, message } if is_routine(*code, message) => Reason::Reconnect,
         Outcome::Status { .. } | Outcome::Local(_) => Reason::Error,
@@ -128,7 +138,8 @@ mod tests {
     fn each_end_has_its_pause_and_its_reason() {
         let ms = Duration::from_millis;
         let table = [
-            (Outcome::Complete, ms(0), Reason::Complete),
+            (Outcome::Complete { served: true }, ms(0), Reason::Complete),
+            (Outcome::Complete { served: false }, ms(10), Reason::Complete),
             (status(Code::Unknown, ""), ms(10), Reason::Reconnect),
             (status(Code::Cancelled, ""), ms(10), Reason::Reconnect),
             (status(Code::DeadlineExceeded, ""), ms(10), Reason::Reconnect),

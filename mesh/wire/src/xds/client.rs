@@ -189,14 +189,18 @@ impl<C: Connect, H: Handler> Client<C, H> {
             never = self.asks.keep_sending(&outbound) => match never {},
         };
         self.shared.opened();
+        let mut served = false;
         loop {
             let response = tokio::select! {
                 response = stream.message() => response,
                 never = self.asks.keep_sending(&outbound) => match never {},
             };
             match response {
-                Ok(Some(response)) => self.take(response),
-                Ok(None) => return Outcome::Complete,
+                Ok(Some(response)) => {
+                    self.take(response);
+                    served = true;
+                }
+                Ok(None) => return Outcome::Complete { served },
                 Err(status) => {
                     return Outcome::Status { code: status.code(), message: explain(&status) };
                 }
@@ -410,7 +414,7 @@ impl Shared {
 
     fn ended(&self, outcome: &Outcome, pause: Duration) {
         let why = match outcome {
-            Outcome::Complete => "ended by the control plane".to_owned(),
+            Outcome::Complete { .. } => "ended by the control plane".to_owned(),
             Outcome::Status { code, message } => format!("{code:?}: {message}"),
             Outcome::NotOpened(why) | Outcome::Local(why) => why.clone(),
         };

@@ -25,18 +25,12 @@ mod tests;
 
 use bytes::Bytes;
 
+pub use crate::codec::{ADDRESS, AUTHORIZATION, WORKLOAD};
 pub use client::{Client, Handle};
 pub use ledger::Resource;
 pub use metrics::{ClientMetrics, ServerMetrics};
 pub use node::NodeInfo;
 pub use server::{Publisher, Server};
-
-/// Workloads and services.
-pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
-/// Workloads only; served to gateways, not used by tunnels.
-pub const WORKLOAD: &str = "type.googleapis.com/istio.workload.Workload";
-/// Authorization policies.
-pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
 
 /// How a client wants the resources of one type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

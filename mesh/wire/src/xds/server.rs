@@ -152,6 +152,9 @@ impl<A: Authenticator> Server<A> {
             status
         };
         let caller = answered.map_err(late).flatten().map_err(refuse)?;
+        if *self.shared.signal.borrow() == Signal::Closing {
+            return Err(Status::unavailable("this controller stops; try another"));
+        }
         let peer = request.extensions().get::<ClientAddress>().and_then(|address| address.0);
         let (stream, answers) =
             Stream::open(self.shared.clone(), caller, peer, request.into_inner()).map_err(refuse)?;
@@ -183,7 +186,7 @@ impl Publisher {
         self.0.signal.send_replace(Signal::Published);
     }
 
-    /// Ends every stream, so that subscribers look for another controller at once.
+    /// Ends every stream and takes no new one, so that subscribers look for another controller.
     pub fn close(&self) {
         self.0.signal.send_replace(Signal::Closing);
     }

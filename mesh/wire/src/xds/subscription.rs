@@ -292,8 +292,9 @@ fn nack_text(unreadable: usize, rejected: &[Rejected]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ADDRESS, AUTHORIZATION, message};
+    use super::super::message;
     use super::*;
+    use crate::codec::{ADDRESS, AUTHORIZATION};
     use bytes::Bytes;
 
     fn tunnel(address: Mode) -> Subscriptions {

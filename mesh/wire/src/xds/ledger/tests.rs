@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::*;
+use crate::codec::{ADDRESS, AUTHORIZATION};
 use crate::xds::{
-    ADDRESS, AUTHORIZATION, Mode, Rejected,
+    Mode, Rejected,
     message::{Envelope, Response},
     subscription::{Asked, Subscriptions},
 };
@@ -253,6 +254,16 @@ fn a_large_response_is_split_and_nothing_is_lost_between_the_parts() {
     removed.sort();
     assert_eq!(removed, ["r7", "r9"]);
     assert!(!peer.0.is_starting());
+}
+
+#[test]
+fn a_subscriber_to_everything_remembers_no_resource() {
+    let mut ledger = ledger();
+    put(&mut ledger, (0..10_000).map(|i| resource(&format!("resource-{i}"), "1")));
+    let mut peer = Peer::new(&ledger, wildcard(ADDRESS, &[("resource-1", "1"), ("resource-2", "0")]));
+    assert_eq!(peer.next(&ledger).unwrap().0.len(), 9_999);
+    let remembered = format!("{:?}", peer.0);
+    assert!(!remembered.contains("resource") && remembered.len() < 300, "{remembered}");
 }
 
 #[test]
