@@ -21,6 +21,7 @@ pub mod dns;
 pub mod kubelet;
 pub mod link;
 pub mod manifest;
+pub mod mesh;
 pub mod netns;
 pub mod network;
 pub mod node;

@@ -60,8 +60,12 @@ impl Node {
 
     /// Starts a program that stays; its output is appended to the log `<node>.<name>.log` of the lab.
     pub fn spawn(&self, name: &str, program: &Program) -> Result<Process, ProcessError> {
-        let log = self.logs.join(format!("{}.{name}.log", self.name));
-        Process::start(Some(&self.netns), program, &log)
+        Process::start(Some(&self.netns), program, &self.log(name))
+    }
+
+    /// The log file of its program of that name.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{}.{name}.log", self.name))
     }
 
     /// What makes this namespace a node: `ip` commands.
