@@ -1,1 +1,0 @@
-//! Moves bytes both ways between two streams.
