@@ -111,11 +111,8 @@ pub fn reason(outcome: &Outcome) -> Reason {
 /// Ends that a healthy control plane causes: it restarts, moves its load, or a proxy in between does.
 fn is_routine(code: tonic::Code, message: &str) -> bool {
     use tonic::Code::{Cancelled, DeadlineExceeded, Unavailable, Unknown};
-    match code {
-        Unknown | Cancelled | DeadlineExceeded => true,
-        Unavailable => message.contains("transport is closing") || message.contains("received prior goaway"),
-        _ => false,
-    }
+    let shutting = || message.contains("transport is closing") || message.contains("received prior goaway");
+    matches!(code, Unknown | Cancelled | DeadlineExceeded) || (code == Unavailable && shutting())
 }
 
 impl Backoff {

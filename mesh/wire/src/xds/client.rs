@@ -287,7 +287,8 @@ where
 /// Everything that may be said to the control plane, and who waits for an answer.
 struct Asks {
     subscriptions: Subscriptions,
-    waiters: HashMap<(String, String), Vec<oneshot::Sender<Result<(), DemandError>>>>,
+    /// By type and key.
+    waiters: HashMap<(String, String), Vec<Waiter>>,
     inbox: mpsc::Receiver<Demand>,
     /// To be sent as soon as the transport takes it. Holds at most one request for each demanded key
     /// and one answer for each response that the server sent without reading.
@@ -298,8 +299,11 @@ struct Asks {
 struct Demand {
     type_url: String,
     key: String,
-    done: oneshot::Sender<Result<(), DemandError>>,
+    done: Waiter,
 }
+
+/// Somebody who cannot go on without an answer.
+type Waiter = oneshot::Sender<Result<(), DemandError>>;
 
 /// The type of a future that does not end.
 enum Never {}
@@ -353,7 +357,7 @@ impl Asks {
                 let _gone = done.send(Err(DemandError::NotOnDemand));
                 return;
             }
-            Asked::Request(request) => self.backlog.push_back(request),
+            Asked::Request(request) => self.backlog.push_back(*request),
             Asked::Already => {}
         }
         self.waiters.entry((type_url, key)).or_default().push(done);

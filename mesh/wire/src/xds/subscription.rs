@@ -70,7 +70,7 @@ pub(super) struct Settled {
 #[derive(Debug)]
 pub(super) enum Asked {
     /// Send this.
-    Request(DeltaDiscoveryRequest),
+    Request(Box<DeltaDiscoveryRequest>),
     /// An earlier request asks for it already.
     Already,
     /// Everything of this type comes by itself, or the type is not subscribed at all.
@@ -152,11 +152,11 @@ impl Subscriptions {
         if !kind.pending.insert(key.to_owned()) {
             return Asked::Already;
         }
-        Asked::Request(DeltaDiscoveryRequest {
+        Asked::Request(Box::new(DeltaDiscoveryRequest {
             type_url: type_url.to_owned(),
             resource_names_subscribe: vec![key.to_owned()],
             ..DeltaDiscoveryRequest::default()
-        })
+        }))
     }
 
     /// Nobody waits for this key any more, so it need not survive a reconnect.
@@ -455,7 +455,7 @@ mod tests {
             resource_names_subscribe: vec!["/10.0.0.1".into()],
             ..DeltaDiscoveryRequest::default()
         };
-        assert_eq!(request, expected);
+        assert_eq!(*request, expected);
         assert!(matches!(s.demand(ADDRESS, "/10.0.0.1"), Asked::Already));
         assert!(matches!(s.demand(AUTHORIZATION, "x"), Asked::NotOnDemand));
         assert!(matches!(s.demand("other", "x"), Asked::NotOnDemand));

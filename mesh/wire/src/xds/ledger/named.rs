@@ -5,9 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
-
-use super::shelf::{Entry, Shelf};
+use super::{
+    shelf::{Entry, Shelf},
+    subscriber::Changes,
+};
 use crate::xds::message;
 
 /// One on-demand subscription: what was asked, what was sent.
@@ -89,7 +90,7 @@ impl Named {
     }
 
     /// What to send now, at most about `limit` bytes; the rest stays due.
-    pub(super) fn take(&mut self, shelf: &Shelf, limit: usize) -> (Vec<Bytes>, Vec<String>) {
+    pub(super) fn take(&mut self, shelf: &Shelf, limit: usize) -> Changes {
         for key in std::mem::take(&mut self.asks) {
             let found = shelf.answer(&key);
             if found.is_empty() {
@@ -112,7 +113,7 @@ impl Named {
             size += resource.len();
             resources.push(resource);
         }
-        (resources, removed)
+        Changes { resources, removed }
     }
 
     fn has(&self, entry: &Entry) -> bool {

@@ -178,7 +178,7 @@ impl Shelf {
 
     /// Names removed after one change, up to and including another.
     pub(super) fn removals_between(&self, after: u64, upto: u64) -> impl Iterator<Item = &Arc<str>> {
-        let range = (after < upto).then(|| (Bound::Excluded(after), Bound::Included(upto)));
+        let range = (after < upto).then_some((Bound::Excluded(after), Bound::Included(upto)));
         range.into_iter().flat_map(|range| self.removals.range(range)).map(|(_, name)| name)
     }
 

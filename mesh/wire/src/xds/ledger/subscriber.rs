@@ -69,6 +69,15 @@ struct CatchUp {
     removed: Vec<String>,
 }
 
+/// What one response tells.
+#[derive(Debug)]
+pub(super) struct Changes {
+    /// Encoded, to be applied after the removals.
+    pub(super) resources: Vec<Bytes>,
+    /// Names.
+    pub(super) removed: Vec<String>,
+}
+
 /// What a request was.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::xds) enum Heard {
@@ -150,7 +159,8 @@ impl Subscriber {
         }
         for subscription in &mut self.subscriptions {
             let Some(shelf) = ledger.shelves().get(subscription.shelf) else { continue };
-            let Some((resources, removed)) = subscription.next(shelf, ledger.limits.response)? else {
+            let Some(Changes { resources, removed }) = subscription.next(shelf, ledger.limits.response)?
+            else {
                 continue;
             };
             self.nonces += 1;
@@ -267,7 +277,7 @@ impl Subscription {
         Ok(())
     }
 
-    fn next(&mut self, shelf: &Shelf, limit: usize) -> Result<Option<(Vec<Bytes>, Vec<String>)>, Lagging> {
+    fn next(&mut self, shelf: &Shelf, limit: usize) -> Result<Option<Changes>, Lagging> {
         if self.in_flight.is_some() {
             return Ok(None);
         }
@@ -278,7 +288,7 @@ impl Subscription {
         if known < shelf.floor() {
             return Err(Lagging);
         }
-        let (resources, removed) = match &mut self.scope {
+        let changes = match &mut self.scope {
             Scope::Named(named) => {
                 named.absorb(shelf, self.position);
                 self.position = shelf.latest();
@@ -288,11 +298,11 @@ impl Subscription {
         };
         // The first response of a wildcard type is sent even when it is empty: tunnels wait for it.
         let wanted = !self.answered && matches!(self.scope, Scope::Everything(_));
-        if resources.is_empty() && removed.is_empty() && !wanted {
+        if changes.resources.is_empty() && changes.removed.is_empty() && !wanted {
             return Ok(None);
         }
         self.answered = true;
-        Ok(Some((resources, removed)))
+        Ok(Some(changes))
     }
 
     fn progress(&self, shelf: &Shelf) -> Progress {
@@ -332,12 +342,7 @@ impl CatchUp {
 }
 
 /// The log after `position`, as far as fits; moves the position there.
-fn tail(
-    shelf: &Shelf,
-    position: &mut u64,
-    catch_up: &mut Option<CatchUp>,
-    limit: usize,
-) -> (Vec<Bytes>, Vec<String>) {
+fn tail(shelf: &Shelf, position: &mut u64, catch_up: &mut Option<CatchUp>, limit: usize) -> Changes {
     let start = *position;
     let (mut resources, mut size) = (Vec::new(), 0);
     let mut reached = shelf.latest();
@@ -364,5 +369,5 @@ fn tail(
     }
     *position = reached;
     catch_up.take_if(|c| reached >= c.upto);
-    (resources, removed)
+    Changes { resources, removed }
 }

@@ -558,7 +558,7 @@ fn live(world: &mut World, steps: Vec<Step>, demanded: &mut BTreeSet<String>) {
                 // Odd numbers are demanded by alias.
                 let key = if n % 2 == 0 { format!("r{n}") } else { format!("alias-{n}") };
                 if let Asked::Request(request) = world.client.demand(world.type_url, &key) {
-                    world.up.push(request);
+                    world.up.push(*request);
                 }
                 demanded.insert(format!("r{n}"));
             }
@@ -607,7 +607,7 @@ proptest! {
         for name in &demanded {
             let key = if world.truth.contains_key(name) { name.clone() } else { continue };
             if let Asked::Request(request) = world.client.demand(ADDRESS, &key) {
-                world.up.push(request);
+                world.up.push(*request);
             }
         }
         world.settle();
