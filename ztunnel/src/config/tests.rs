@@ -81,8 +81,8 @@ fn the_address_of_the_control_plane_is_found_in_order() {
     let none = Given::default();
     let in_cluster = ("KUBERNETES_SERVICE_HOST", "10.0.0.1");
     let own = ("PROXY_CONFIG", "discoveryAddress: own:15012");
-    let cases: [(&Given, &[(&str, &str)], Option<&str>); 7] = [
-        (&none, &[in_cluster], Some("https://istiod.istio-system.svc:15012")),
+    let cases = [
+        (&none, &[in_cluster][..], Some("https://istiod.istio-system.svc:15012")),
         (&mesh, &[in_cluster], Some("https://mesh:15012")),
         (&mesh, &[in_cluster, own], Some("https://own:15012")),
         (&mesh, &[own, ("XDS_ADDRESS", "env:1")], Some("https://env:1")),

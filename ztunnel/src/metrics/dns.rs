@@ -164,18 +164,19 @@ impl Collector for Dns {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         let mut all = self.series.all();
         all.extend((self.overflow.requests.load(Ordering::Relaxed) > 0).then(|| self.overflow.clone()));
-        let counters: [(&str, &str, fn(&DnsSeries) -> &AtomicU64); 3] = [
-            ("istio_dns_requests", "Requests to the DNS proxy", |one| &one.requests),
-            ("istio_dns_upstream_requests", "Requests that were forwarded", |one| &one.upstream_requests),
-            ("istio_dns_upstream_failures", "Forwarded requests that failed", |one| &one.upstream_failures),
-        ];
-        for (name, help, value) in counters {
+        let mut counter = |name: &str, help: &str, value: fn(&DnsSeries) -> &AtomicU64| {
             let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
             for one in &all {
                 let value = ConstCounter::new(value(one).load(Ordering::Relaxed));
                 value.encode(family.encode_family(&one.labels.shown())?)?;
             }
-        }
+            Ok::<(), fmt::Error>(())
+        };
+        counter("istio_dns_requests", "Requests to the DNS proxy", |one| &one.requests)?;
+        counter("istio_dns_upstream_requests", "Requests that were forwarded", |one| &one.upstream_requests)?;
+        counter("istio_dns_upstream_failures", "Forwarded requests that failed", |one| {
+            &one.upstream_failures
+        })?;
         let name = "istio_dns_upstream_request_duration_seconds";
         let help = "How long forwarded requests took";
         let mut family = to.encode_descriptor(name, help, None, MetricType::Histogram)?;
