@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Write as _;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
@@ -129,6 +129,12 @@ pub struct Loaded {
     pub stale: BTreeSet<ObjectKey>,
     /// Whether a limit kept objects from being read: what is missing here may still be there.
     pub truncated: bool,
+}
+
+/// Reads a text as if it were a file of the directory: what is piped into a command, say.
+pub fn read_text(file: &Path, text: &str) -> Loaded {
+    let contents = document::read_yaml(&Arc::from(file), text);
+    assemble(Found { documents: contents.documents, problems: contents.problems, ..Found::default() })
 }
 
 /// Names one object: kind, namespace and name.

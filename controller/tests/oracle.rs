@@ -1,0 +1,271 @@
+//! The argument for correctness: whatever happens in whatever order, what is published in the end is the translation
+//! from scratch of what is there in the end.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use ambit_controller::cluster::object::{Key, Object};
+use ambit_controller::cluster::{EntryVisibility, L7Deny, Settings};
+use ambit_controller::engine::Engine;
+use ambit_controller::publish::Sink;
+use ambit_controller::source::Event;
+use ambit_wire::xds::Resource;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// What a subscriber that got everything would hold.
+#[derive(Clone, Default)]
+struct Held(Arc<Mutex<BTreeMap<(String, String), Resource>>>);
+
+impl Sink for Held {
+    fn update(&self, type_url: &str, upserts: Vec<Resource>, removals: &[String]) {
+        let mut held = self.0.lock().unwrap();
+        for name in removals {
+            let gone = held.remove(&(type_url.to_owned(), name.clone()));
+            assert!(gone.is_some(), "{name} was removed and is not there");
+        }
+        for resource in upserts {
+            let key = (type_url.to_owned(), resource.name.clone());
+            assert!(held.get(&key) != Some(&resource), "{} was sent and had not changed", resource.name);
+            held.insert(key, resource);
+        }
+    }
+
+    fn open(&self) {}
+}
+
+impl Held {
+    fn contents(&self) -> BTreeMap<(String, String), Resource> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(Value),
+    Erase(prop::sample::Index),
+}
+
+fn object(value: &Value) -> Object {
+    support::objects(&value.to_string()).remove(0)
+}
+
+fn pick(options: &'static [&'static str]) -> impl Strategy<Value = &'static str> {
+    prop::sample::select(options)
+}
+
+/// Some of these labels or annotations, each with one of its values.
+fn some(of: &'static [(&'static str, &'static [&'static str])]) -> impl Strategy<Value = Value> {
+    let each = of.iter().map(|(key, values)| {
+        prop::option::weighted(0.3, pick(values)).prop_map(move |value| value.map(|value| (*key, value)))
+    });
+    each.collect::<Vec<_>>().prop_map(|pairs| {
+        Value::Object(pairs.into_iter().flatten().map(|(k, v)| (k.to_owned(), v.into())).collect())
+    })
+}
+
+const NAMESPACES: &[&str] = &["shop", "other", "istio-system"];
+const NAMES: &[&str] = &["a", "b", "c"];
+const CREATED: &[&str] = &["2020-01-01T00:00:00Z", "2021-01-01T00:00:00Z", "2022-01-01T00:00:00Z"];
+const WAYPOINTS: &[&str] = &["gate", "gate2", "none"];
+const BINDING: &[(&str, &[&str])] = &[
+    ("app", &["x", "y"]),
+    ("istio.io/use-waypoint", WAYPOINTS),
+    ("istio.io/use-waypoint-namespace", &["shop", "other"]),
+    ("istio.io/use-waypoint-canary", &["gate", "gate2"]),
+    ("istio.io/ingress-use-waypoint", &["true"]),
+    ("gateway.networking.k8s.io/gateway-name", &["gate"]),
+    ("topology.istio.io/network", &["n1", "n2"]),
+    ("gateway.istio.io/managed", &["istio.io-mesh-controller"]),
+    ("networking.istio.io/tunnel", &["http"]),
+];
+const ANNOTATIONS: &[(&str, &[&str])] = &[
+    ("ambient.istio.io/redirection", &["enabled"]),
+    ("networking.istio.io/traffic-distribution", &["PreferClose", "PreferSameNode"]),
+    ("istio.io/use-waypoint-canary-weight", &["10", "x"]),
+    ("istio.io/dry-run", &["true"]),
+];
+
+fn meta() -> impl Strategy<Value = Value> {
+    (pick(NAMESPACES), pick(NAMES), some(BINDING), some(ANNOTATIONS), pick(CREATED)).prop_map(
+        |(namespace, name, labels, annotations, created)| {
+            json!({"namespace": namespace, "name": name, "labels": labels, "annotations": annotations,
+                   "creationTimestamp": created})
+        },
+    )
+}
+
+fn selector() -> impl Strategy<Value = Option<Value>> {
+    prop::option::of(pick(&["x", "y"]).prop_map(|app| json!({"app": app})))
+}
+
+fn shape(api: &'static str, kind: &'static str, meta: Value, spec: Value, status: Value) -> Value {
+    json!({"apiVersion": api, "kind": kind, "metadata": meta, "spec": spec, "status": status})
+}
+
+fn any_object() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        2 => (pick(NAMESPACES), some(BINDING), some(ANNOTATIONS)).prop_map(|(name, labels, annotations)| {
+            shape("v1", "Namespace", json!({"name": name, "labels": labels, "annotations": annotations}), json!({}), json!({}))
+        }),
+        1 => (pick(&["n1", "n2"]), pick(&["r", "s"])).prop_map(|(name, region)| {
+            let labels = json!({"topology.kubernetes.io/region": region});
+            shape("v1", "Node", json!({"name": name, "labels": labels}), json!({}), json!({}))
+        }),
+        5 => (meta(), pick(&["n1", "n2", "n3"]), pick(&["Running", "Running", "Succeeded"]), pick(&["x", "z"]), any::<bool>())
+            .prop_map(|(meta, node, phase, account, ready)| {
+                let spec = json!({"nodeName": node, "serviceAccountName": account, "containers":
+                    [{"name": "c", "ports": [{"name": "http", "containerPort": 8080}]}]});
+                let ready = if ready { "True" } else { "False" };
+                let status = json!({"phase": phase, "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": ready}]});
+                shape("v1", "Pod", meta, spec, status)
+            }),
+        4 => (meta(), selector(), pick(&["ClusterIP", "ClusterIP", "ExternalName"]), pick(&["http", "8081"]))
+            .prop_map(|(meta, selector, kind, target)| {
+                let spec = json!({"type": kind, "selector": selector, "clusterIP": "10.1.0.1",
+                    "ports": [{"name": "p", "port": 80, "targetPort": target}]});
+                shape("v1", "Service", meta, spec, json!({}))
+            }),
+        2 => (meta(), pick(NAMES), pick(NAMES), any::<bool>()).prop_map(|(mut meta, service, pod, is_pod)| {
+            meta["labels"]["kubernetes.io/service-name"] = service.into();
+            let target = json!({"kind": "Pod", "name": pod});
+            let endpoint = if is_pod {
+                json!({"addresses": ["10.0.0.1"], "targetRef": target})
+            } else {
+                json!({"addresses": ["192.0.2.1", "192.0.2.2"]})
+            };
+            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": meta, "addressType": "IPv4",
+                   "endpoints": [endpoint], "ports": [{"name": "p", "port": 9}]})
+        }),
+        4 => (
+            meta(),
+            prop::collection::vec(pick(&["h1", "h2", "*.h3", "a.shop.svc.cluster.local"]), 1..3),
+            pick(&["STATIC", "DNS", "NONE", "DYNAMIC_DNS"]),
+            prop::collection::vec(pick(&["192.0.2.1", "192.0.2.2", "e1"]), 0..3),
+            selector(),
+            any::<bool>(),
+        )
+            .prop_map(|(meta, hosts, resolution, endpoints, selector, addressed)| {
+                let endpoints: Vec<_> =
+                    endpoints.iter().map(|one| json!({"address": one, "labels": {"app": "x"}})).collect();
+                let addresses = if addressed { json!(["10.2.0.1", "10.3.0.0/16"]) } else { json!([]) };
+                let spec = json!({"hosts": hosts, "resolution": resolution, "endpoints": endpoints, "addresses": addresses,
+                    "workloadSelector": selector.map(|labels| json!({"labels": labels})),
+                    "ports": [{"number": 80, "name": "http"}]});
+                shape("networking.istio.io/v1", "ServiceEntry", meta, spec, json!({}))
+            }),
+        2 => (meta(), pick(&["192.0.2.9", "vm"])).prop_map(|(meta, address)| {
+            shape("networking.istio.io/v1", "WorkloadEntry", meta, json!({"address": address, "labels": {"app": "y"}}), json!({}))
+        }),
+        3 => (meta(), selector(), pick(&["ALLOW", "DENY", "AUDIT"]), pick(&["ports", "methods"]))
+            .prop_map(|(meta, selector, action, attribute)| {
+                let spec = json!({"selector": selector.map(|labels| json!({"matchLabels": labels})), "action": action,
+                    "rules": [{"to": [{"operation": {attribute: ["80"]}}]}]});
+                shape("security.istio.io/v1", "AuthorizationPolicy", meta, spec, json!({}))
+            }),
+        3 => (meta(), selector(), pick(&["UNSET", "STRICT", "PERMISSIVE"]), prop::option::of(pick(&["STRICT", "PERMISSIVE", "DISABLE"])))
+            .prop_map(|(meta, selector, mode, port)| {
+                let ports = port.map(|mode| json!({"80": {"mode": mode}}));
+                let spec = json!({"selector": selector.map(|labels| json!({"matchLabels": labels})),
+                    "mtls": {"mode": mode}, "portLevelMtls": ports.unwrap_or(json!({}))});
+                shape("security.istio.io/v1", "PeerAuthentication", meta, spec, json!({}))
+            }),
+        3 => (
+            pick(NAMESPACES),
+            pick(&["gate", "gate2"]),
+            pick(&["istio-waypoint", "istio", "special"]),
+            pick(&["service", "workload", "all"]),
+            pick(&["", "10.5.0.1", "gate.shop.svc"]),
+            pick(&["Same", "All", "Selector"]),
+        )
+            .prop_map(|(namespace, name, class, traffic, address, from)| {
+                let meta = json!({"namespace": namespace, "name": name, "labels": {"istio.io/waypoint-for": traffic}});
+                let spec = json!({"gatewayClassName": class, "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE",
+                    "allowedRoutes": {"namespaces": {"from": from, "selector": {"matchLabels": {"app": "x"}}}}}]});
+                let kind = if address.starts_with('g') { "Hostname" } else { "IPAddress" };
+                let status = if address.is_empty() { json!({}) } else { json!({"addresses": [{"type": kind, "value": address}]}) };
+                shape("gateway.networking.k8s.io/v1", "Gateway", meta, spec, status)
+            }),
+        1 => (pick(&["istio-waypoint", "special"]), pick(&["istio.io/mesh-controller", "other"]), pick(&["PROXY/15088", "NONE"]))
+            .prop_map(|(name, controller, binding)| {
+                let meta = json!({"name": name, "annotations": {"ambient.istio.io/waypoint-inbound-binding": binding}});
+                shape("gateway.networking.k8s.io/v1", "GatewayClass", meta, json!({"controllerName": controller}), json!({}))
+            }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => any_object().prop_map(Step::Write),
+        1 => any::<prop::sample::Index>().prop_map(Step::Erase),
+    ]
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let visibility = prop::option::of(prop::sample::select(
+        &[EntryVisibility::Public, EntryVisibility::Namespace, EntryVisibility::None][..],
+    ));
+    (any::<bool>(), any::<bool>(), any::<bool>(), visibility).prop_map(
+        |(auto_allow, dry_run, upstream, visibility)| Settings {
+            auto_allow_waypoints: auto_allow,
+            dry_run_policies: dry_run,
+            l7_deny: if upstream { L7Deny::Upstream } else { L7Deny::Deny },
+            entry_visibility: visibility,
+            ..Settings::default()
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_published_in_the_end_is_the_translation_from_scratch(
+        settings in settings(),
+        steps in prop::collection::vec(step(), 1..60),
+        batch in 1usize..8,
+        synced_after in 0usize..20,
+    ) {
+        let step_by_step = Held::default();
+        let mut engine = Engine::new(settings.clone(), step_by_step.clone());
+        let mut there: BTreeMap<Key, Object> = BTreeMap::new();
+        let mut events = Vec::new();
+        for (index, step) in steps.iter().enumerate() {
+            if index == synced_after {
+                events.push(Event::Synced);
+            }
+            match step {
+                Step::Write(value) => {
+                    let object = object(value);
+                    there.insert(object.key(), object.clone());
+                    events.push(Event::Upsert(object));
+                }
+                Step::Erase(which) => {
+                    if let Some(key) = (!there.is_empty()).then(|| which.get(&there.keys().collect::<Vec<_>>()).to_owned().clone()) {
+                        there.remove(&key);
+                        events.push(Event::Delete(key));
+                    }
+                }
+            }
+            if events.len() >= batch {
+                engine.absorb(events.drain(..));
+            }
+        }
+        events.push(Event::Synced);
+        engine.absorb(events);
+
+        let from_scratch = Held::default();
+        let all = there.into_values().map(Event::Upsert).chain([Event::Synced]);
+        Engine::new(settings, from_scratch.clone()).absorb(all);
+        let (got, want) = (step_by_step.contents(), from_scratch.contents());
+        let names: Vec<_> = got.keys().collect();
+        prop_assert_eq!(names, want.keys().collect::<Vec<_>>());
+        for (name, resource) in want {
+            prop_assert_eq!(&got[&name], &resource, "{:?}", name);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! A cluster from YAML, and what the mesh knows of it.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "each test binary includes this file as a module of its own")]
+
+use std::path::Path;
+
+use ambit_api::directory::read_text;
+use ambit_controller::cluster::object::{EntryAddress, Key, Kind, Name, Object, Parsed, parse};
+use ambit_controller::cluster::{Cluster, Settings};
+use ambit_controller::impact::everything;
+use ambit_controller::source::Event;
+use ambit_controller::translate::{Output, PolicySource, Translated, WorkloadSource, status, translate};
+use ambit_model::authz::{Facts, Policy, Scope, Verdict, check};
+use ambit_model::identity::Identity;
+use ambit_model::name::ServiceKey;
+use ambit_model::service::Service;
+use ambit_model::workload::Workload;
+
+/// The objects of a YAML text, all of which must be understood.
+pub fn objects(yaml: &str) -> Vec<Object> {
+    let loaded = read_text(Path::new("test.yaml"), yaml);
+    assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+    let understood = |document| match parse(document) {
+        Parsed::Object(object) => object,
+        other => panic!("{other:?}"),
+    };
+    loaded.objects.iter().map(understood).collect()
+}
+
+/// What the door says of the first document of a YAML text.
+pub fn at_the_door(yaml: &str) -> Parsed {
+    parse(read_text(Path::new("test.yaml"), yaml).objects.first().unwrap())
+}
+
+pub fn cluster(yaml: &str) -> Cluster {
+    cluster_with(Settings::default(), yaml)
+}
+
+pub fn cluster_with(settings: Settings, yaml: &str) -> Cluster {
+    of_objects(settings, objects(yaml))
+}
+
+pub fn of_objects(settings: Settings, objects: Vec<Object>) -> Cluster {
+    let mut cluster = Cluster::new(settings);
+    for object in objects {
+        cluster.apply(Event::Upsert(object));
+    }
+    cluster.settle();
+    cluster
+}
+
+pub fn pod(cluster: &Cluster, namespace: &str, name: &str) -> Option<Workload> {
+    workload(cluster, WorkloadSource::Pod(Name::new(namespace, name)))
+}
+
+pub fn entry(cluster: &Cluster, namespace: &str, name: &str) -> Option<Workload> {
+    workload(cluster, WorkloadSource::Entry(Name::new(namespace, name)))
+}
+
+pub fn inline(cluster: &Cluster, namespace: &str, name: &str, address: &str) -> Option<Workload> {
+    let address = match address.parse() {
+        Ok(ip) => EntryAddress::Ip(ip),
+        Err(_) => EntryAddress::Host(address.into()),
+    };
+    workload(cluster, WorkloadSource::Inline { entry: Name::new(namespace, name), address })
+}
+
+pub fn workload(cluster: &Cluster, source: WorkloadSource) -> Option<Workload> {
+    match translate(cluster, &Output::Workload(source))? {
+        Translated::Workload(workload) => Some(workload),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// `namespace/hostname`.
+pub fn service(cluster: &Cluster, key: &str) -> Option<Service> {
+    match translate(cluster, &Output::Service(ServiceKey::parse(key).unwrap()))? {
+        Translated::Service(service) => Some(service),
+        other => panic!("{other:?}"),
+    }
+}
+
+pub fn policy(cluster: &Cluster, source: PolicySource) -> Option<Policy> {
+    match translate(cluster, &Output::Policy(source))? {
+        Translated::Policy(policy) => Some(policy),
+        other => panic!("{other:?}"),
+    }
+}
+
+pub fn authorization(cluster: &Cluster, namespace: &str, name: &str) -> Option<Policy> {
+    policy(cluster, PolicySource::Authorization(Name::new(namespace, name)))
+}
+
+/// Every policy that is sent.
+pub fn policies(cluster: &Cluster) -> Vec<Policy> {
+    let all = everything(cluster).into_iter().filter_map(|output| match output {
+        Output::Policy(source) => policy(cluster, source),
+        Output::Workload(_) | Output::Service(_) => None,
+    });
+    all.collect()
+}
+
+/// What a tunnel decides of a connection to `to:port`, as it finds its policies (protocols 6.1).
+pub fn verdict(cluster: &Cluster, to: &Workload, port: u16, from: Option<&str>) -> Verdict {
+    verdict_from(cluster, to, port, from, "10.9.9.9")
+}
+
+pub fn verdict_from(cluster: &Cluster, to: &Workload, port: u16, from: Option<&str>, ip: &str) -> Verdict {
+    let peer = from.map(|text| text.parse::<Identity>().unwrap());
+    let facts = Facts {
+        peer: peer.as_ref(),
+        source: ip.parse().unwrap(),
+        destination: (to.addresses[0], port).into(),
+    };
+    let all = policies(cluster);
+    let applies = |policy: &&Policy| match policy.scope {
+        Scope::Global => true,
+        Scope::Namespace => policy.key.namespace == to.namespace,
+        Scope::WorkloadSelector => to.authorization_policies.contains(&policy.key),
+    };
+    check(all.iter().filter(applies), &facts)
+}
+
+/// `type=status reason` of each condition of an object.
+pub fn conditions(cluster: &Cluster, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
+    let key = Key { kind, name: Name::new(namespace, name) };
+    let one = |condition: &status::Condition| {
+        format!("{}={} {}", condition.kind, condition.status, condition.reason)
+    };
+    status::of(cluster, &key).iter().map(one).collect()
+}
+
+/// A running pod that is captured.
+pub fn pod_yaml(namespace: &str, name: &str, ip: &str, labels: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  uid: u-{name}\n  \
+         labels: {{{labels}}}\n  annotations: {{ambient.istio.io/redirection: enabled}}\n\
+         spec:\n  nodeName: n1\n  serviceAccountName: {name}\n  containers:\n  - name: a\n    ports: \
+         [{{name: http, containerPort: 8080}}]\nstatus:\n  phase: Running\n  podIP: {ip}\n  \
+         conditions: [{{type: Ready, status: \"True\"}}]\n---\n"
+    )
+}
