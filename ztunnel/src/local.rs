@@ -105,7 +105,7 @@ struct LocalWorkload {
     locality: Place,
     network_mode: String,
     capacity: Option<u32>,
-    services: BTreeMap<String, BTreeMap<u16, u16>>,
+    services: BTreeMap<String, BTreeMap<LocalPort, u16>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -124,11 +124,34 @@ struct LocalService {
     hostname: String,
     vips: Vec<String>,
     cidr_vips: Vec<String>,
-    ports: BTreeMap<u16, u16>,
+    ports: BTreeMap<LocalPort, u16>,
     subject_alt_names: Vec<String>,
     waypoint: Option<LocalGateway>,
     load_balancer: Option<LocalBalancing>,
     canonical: bool,
+}
+
+/// A port as a key: JSON knows text only, YAML numbers too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "PortKey")]
+struct LocalPort(u16);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PortKey {
+    Number(u16),
+    Text(String),
+}
+
+impl TryFrom<PortKey> for LocalPort {
+    type Error = std::num::ParseIntError;
+
+    fn try_from(key: PortKey) -> Result<Self, Self::Error> {
+        match key {
+            PortKey::Number(port) => Ok(Self(port)),
+            PortKey::Text(text) => text.parse().map(Self),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -423,8 +446,8 @@ impl LocalMatch {
     }
 }
 
-fn port_map(ports: &BTreeMap<u16, u16>) -> PortMap {
-    ports.iter().map(|(port, target)| (*port, TargetPort::from_number(*target))).collect()
+fn port_map(ports: &BTreeMap<LocalPort, u16>) -> PortMap {
+    ports.iter().map(|(port, target)| (port.0, TargetPort::from_number(*target))).collect()
 }
 
 fn service_key(field: &'static str, text: &str) -> Result<ServiceKey, LocalError> {
