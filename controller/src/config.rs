@@ -9,31 +9,36 @@ use std::{
     time::Duration,
 };
 
-use ambit_model::name::{Namespace, ServiceAccount};
-use ambit_runtime::admin::Address;
+use ambit_model::{
+    identity::Identity,
+    name::{Namespace, ServiceAccount},
+};
+use ambit_runtime::{
+    admin::Address,
+    env::Env,
+    telemetry::{Filter, Format},
+};
 use clap::{Args, Parser};
 
 use crate::cluster::{EntryVisibility, L7Deny, Settings};
 
 /// Tells tunnels and waypoints what the mesh is, and signs their certificates.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "controller", version)]
+#[command(name = "controller", version = ambit_runtime::version::VERSION)]
 pub struct Config {
     /// Where objects come from: `directory:PATH`.
     #[arg(long, env = "SOURCE", value_name = "KIND:WHERE")]
     pub source: Source,
 
-    /// Where tunnels connect, for configuration and certificates.
-    #[arg(long, env = "XDS_ADDR", default_value_t = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15012))]
+    /// Where tunnels connect, for configuration and certificates; TLS only.
+    #[arg(long, env = "XDS_ADDR", value_name = "IP:PORT",
+        default_value_t = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15012))]
     pub listen: SocketAddr,
 
-    /// Where the pages for operators are: `IP:PORT` or `unix:PATH`.
-    #[arg(long, env = "ADMIN_ADDR", default_value = "127.0.0.1:15000")]
+    /// Where health, metrics and the pages for operators are: `IP:PORT` or `unix:PATH`. Nobody is asked who he is
+    /// there.
+    #[arg(long, env = "ADMIN_ADDR", value_name = "ADDRESS", default_value = "localhost:15014")]
     pub admin: Address,
-
-    /// Where metrics are.
-    #[arg(long, env = "METRICS_ADDR", default_value_t = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15014))]
-    pub metrics: SocketAddr,
 
     /// What holds for the whole mesh.
     #[command(flatten)]
@@ -47,13 +52,17 @@ pub struct Config {
     #[command(flatten)]
     pub authority: Authority,
 
-    /// What to log: a level, or `module=level` pairs, separated by commas.
-    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
-    pub log: String,
+    /// What to log: a level, or `scope:level` pairs, separated by commas.
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = filter)]
+    pub log: Filter,
 
     /// How to log: `text` or `json`.
     #[arg(long, env = "LOG_FORMAT", default_value = "text")]
-    pub log_format: String,
+    pub log_format: Format,
+
+    /// How long subscribers may take to leave when the controller ends.
+    #[arg(long, env = "DRAIN_DEADLINE", value_name = "TIME", value_parser = duration, default_value = "5s")]
+    pub drain_deadline: Duration,
 }
 
 /// What holds for the whole mesh and is not written in objects.
@@ -113,55 +122,100 @@ impl Mesh {
 #[derive(Debug, Clone, Args)]
 pub struct Access {
     /// A directory with a token for each node: the file's name is the node's, its content what the node's tunnel sends.
-    #[arg(long, env = "TOKENS")]
-    pub tokens: Option<PathBuf>,
+    /// It is read again when it changes.
+    #[arg(long, env = "TOKENS", value_name = "DIR")]
+    pub tokens: PathBuf,
+
+    /// The account that the tunnels of nodes with a token run as, in the system namespace.
+    #[arg(long, env = "TUNNEL_ACCOUNT", value_name = "NAME", default_value = "ztunnel")]
+    pub tunnel_account: String,
 
     /// Accounts that may ask for certificates of the pods on their node, `namespace/account`, separated by commas.
-    #[arg(
-        long,
-        env = "CA_TRUSTED_NODE_ACCOUNTS",
-        value_delimiter = ',',
-        default_value = "istio-system/ztunnel"
-    )]
+    /// Unset: the tunnels' own.
+    #[arg(long, env = "CA_TRUSTED_NODE_ACCOUNTS", value_delimiter = ',')]
     pub trusted_node_accounts: Vec<Account>,
+}
+
+impl Access {
+    /// Whom a node's token proves its caller to be.
+    pub fn tunnel_identity(&self, mesh: &Mesh) -> Identity {
+        Identity::new(
+            mesh.trust_domain.as_str(),
+            mesh.system_namespace.as_str(),
+            self.tunnel_account.as_str(),
+        )
+    }
+
+    /// Who may ask for certificates of others.
+    pub fn trusted(&self, mesh: &Mesh) -> Vec<Account> {
+        if !self.trusted_node_accounts.is_empty() {
+            return self.trusted_node_accounts.clone();
+        }
+        vec![Account {
+            namespace: mesh.system_namespace.as_str().into(),
+            service_account: self.tunnel_account.as_str().into(),
+        }]
+    }
 }
 
 /// How certificates are signed.
 #[derive(Debug, Clone, Args)]
 pub struct Authority {
-    /// Where the root is kept, made once and readable by its owner only.
-    #[arg(long, env = "CA_DIR", default_value = "/var/lib/ambit/ca")]
+    /// What signs. With `ca-cert.pem`, `ca-key.pem`, `root-cert.pem` and `cert-chain.pem` in it (Istio's `cacerts`),
+    /// that authority; else a root of our own, made once and kept there, readable by its owner only.
+    #[arg(long, env = "CA_DIR", value_name = "DIR", default_value = "/var/lib/ambit/ca")]
     pub ca_dir: PathBuf,
 
-    /// A directory with `ca-cert.pem`, `ca-key.pem`, `root-cert.pem` and `cert-chain.pem`: an intermediate authority
-    /// that is used instead of a root of our own.
-    #[arg(long, env = "PLUGGED_CA")]
-    pub plugged_ca: Option<PathBuf>,
-
     /// Where to write the root certificate, for tunnels to trust this controller by.
-    #[arg(long, env = "ROOT_CERT")]
+    #[arg(long, env = "ROOT_CERT", value_name = "FILE")]
     pub root_cert: Option<PathBuf>,
 
-    /// Names and addresses in this controller's own certificate, separated by commas.
-    #[arg(
-        long,
-        env = "SERVER_NAMES",
-        value_delimiter = ',',
-        default_value = "istiod.istio-system.svc,localhost,127.0.0.1,::1"
-    )]
-    pub server_names: Vec<String>,
+    /// Where to write the revocation lists of `ca-crl.pem` in the CA directory, for tunnels (their CRL_PATH).
+    #[arg(long, env = "CRL_OUT", value_name = "FILE")]
+    pub crl_out: Option<PathBuf>,
 
-    /// How long certificates are valid, if the caller does not say.
-    #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL", value_parser = duration, default_value = "24h")]
-    pub default_ttl: Duration,
+    /// A name or address for this controller's own certificate, beside `istiod.<system namespace>.svc`,
+    /// `localhost` and the loopback addresses. Again for each, or separated by commas.
+    #[arg(long = "name", env = "SERVER_NAMES", value_name = "NAME|IP", value_delimiter = ',', value_parser = name)]
+    pub names: Vec<String>,
 
-    /// How long they may be valid at most.
-    #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", value_parser = duration, default_value = "2160h")]
-    pub max_ttl: Duration,
+    /// How long a workload's certificate is valid, if the caller does not say.
+    #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL", value_name = "TIME", value_parser = duration, default_value = "24h")]
+    pub default_workload_ttl: Duration,
 
-    /// How long a root of our own is valid.
-    #[arg(long, env = "CITADEL_SELF_SIGNED_CA_CERT_TTL", value_parser = duration, default_value = "87600h")]
+    /// How long it may be valid at most; who asks for more is refused.
+    #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", value_name = "TIME", value_parser = duration, default_value = "2160h")]
+    pub max_workload_ttl: Duration,
+
+    /// How long every workload's certificate is valid, whatever the caller says: to watch renewals. At least 3s.
+    #[arg(long, env = "DEBUG_CERT_TTL", value_name = "TIME", value_parser = duration)]
+    pub debug_cert_ttl: Option<Duration>,
+
+    /// How long a root of our own is valid, when it is made.
+    #[arg(long, env = "CITADEL_SELF_SIGNED_CA_CERT_TTL", value_name = "TIME", value_parser = duration, default_value = "87600h")]
     pub root_ttl: Duration,
+
+    /// How long this controller's own certificate is valid. It is replaced at half of that.
+    #[arg(long, env = "SERVER_CERT_TTL", value_name = "TIME", value_parser = duration, default_value = "24h")]
+    pub server_ttl: Duration,
+}
+
+impl Authority {
+    /// Everything that this controller is called by.
+    pub fn server_names(&self, mesh: &Mesh) -> Vec<String> {
+        let mut names = vec![
+            format!("istiod.{}.svc", mesh.system_namespace),
+            // What tunnels look for unless they are told otherwise (protocols 1.1).
+            "istiod.istio-system.svc".to_owned(),
+            "localhost".to_owned(),
+            "127.0.0.1".to_owned(),
+            "::1".to_owned(),
+        ];
+        names.extend(self.names.iter().cloned());
+        let mut once = std::collections::HashSet::new();
+        names.retain(|name| once.insert(name.clone()));
+        names
+    }
 }
 
 /// Where objects come from.
@@ -224,38 +278,57 @@ impl FromStr for Account {
 #[error("{0:?} is no service account; write namespace/name")]
 pub struct NoAccount(String);
 
-/// `24h`, `90m`, `10s`, `500ms`.
+/// `24h`, `1h30m`, `10s`: the words that all daemons take.
 fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 =
-        number.parse().map_err(|_| format!("{text:?} is no duration; write 24h, 90m, 10s or 500ms"))?;
-    let seconds = |each: u64| number.checked_mul(each).map(Duration::from_secs);
-    let length = match unit {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => seconds(1),
-        "m" => seconds(60),
-        "h" => seconds(3600),
-        _ => None,
+    let wrong = || format!("{text:?} is no length of time; write 24h, 90m, 10s or 500ms");
+    let mut words = Env::new([(String::new(), text.to_owned())]);
+    let length = words.duration("").optional();
+    words.finish().map_err(|_| wrong())?;
+    length.filter(|length| !length.is_zero()).ok_or_else(wrong)
+}
+
+fn filter(text: &str) -> Result<Filter, String> {
+    Filter::default().with(text).map_err(|error| error.to_string())
+}
+
+/// A DNS name, perhaps of a whole level (`*.example.org`), or an IP address.
+fn name(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
     };
-    length
-        .filter(|length| !length.is_zero())
-        .ok_or_else(|| format!("{text:?} is no duration; write 24h, 90m, 10s or 500ms"))
+    let host = text.strip_prefix("*.").unwrap_or(text);
+    if text.parse::<IpAddr>().is_ok() || (text.len() <= 253 && host.split('.').all(label)) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is neither a DNS name nor an IP address"))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn read(flags: &[&str]) -> Result<Config, String> {
+        let always = ["controller", "--source=directory:/etc/mesh", "--tokens=/etc/tokens"];
+        Config::try_parse_from(always.iter().chain(flags)).map_err(|error| error.to_string())
+    }
+
     #[test]
-    fn only_the_source_must_be_said() {
-        let config = Config::try_parse_from(["controller", "--source", "directory:/etc/mesh"]).unwrap();
+    fn only_the_source_and_the_tokens_must_be_said() {
+        let config = read(&[]).unwrap();
         assert_eq!(config.source, Source::Directory("/etc/mesh".into()));
         assert_eq!(config.listen.port(), 15012);
+        assert_eq!(config.admin.to_string(), "127.0.0.1:15014");
         assert_eq!(config.mesh.settings(), Settings::default());
-        assert_eq!(config.authority.default_ttl, Duration::from_secs(24 * 3600));
-        assert_eq!(config.access.trusted_node_accounts, ["istio-system/ztunnel".parse().unwrap()]);
-        assert!(Config::try_parse_from(["controller"]).is_err());
+        assert_eq!(config.authority.default_workload_ttl, Duration::from_secs(24 * 3600));
+        assert_eq!(config.access.trusted(&config.mesh), ["istio-system/ztunnel".parse().unwrap()]);
+        let tunnel = config.access.tunnel_identity(&config.mesh).to_string();
+        assert_eq!(tunnel, "spiffe://cluster.local/ns/istio-system/sa/ztunnel");
+        assert!(Config::try_parse_from(["controller", "--tokens=/x"]).is_err());
+        assert!(Config::try_parse_from(["controller", "--source=directory:/x"]).is_err());
     }
 
     #[test]
@@ -263,31 +336,59 @@ mod tests {
         for (flags, remedy) in [
             (["--source", "kubernetes"], "directory:PATH"),
             (["--trusted-node-accounts", "ztunnel"], "namespace/name"),
-            (["--default-ttl", "soon"], "24h"),
-            (["--default-ttl", "0h"], "24h"),
+            (["--default-workload-ttl", "soon"], "24h"),
+            (["--max-workload-ttl", "0h"], "24h"),
             (["--l7-deny-without-waypoint", "maybe"], "upstream"),
+            (["--name", "two words"], "DNS name"),
+            (["--log", "loud"], "debug"),
+            (["--log-format", "xml"], "json"),
+            (["--admin", "here"], "unix:/PATH"),
         ] {
-            let always = ["controller", "--source", "directory:/x"];
-            let first = if flags[0] == "--source" { &always[..1] } else { &always[..] };
-            let error = Config::try_parse_from(first.iter().chain(&flags)).unwrap_err().to_string();
+            let flags: Vec<_> = ["controller", "--tokens=/x"]
+                .into_iter()
+                .chain((flags[0] != "--source").then_some("--source=directory:/x"))
+                .chain(flags)
+                .collect();
+            let error = Config::try_parse_from(flags).unwrap_err().to_string();
             assert!(error.contains(remedy), "{error}");
         }
     }
 
     #[test]
     fn the_mesh_is_as_the_operator_says() {
-        let config = Config::try_parse_from([
-            "controller",
-            "--source=directory:/x",
+        let config = read(&[
             "--l7-deny-without-waypoint=upstream",
             "--trust-domain=example.org",
             "--service-entry-visibility=namespace",
             "--dry-run-policies=true",
+            "--system-namespace=mesh",
+            "--tunnel-account=tunnel",
         ]);
-        let settings = config.unwrap().mesh.settings();
+        let config = config.unwrap();
+        let settings = config.mesh.settings();
         assert_eq!(settings.l7_deny, L7Deny::Upstream);
         assert_eq!(settings.trust_domain.as_str(), "example.org");
         assert_eq!(settings.entry_visibility, Some(EntryVisibility::Namespace));
         assert!(settings.dry_run_policies);
+        assert_eq!(config.access.trusted(&config.mesh), ["mesh/tunnel".parse().unwrap()]);
+        let tunnel = config.access.tunnel_identity(&config.mesh).to_string();
+        assert_eq!(tunnel, "spiffe://example.org/ns/mesh/sa/tunnel");
+    }
+
+    #[test]
+    fn the_own_certificate_carries_the_usual_names_and_more() {
+        let config =
+            read(&["--name=mesh.example.org", "--name=10.0.0.1,fd00::1", "--name=localhost"]).unwrap();
+        let names = config.authority.server_names(&config.mesh);
+        let expected = [
+            "istiod.istio-system.svc",
+            "localhost",
+            "127.0.0.1",
+            "::1",
+            "mesh.example.org",
+            "10.0.0.1",
+            "fd00::1",
+        ];
+        assert_eq!(names, expected);
     }
 }

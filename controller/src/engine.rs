@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
@@ -70,6 +71,7 @@ impl<S: Sink> Engine<S> {
     ///
     /// Until the source has told everything, nothing is published: half a mesh is not a mesh.
     pub fn absorb(&mut self, events: impl IntoIterator<Item = Event>) {
+        let arrived = Instant::now();
         let mut completed = false;
         let known = *self.synced.borrow();
         let affected = {
@@ -91,6 +93,7 @@ impl<S: Sink> Engine<S> {
         };
         if known || completed {
             self.publish(affected);
+            self.sink.took(arrived.elapsed());
         }
         if completed && !known {
             info!(resources = self.outputs.len(), "Everything is known and published");

@@ -14,10 +14,15 @@
 //! The argument for correctness is one property test: for any sequence of events, the incremental result equals
 //! the translation from scratch of the final cluster.
 
+pub mod admin;
+pub mod app;
+pub mod ca;
 pub mod cluster;
 pub mod config;
 pub mod engine;
 pub mod impact;
+pub mod metrics;
+pub mod nodes;
 pub mod publish;
 pub mod source;
 pub mod translate;

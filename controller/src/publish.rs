@@ -1,6 +1,7 @@
 //! What was published, so that only what differs is published again.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ambit_model::workload::Workload;
 use ambit_wire::codec::{self, ADDRESS, AUTHORIZATION};
@@ -17,6 +18,8 @@ pub trait Sink {
     fn update(&self, type_url: &str, upserts: Vec<Resource>, removals: &[String]);
     /// Says that everything is published for the first time.
     fn open(&self);
+    /// Hears how long a batch of events took until it was published.
+    fn took(&self, _time: Duration) {}
 }
 
 impl Sink for Publisher {

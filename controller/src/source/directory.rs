@@ -12,7 +12,7 @@ use std::time::Duration;
 use ambit_api::directory::{Directory, Document, Loaded, ObjectKey, Problem};
 use notify::{RecursiveMode, Watcher};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -28,15 +28,25 @@ const REREAD: Duration = Duration::from_secs(10);
 
 /// Reads the directory and tells every change, until `stop` completes or nobody listens.
 pub async fn run(directory: Directory, events: mpsc::Sender<Event>, stop: impl Future<Output = ()> + Send) {
+    run_telling(directory, events, watch::Sender::default(), stop).await;
+}
+
+/// The same, and `problems` has what could not be read at the last look, for whoever wants to show it.
+pub async fn run_telling(
+    directory: Directory,
+    events: mpsc::Sender<Event>,
+    problems: watch::Sender<Vec<Problem>>,
+    stop: impl Future<Output = ()> + Send,
+) {
     tokio::pin!(stop);
     let directory = Arc::new(directory);
     let (wake, mut woken) = mpsc::channel(1);
-    let _watcher = watch(directory.path(), wake);
+    let _watcher = watcher(directory.path(), wake);
     let mut state = State::default();
     loop {
         let told = tokio::select! {
             () = &mut stop => return,
-            told = tell(&directory, &mut state, &events) => told,
+            told = tell(&directory, &mut state, &events, &problems) => told,
         };
         if !told {
             return;
@@ -49,7 +59,12 @@ pub async fn run(directory: Directory, events: mpsc::Sender<Event>, stop: impl F
 }
 
 /// Reads once and tells the difference. False if nobody listens any more.
-async fn tell(directory: &Arc<Directory>, state: &mut State, events: &mpsc::Sender<Event>) -> bool {
+async fn tell(
+    directory: &Arc<Directory>,
+    state: &mut State,
+    events: &mpsc::Sender<Event>,
+    problems: &watch::Sender<Vec<Problem>>,
+) -> bool {
     let reader = Arc::clone(directory);
     let loaded = match tokio::task::spawn_blocking(move || reader.load()).await {
         Ok(Ok(loaded)) => loaded,
@@ -65,7 +80,9 @@ async fn tell(directory: &Arc<Directory>, state: &mut State, events: &mpsc::Send
         }
     };
     state.unreadable = false;
-    for event in state.digest(loaded) {
+    let changes = state.digest(loaded);
+    problems.send_replace(state.problems().cloned().collect());
+    for event in changes {
         if events.send(event).await.is_err() {
             return false;
         }
@@ -92,7 +109,7 @@ async fn settled(woken: &mut mpsc::Receiver<()>) {
 }
 
 /// Watches a directory. Without a watch it is still read, only later.
-fn watch(path: &Path, wake: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
+fn watcher(path: &Path, wake: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         let reading = event.is_ok_and(|event| event.kind.is_access());
         if !reading {

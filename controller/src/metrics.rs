@@ -1,0 +1,214 @@
+//! What the controller counts, under Istio's names where Istio counts the same.
+
+use std::{
+    fmt::Error,
+    sync::Arc,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, UNIX_EPOCH},
+};
+
+use ambit_api::directory::Problem;
+use ambit_wire::{
+    codec::{ADDRESS, AUTHORIZATION},
+    xds::{Publisher, Resource, metrics::Delays, metrics::PerType},
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet},
+    metrics::{MetricType, TypedMetric, counter::ConstCounter, gauge::ConstGauge},
+};
+use tokio::sync::watch;
+
+use crate::{ca::Desk, cluster::Cluster, engine::View, nodes::Nodes, publish::Sink};
+
+/// Everything that is read when metrics are.
+#[derive(Debug)]
+pub struct Figures {
+    /// Who is connected, and what was sent.
+    pub publisher: Publisher,
+    /// The objects.
+    pub cluster: View,
+    /// What could not be read of them.
+    pub problems: watch::Receiver<Vec<Problem>>,
+    /// The authority.
+    pub desk: Desk,
+    /// Who may connect.
+    pub nodes: Arc<Nodes>,
+    /// How long changes took.
+    pub changes: Changes,
+    /// When the authority ends, in seconds since 1970.
+    pub expires: std::time::SystemTime,
+}
+
+/// A publisher that notes how long each batch of events took.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    publisher: Publisher,
+    changes: Changes,
+}
+
+/// How long batches of events took. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Changes(Arc<Delays>);
+
+impl Measured {
+    /// Publishes with `publisher`.
+    pub fn new(publisher: Publisher) -> Self {
+        Self { publisher, changes: Changes::default() }
+    }
+
+    /// What was noted.
+    pub fn changes(&self) -> Changes {
+        self.changes.clone()
+    }
+}
+
+impl Sink for Measured {
+    fn update(&self, type_url: &str, upserts: Vec<Resource>, removals: &[String]) {
+        Sink::update(&self.publisher, type_url, upserts, removals);
+    }
+
+    fn open(&self) {
+        Sink::open(&self.publisher);
+    }
+
+    fn took(&self, time: Duration) {
+        self.changes.0.add(time);
+    }
+}
+
+impl Collector for Figures {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), Error> {
+        self.subscribers(&mut to)?;
+        self.objects(&mut to)?;
+        self.certificates(&mut to)
+    }
+}
+
+impl Figures {
+    fn subscribers(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let metrics = self.publisher.metrics();
+        let version = [("version", ambit_runtime::version::VERSION)];
+        each(
+            to,
+            "pilot_xds",
+            "Subscribers connected now",
+            [(version, ConstGauge::new(metrics.connected()))],
+        )?;
+        counter(to, "ambit_subscribers_refused", "Subscribers that were refused", metrics.refused())?;
+        let messages = |of: &PerType| {
+            let all = of.all().into_iter();
+            all.map(|(url, traffic)| ([("type", short(&url))], ConstCounter::new(traffic.messages)))
+                .collect::<Vec<_>>()
+        };
+        each(to, "pilot_xds_pushes", "Responses sent to subscribers", messages(&metrics.sent))?;
+        each(
+            to,
+            "pilot_total_xds_rejects",
+            "Responses that subscribers rejected",
+            messages(&metrics.nacked),
+        )?;
+        let bytes = metrics.sent.all().into_iter();
+        let bytes = bytes.map(|(url, traffic)| ([("type", short(&url))], ConstCounter::new(traffic.bytes)));
+        each(to, "ambit_xds_sent_bytes", "Bytes of responses sent to subscribers", bytes)?;
+        let resources = self.publisher.contents().into_iter().map(|(url, count, _)| {
+            ([("type", short(&url))], ConstGauge::new(u64::try_from(count).unwrap_or(u64::MAX)))
+        });
+        each(to, "ambit_published_resources", "Resources that are published", resources)?;
+        let help = "Seconds from the arrival of changes until what they change is published";
+        histogram(to, "ambit_publish_seconds", help, &self.changes.0)?;
+        let help = "Seconds from a publication until it was handed to a subscriber's connection";
+        histogram(to, "pilot_proxy_convergence_time", help, &metrics.delay)
+    }
+
+    fn objects(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let counts = objects_of(&self.cluster.read());
+        let counts = counts.map(|(kind, count)| {
+            ([("kind", kind.to_owned())], ConstGauge::new(u64::try_from(count).unwrap_or(u64::MAX)))
+        });
+        each(to, "ambit_objects", "Objects that are in force", counts)?;
+        gauge(
+            to,
+            "ambit_source_problems",
+            "Documents that are not used as written",
+            self.problems.borrow().len(),
+        )?;
+        gauge(to, "ambit_nodes_with_token", "Nodes that may connect", self.nodes.len())
+    }
+
+    fn certificates(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let counts = self.desk.counts();
+        let of = |count: &AtomicU64| count.load(Relaxed);
+        counter(to, "citadel_server_csr_count", "Certificate requests", of(&counts.asked))?;
+        counter(to, "citadel_server_success_cert_issuance_count", "Certificates signed", of(&counts.signed))?;
+        let help = "Certificate requests of callers that are not known";
+        counter(to, "citadel_server_authentication_failure_count", help, of(&counts.strangers))?;
+        let help = "Certificate requests for identities that the caller may not have";
+        counter(to, "citadel_server_id_extraction_err_count", help, of(&counts.impersonations))?;
+        let help = "Certificate requests that are not in order or ask for too long a life";
+        counter(to, "citadel_server_csr_parsing_err_count", help, of(&counts.requests))?;
+        let help = "Certificate requests that failed here";
+        counter(to, "citadel_server_csr_sign_err_count", help, of(&counts.failures))?;
+        let expires = self.expires.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let help = "When the first certificate of the signing chain ends, in seconds since 1970";
+        each(
+            to,
+            "citadel_server_cert_chain_expiry_timestamp",
+            help,
+            [([("root", "own")], ConstGauge::new(expires))],
+        )
+    }
+}
+
+/// How many objects there are, by kind.
+pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 11] {
+    [
+        ("Namespace", cluster.namespaces.len()),
+        ("Node", cluster.nodes.len()),
+        ("Pod", cluster.pods.len()),
+        ("Service", cluster.services.len()),
+        ("EndpointSlice", cluster.slices.len()),
+        ("ServiceEntry", cluster.service_entries.len()),
+        ("WorkloadEntry", cluster.workload_entries.len()),
+        ("AuthorizationPolicy", cluster.authorization_policies.len()),
+        ("PeerAuthentication", cluster.peer_authentications.len()),
+        ("Gateway", cluster.gateways.len()),
+        ("GatewayClass", cluster.gateway_classes.len()),
+    ]
+}
+
+/// Istio's short names of types.
+pub fn short(type_url: &str) -> String {
+    match type_url {
+        ADDRESS => "wds".to_owned(),
+        AUTHORIZATION => "wads".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+fn each<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    figures: impl IntoIterator<Item = (L, M)>,
+) -> Result<(), Error> {
+    let mut family = to.encode_descriptor(name, help, None, M::TYPE)?;
+    for (labels, figure) in figures {
+        figure.encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn counter(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, count: u64) -> Result<(), Error> {
+    ConstCounter::new(count).encode(to.encode_descriptor(name, help, None, MetricType::Counter)?)
+}
+
+fn gauge(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, count: usize) -> Result<(), Error> {
+    let count = u64::try_from(count).unwrap_or(u64::MAX);
+    ConstGauge::new(count).encode(to.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
+fn histogram(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, delays: &Delays) -> Result<(), Error> {
+    let mut encoder: MetricEncoder<'_> = to.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    encoder.encode_histogram::<NoLabelSet>(delays.sum(), delays.count(), &delays.buckets(), None)
+}
