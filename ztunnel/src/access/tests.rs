@@ -1,3 +1,5 @@
+//! The lines of the access log, field by field.
+
 use std::{
     fmt,
     sync::{Mutex, PoisonError},

@@ -1,3 +1,5 @@
+//! What each environment variable sets, and which values are refused.
+
 use std::{collections::HashMap, net::SocketAddr};
 
 use ambit_runtime::env::EnvErrors;

@@ -1,3 +1,5 @@
+//! The configuration dump in the shape that its readers parse.
+
 use std::sync::Arc;
 
 use ambit_model::{

@@ -1,3 +1,5 @@
+//! What is encoded can be decoded, and what cannot is told or denied.
+
 use ambit_model::authz::{Content, Scope};
 use ambit_proto::security as sec;
 use proptest::prelude::*;

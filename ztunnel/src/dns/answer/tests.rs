@@ -1,3 +1,5 @@
+//! Which names are answered, with what, and which are forwarded.
+
 use ambit_fixtures::mesh::{PodBuilder, ServiceBuilder, pod, service, snapshot};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Queries that are forwarded, and what comes back.
+
 use std::collections::HashSet;
 
 use hickory_proto::{

@@ -1,3 +1,5 @@
+//! DNS messages, byte by byte, and bytes that are none.
+
 use proptest::prelude::*;
 
 use super::*;

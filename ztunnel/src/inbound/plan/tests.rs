@@ -1,3 +1,5 @@
+//! Which streams a pod accepts, and why the others are refused.
+
 use ambit_fixtures::mesh::{pod, service, snapshot};
 use ambit_model::workload::ApplicationTunnel;
 

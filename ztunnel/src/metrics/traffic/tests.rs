@@ -1,3 +1,5 @@
+//! Traffic series: their labels, and bytes counted while they flow.
+
 use ambit_model::workload::Locality;
 use ambit_runtime::metrics::{Format, Registry};
 

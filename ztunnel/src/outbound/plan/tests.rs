@@ -1,3 +1,5 @@
+//! Where each call goes: services, waypoints, gateways, addresses.
+
 use ambit_fixtures::mesh::{PodBuilder, ServiceBuilder, pod, service, snapshot};
 use ambit_model::service::{HealthPolicy, LoadBalancing, Scope};
 use ambit_model::workload::{ApplicationProtocol, ApplicationTunnel};
