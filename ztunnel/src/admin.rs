@@ -24,8 +24,8 @@ use crate::{
     config::Config,
     connections::Open,
     dump::{
-        self, Around, CertificateShown, CertificateState, ConnectionShown, Listening, OpenConnections, PodInfo,
-        PodState, Travels, Version,
+        self, Around, CertificateShown, CertificateState, ConnectionShown, Listening, OpenConnections,
+        PodInfo, PodState, Travels, Version,
     },
     metrics::Direction,
     pods::{Pod, follow::Served},
@@ -50,7 +50,8 @@ pub fn pages(shown: Shown, logs: LogControl, exit: Exit) -> Pages {
     let subscription = shown.subscription.clone();
     let dump = move |_| match dump::dump(&shown.tunnel.mesh.current(), &around(&shown)) {
         Ok(json) => Response::json(json),
-        Err(error) => Response::text(format!("cannot be shown: {error}\n")).with_status(StatusCode::INTERNAL_SERVER_ERROR),
+        Err(error) => Response::text(format!("cannot be shown: {error}\n"))
+            .with_status(StatusCode::INTERNAL_SERVER_ERROR),
     };
     let sync = move |_| Response::json(sync_state(subscription.as_ref()).to_string());
     let quit = move |_| {
@@ -95,10 +96,14 @@ fn key_of(pod: &Pod, mesh: &Snapshot) -> Uid {
 }
 
 fn pod_state(pod: &Arc<Pod>) -> PodState {
-    let list = |direction| pod.connections.list(direction).iter().map(|open| connection(direction, open)).collect();
+    let list =
+        |direction| pod.connections.list(direction).iter().map(|open| connection(direction, open)).collect();
     PodState {
         state: Listening::Up,
-        connections: OpenConnections { inbound: list(Direction::Inbound), outbound: list(Direction::Outbound) },
+        connections: OpenConnections {
+            inbound: list(Direction::Inbound),
+            outbound: list(Direction::Outbound),
+        },
         info: PodInfo {
             name: pod.name.name.clone(),
             namespace: pod.name.namespace.clone(),

@@ -10,8 +10,7 @@ use ambit_runtime::{
     drain::Mode as Ending,
     metrics::Registry,
     ready::{Pending, Ready},
-    signal,
-    task,
+    signal, task,
     telemetry::LogControl,
     version,
     workers::Workers,
@@ -38,7 +37,7 @@ use crate::{
     config::{Authority, Config, Mode, Pod as PodConfig},
     dns::{self, ResolvConf},
     local,
-    metrics::{Build, Metrics},
+    metrics::{Build, Held, Metrics},
     pods::{
         Locals, Pod,
         follow::{Follower, Served},
@@ -85,6 +84,7 @@ pub async fn run(config: Config, logs: LogControl) -> anyhow::Result<()> {
         task::spawn("certificate prefetch", warm);
     }
 
+    registry.collect(Held(tunnel.clone()));
     let names = names(&config)?;
     let ports = ports(&config);
     let served = Arc::new(Served::default());
@@ -259,8 +259,7 @@ fn mesh(
     let control_plane = ControlPlane::new(settings.clone(), profile).context("XDS")?;
     let addresses = if config.xds.on_demand { xds::Mode::OnDemand } else { xds::Mode::Wildcard };
     let types = [(codec::ADDRESS, addresses), (codec::AUTHORIZATION, xds::Mode::Wildcard)];
-    let (client, handle) =
-        xds::Client::new(&config.own.info, types, control_plane, discovery, metrics);
+    let (client, handle) = xds::Client::new(&config.own.info, types, control_plane, discovery, metrics);
     task::spawn("xds", client.run(std::future::pending()));
     let mesh = match addresses {
         xds::Mode::Wildcard => mesh,
@@ -300,14 +299,9 @@ fn names(config: &Config) -> anyhow::Result<Option<Arc<Names>>> {
 }
 
 fn ports(config: &Config) -> Ports {
-    let redirected = Redirected {
-        outbound: config.ports.outbound,
-        plaintext: config.ports.inbound_plaintext,
-    };
-    Ports {
-        redirected: config.proxy.then_some(redirected),
-        hbone: config.ports.inbound,
-    }
+    let redirected =
+        Redirected { outbound: config.ports.outbound, plaintext: config.ports.inbound_plaintext };
+    Ports { redirected: config.proxy.then_some(redirected), hbone: config.ports.inbound }
 }
 
 fn settings(config: &Config) -> Settings {
@@ -332,19 +326,11 @@ fn settings(config: &Config) -> Settings {
 }
 
 /// Admin, metrics and readiness, each on its own port.
-async fn serve_pages(
-    config: &Config,
-    ready: &Ready,
-    registry: Registry,
-    admin: Pages,
-) -> anyhow::Result<()> {
+async fn serve_pages(config: &Config, ready: &Ready, registry: Registry, admin: Pages) -> anyhow::Result<()> {
     let metrics = registry.share().pages(Pages::new("ztunnel metrics"));
     let readiness = ready.pages(Pages::new("ztunnel readiness"));
-    let servers = [
-        (config.pages.admin, admin),
-        (config.pages.metrics, metrics),
-        (config.pages.readiness, readiness),
-    ];
+    let servers =
+        [(config.pages.admin, admin), (config.pages.metrics, metrics), (config.pages.readiness, readiness)];
     for (address, pages) in servers {
         let server = Server::bind(&[Address::Tcp(address)]).await?;
         task::spawn("pages", server.serve(pages, std::future::pending()));

@@ -185,7 +185,10 @@ impl Drop for Registration {
 }
 
 /// Runs `work` until it is done or the connection must end.
-pub async fn until_ended<T>(registration: &Registration, work: impl Future<Output = T>) -> Result<T, Refusal> {
+pub async fn until_ended<T>(
+    registration: &Registration,
+    work: impl Future<Output = T>,
+) -> Result<T, Refusal> {
     let mut work = pin!(work);
     let mut ended = pin!(registration.ended());
     std::future::poll_fn(|cx| {

@@ -3,12 +3,7 @@
 //! YAML or JSON in the words of the config dump: `workloads`, `services`, `policies`. A mistake stops
 //! the start: a policy that was meant and is not in force would let in whom it should not.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use ambit_model::{
     address::{NetworkAddress, NetworkRange},
@@ -56,8 +51,9 @@ pub enum LocalError {
 pub fn load(source: &LocalXds, discovery: &mut Discovery) -> Result<(), LocalError> {
     let text = match source {
         LocalXds::Inline(text) => text.clone(),
-        LocalXds::File(path) => std::fs::read_to_string(path)
-            .map_err(|error| LocalError::Read { path: path.clone(), error })?,
+        LocalXds::File(path) => {
+            std::fs::read_to_string(path).map_err(|error| LocalError::Read { path: path.clone(), error })?
+        }
     };
     discovery.apply(&[], parse(&text)?);
     Ok(())
@@ -67,7 +63,8 @@ pub fn load(source: &LocalXds, discovery: &mut Discovery) -> Result<(), LocalErr
 pub fn parse(text: &str) -> Result<Vec<Update>, LocalError> {
     let mesh: LocalMesh = serde_yaml_ng::from_str(text)?;
     let services = mesh.services.into_iter().map(|one| one.read().map(|one| Update::Service(Arc::new(one))));
-    let workloads = mesh.workloads.into_iter().map(|one| one.read().map(|one| Update::Workload(Arc::new(one))));
+    let workloads =
+        mesh.workloads.into_iter().map(|one| one.read().map(|one| Update::Workload(Arc::new(one))));
     let policies = mesh.policies.into_iter().map(|one| Ok(Update::Policy(Arc::new(one.read()))));
     services.chain(workloads).chain(policies).collect()
 }
@@ -394,8 +391,11 @@ impl LocalGateway {
 
 impl LocalPolicy {
     fn read(self) -> Policy {
-        let clause = |matches: Vec<LocalMatch>| Clause { matches: matches.into_iter().map(LocalMatch::read).collect() };
-        let rule = |clauses: Vec<Vec<LocalMatch>>| Rule { clauses: clauses.into_iter().map(clause).collect() };
+        let clause = |matches: Vec<LocalMatch>| Clause {
+            matches: matches.into_iter().map(LocalMatch::read).collect(),
+        };
+        let rule =
+            |clauses: Vec<Vec<LocalMatch>>| Rule { clauses: clauses.into_iter().map(clause).collect() };
         Policy {
             key: PolicyKey::new(self.namespace, self.name),
             scope: match self.scope {
@@ -489,12 +489,15 @@ policies:
     #[test]
     fn a_mesh_is_read_from_yaml() {
         let updates = parse(MESH).expect("a mesh");
-        let [Update::Service(service), Update::Workload(workload), Update::Policy(policy)] = &updates[..] else {
+        let [Update::Service(service), Update::Workload(workload), Update::Policy(policy)] = &updates[..]
+        else {
             panic!("{updates:?}")
         };
         assert_eq!(service.vips[0].to_string(), "/10.96.0.1");
         assert_eq!(workload.services[0].1.get(80), Some(TargetPort::Number(8080)));
-        let Content::Rules { action: Action::Allow, rules, .. } = &policy.content else { panic!("{policy:?}") };
+        let Content::Rules { action: Action::Allow, rules, .. } = &policy.content else {
+            panic!("{policy:?}")
+        };
         assert_eq!(rules[0].clauses[0].matches[0].principals.len(), 1);
     }
 

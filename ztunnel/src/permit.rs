@@ -5,11 +5,7 @@
 
 use std::net::SocketAddr;
 
-use ambit_model::{
-    authz::By,
-    identity::Identity,
-    workload::Workload,
-};
+use ambit_model::{authz::By, identity::Identity, workload::Workload};
 
 use crate::{
     connections::{Registration, until_ended},

@@ -227,7 +227,9 @@ impl Refusal {
             Self::UnknownPod(_) => Some("is the controller in sync? see `ambit status`"),
             Self::Undecided(_) => Some("see the controller's log and `ambit status`"),
             Self::NoEndpoint { .. } => Some("are the service's pods ready, and does its port have a target?"),
-            Self::UnknownWaypoint(_) => Some("see `ambit waypoint status`; traffic never goes around a waypoint"),
+            Self::UnknownWaypoint(_) => {
+                Some("see `ambit waypoint status`; traffic never goes around a waypoint")
+            }
             Self::UnknownGateway(_) | Self::NoRoute(_) => {
                 Some("the other network needs a gateway, and calls to it go through a service")
             }

@@ -38,7 +38,11 @@ pub enum Source {
 }
 
 /// A TCP listener at `address`; accepted sockets inherit its mark, `TCP_NODELAY` and keepalive.
-pub fn listen(address: SocketAddr, options: &Options, transparent: bool) -> io::Result<std::net::TcpListener> {
+pub fn listen(
+    address: SocketAddr,
+    options: &Options,
+    transparent: bool,
+) -> io::Result<std::net::TcpListener> {
     let socket = tcp(address, options)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(options.reuse_port)?;
@@ -93,7 +97,9 @@ pub fn original_destination(stream: &tokio::net::TcpStream) -> io::Result<Socket
 
 /// Whether this thread's network namespace lets sockets bear foreign addresses.
 pub fn can_be_transparent() -> bool {
-    Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).and_then(|socket| set_transparent(&socket)).is_ok()
+    Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))
+        .and_then(|socket| set_transparent(&socket))
+        .is_ok()
 }
 
 fn tcp(address: SocketAddr, options: &Options) -> io::Result<Socket> {

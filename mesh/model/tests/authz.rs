@@ -1,7 +1,10 @@
 //! What an authorization policy allows: protocols 6.2 and 6.3, line by line.
 
 use ambit_model::{
-    authz::{AccountMatch, Action, By, Clause, Content, Facts, Match, Policy, Rule, Scope, Text, Verdict, check, dry_run},
+    authz::{
+        AccountMatch, Action, By, Clause, Content, Facts, Match, Policy, Rule, Scope, Text, Verdict, check,
+        dry_run,
+    },
     identity::Identity,
     name::PolicyKey,
 };

@@ -36,7 +36,9 @@ fn spread(service: ServiceBuilder, pods: Vec<PodBuilder>, draws: u64) -> BTreeMa
         let mut dice = |bound: u64| roll % bound.max(1);
         let Some(endpoints) = mesh.endpoints(&key) else { continue };
         let caller = Caller::from(&client);
-        if let Some(pick) = balance::pick(&service, endpoints, 80, Purpose::Standard, caller, &|_| false, &mut dice) {
+        if let Some(pick) =
+            balance::pick(&service, endpoints, 80, Purpose::Standard, caller, &|_| false, &mut dice)
+        {
             *chosen.entry(pick.endpoint.workload.name.to_string()).or_default() += 1;
         }
     }
@@ -108,7 +110,8 @@ fn strict_takes_only_what_shares_everything() {
     assert_eq!(names(&strict(&[Scope::Node])), ["web-0000", "web-0001"]);
     assert_eq!(names(&strict(&[Scope::Zone, Scope::Node])), ["web-0000"]);
     assert_eq!(names(&strict(&[Scope::Region])).len(), 3);
-    let none = spread(web().balanced(balancing(Mode::Strict, &[Scope::Node])), vec![web_pod(9).on("node-z")], 3);
+    let none =
+        spread(web().balanced(balancing(Mode::Strict, &[Scope::Node])), vec![web_pod(9).on("node-z")], 3);
     assert!(none.is_empty());
 }
 
@@ -131,7 +134,8 @@ fn the_own_network_beats_all_others_and_they_are_ranked_too() {
     let failover = |pods: Vec<PodBuilder>| {
         spread(web().balanced(balancing(Mode::Failover, &scopes)), pods, 30).into_keys().collect::<Vec<_>>()
     };
-    let far = |n: usize, place: &str| web_pod(n).network("far").network_gateway("203.0.113.1").locality(place);
+    let far =
+        |n: usize, place: &str| web_pod(n).network("far").network_gateway("203.0.113.1").locality(place);
     assert_eq!(failover(vec![far(0, "r1/z1"), web_pod(1).locality("r9/z9")]), ["web-0001"]);
     assert_eq!(failover(vec![far(0, "r9/z9"), far(1, "r1/z9")]), ["web-0001"]);
 }
@@ -145,8 +149,15 @@ fn excluded_endpoints_are_not_drawn() {
     for roll in 0..9 {
         let excluded = |workload: &Workload| workload.name != "web-0002";
         let mut dice = |bound: u64| roll % bound.max(1);
-        let pick =
-            balance::pick(&service, endpoints, 80, Purpose::Standard, Caller::from(&client), &excluded, &mut dice);
+        let pick = balance::pick(
+            &service,
+            endpoints,
+            80,
+            Purpose::Standard,
+            Caller::from(&client),
+            &excluded,
+            &mut dice,
+        );
         assert_eq!(pick.map(|pick| pick.endpoint.workload.name.to_string()).as_deref(), Some("web-0002"));
     }
 }

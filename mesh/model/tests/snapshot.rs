@@ -40,7 +40,8 @@ fn key(text: &str) -> ServiceKey {
 
 fn endpoints(mesh: &Snapshot, service: &str) -> Vec<String> {
     let all = mesh.endpoints(&key(service));
-    all.map(|all| all.as_slice().iter().map(|one| one.workload.name.to_string()).collect()).unwrap_or_default()
+    all.map(|all| all.as_slice().iter().map(|one| one.workload.name.to_string()).collect())
+        .unwrap_or_default()
 }
 
 #[test]
@@ -76,7 +77,9 @@ fn removals_come_before_updates() {
 
 #[test]
 fn a_live_pod_is_never_shadowed() {
-    let entry = pod("shop/entry").at("10.0.0.1").with(|entry| entry.uid = "c/networking.istio.io/WorkloadEntry/shop/entry".into());
+    let entry = pod("shop/entry")
+        .at("10.0.0.1")
+        .with(|entry| entry.uid = "c/networking.istio.io/WorkloadEntry/shop/entry".into());
     let plain = pod("shop/plain").at("10.0.0.1").plain();
     let meshed = pod("shop/meshed").at("10.0.0.1");
     let all = [entry.clone(), plain.clone(), meshed.clone()];
@@ -113,7 +116,12 @@ fn a_host_network_pod_is_not_found_by_its_nodes_address() {
 fn a_service_is_chosen_from_the_clients_point_of_view() {
     let host = "web.example.com";
     let named = |namespace: &str| service(&format!("{namespace}/{host}")).vip("10.96.0.1");
-    let mesh = told([of(named("first")), of(named("canon").canonical()), of(named("own")), of(named("secret").private())]);
+    let mesh = told([
+        of(named("first")),
+        of(named("canon").canonical()),
+        of(named("own")),
+        of(named("secret").private()),
+    ]);
     let found = |from: &str| {
         mesh.service_named(&Hostname::from(host), &Namespace::from(from)).map(|one| one.namespace.to_string())
     };
@@ -124,7 +132,8 @@ fn a_service_is_chosen_from_the_clients_point_of_view() {
     assert_eq!(by_vip.map(|one| one.namespace.to_string()).as_deref(), Some("canon"));
     let preferred = told([of(named("first")), of(named("liked"))]);
     let liked = Namespace::from("liked");
-    let chosen = preferred.service_named_preferring(&Hostname::from(host), &Namespace::from("x"), Some(&liked));
+    let chosen =
+        preferred.service_named_preferring(&Hostname::from(host), &Namespace::from("x"), Some(&liked));
     assert_eq!(chosen.map(|one| one.namespace.to_string()).as_deref(), Some("liked"));
 }
 
@@ -136,7 +145,9 @@ fn ranges_come_after_addresses_and_the_own_namespace_beats_a_longer_prefix() {
         of(service("far/exact.example").vip("10.1.1.1")),
     ]);
     let found = |ip: &str, from: &str| {
-        mesh.service_at(&at(ip), &Namespace::from(from)).map(|one| one.hostname.to_string()).unwrap_or_default()
+        mesh.service_at(&at(ip), &Namespace::from(from))
+            .map(|one| one.hostname.to_string())
+            .unwrap_or_default()
     };
     assert_eq!(found("10.1.1.1", "own"), "exact.example");
     assert_eq!(found("10.1.1.2", "own"), "wide.example");
@@ -147,7 +158,10 @@ fn ranges_come_after_addresses_and_the_own_namespace_beats_a_longer_prefix() {
 
 #[test]
 fn a_later_service_of_a_namespace_takes_the_address_over() {
-    let mesh = told([of(service("shop/a.example").vip("10.96.0.1")), of(service("shop/b.example").vip("10.96.0.1"))]);
+    let mesh = told([
+        of(service("shop/a.example").vip("10.96.0.1")),
+        of(service("shop/b.example").vip("10.96.0.1")),
+    ]);
     let found = mesh.service_at(&at("10.96.0.1"), &Namespace::from("shop"));
     assert_eq!(found.map(|one| one.hostname.to_string()).as_deref(), Some("b.example"));
 }

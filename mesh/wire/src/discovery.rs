@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
-    codec::{self, InvalidResource, Interner},
+    codec::{self, Interner, InvalidResource},
     xds::{Handler, Received, Rejected, Update as Response},
 };
 
@@ -156,7 +156,11 @@ impl Discovery {
         self.announce.send_modify(|version| *version += 1);
     }
 
-    fn decode(&mut self, type_url: &str, received: Received) -> Result<Update, (InvalidResource, Option<Policy>)> {
+    fn decode(
+        &mut self,
+        type_url: &str,
+        received: Received,
+    ) -> Result<Update, (InvalidResource, Option<Policy>)> {
         let Some(body) = received.body else {
             let missing = InvalidResource::Message("the resource has no body".to_owned());
             let policy = codec::policy_key(&received.name).filter(|_| type_url == codec::AUTHORIZATION);

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use super::plan::Delivery;
 use crate::{
     permit::Permit,
-    pods::Pod,
+    pods::{Pod, Unreached},
     refusal::Refusal,
     socket::Source,
 };
@@ -24,11 +24,5 @@ pub async fn deliver(
     // An application of one family cannot answer a client of the other.
     let keeps = keeps && client.is_ipv4() == delivery.dial.is_ipv4();
     let source = if keeps { Source::Of(client) } else { Source::Own };
-    pod.connect(delivery.dial, source).await.map_err(|refusal| match refusal {
-        // Here it is the application that is silent, not a port that a NetworkPolicy may block.
-        Refusal::Timeout { to, limit } => {
-            Refusal::Connect { to, reason: format!("no answer within {limit:?}") }
-        }
-        other => other,
-    })
+    pod.connect(delivery.dial, source).await.map_err(Unreached::of_application)
 }

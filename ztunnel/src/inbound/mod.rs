@@ -147,14 +147,16 @@ impl Inbound {
         let mut arrived = match arrived {
             Ok(arrived) => arrived,
             Err(refusal) => {
-                let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+                let status =
+                    StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
                 if let Err(error) = incoming.refuse(status) {
                     tracing::debug!(src.addr = %peer.address, error = %error, "Refusal could not be sent");
                 }
                 return None;
             }
         };
-        let baggage = self.pod.tunnel.settings.response_baggage.then(|| arrive::baggage_of(&peer.local).header());
+        let baggage =
+            self.pod.tunnel.settings.response_baggage.then(|| arrive::baggage_of(&peer.local).header());
         let accepted = incoming.accept(baggage.flatten()).map_err(|error| error.to_string());
         let handed = match (accepted, arrived.delivery.proxy_header) {
             (Ok(stream), Some(named)) => {
@@ -177,8 +179,7 @@ impl Inbound {
         if incoming.method != http::Method::CONNECT {
             return Err(Refusal::NotConnect(incoming.method.to_string()));
         }
-        let target =
-            incoming.authority.clone().map_err(|error| Refusal::BadAuthority(error.to_string()))?;
+        let target = incoming.authority.clone().map_err(|error| Refusal::BadAuthority(error.to_string()))?;
         let network = &self.pod.tunnel.settings.network;
         let foreign = headers::forwarded_network(&incoming.headers).filter(|other| other != network);
         let source = foreign.map(|other| {

@@ -22,7 +22,8 @@ use crate::{
 
 /// Serves one connection that was redirected here.
 pub async fn serve(pod: Arc<Pod>, client: TcpStream) {
-    let (Ok(address), Ok(destination)) = (client.peer_addr().map(canonical), original_destination(&client)) else {
+    let (Ok(address), Ok(destination)) = (client.peer_addr().map(canonical), original_destination(&client))
+    else {
         return;
     };
     let metrics = &pod.tunnel.metrics;
@@ -51,18 +52,21 @@ async fn receive(
         }
     };
     let mesh = pod.tunnel.mesh.current();
-    let record = Record::open(metrics, Opened {
-        direction: Direction::Inbound,
-        source: Party {
-            addr: client,
-            workload: caller_at(&mesh, &pod.tunnel.settings.network, client.ip(), None).cloned(),
-            identity: None,
+    let record = Record::open(
+        metrics,
+        Opened {
+            direction: Direction::Inbound,
+            source: Party {
+                addr: client,
+                workload: caller_at(&mesh, &pod.tunnel.settings.network, client.ip(), None).cloned(),
+                identity: None,
+            },
+            destination: Party { addr: destination, workload: Some(workload.clone()), identity: None },
+            hbone_addr: None,
+            service: service_for_telemetry(&mesh, &workload, None, destination.port()).cloned(),
+            mutual_tls: false,
         },
-        destination: Party { addr: destination, workload: Some(workload.clone()), identity: None },
-        hbone_addr: None,
-        service: service_for_telemetry(&mesh, &workload, None, destination.port()).cloned(),
-        mutual_tls: false,
-    });
+    );
     let caller = Caller { address: client, identity: None };
     let delivery = Delivery { destination, dial: destination, keep_source: true, proxy_header: None };
     match admit(pod, &workload, caller, &delivery).await {

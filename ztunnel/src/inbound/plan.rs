@@ -68,7 +68,8 @@ pub fn inbound(mesh: &Snapshot, request: &Request<'_>) -> Result<Delivery, Refus
         Some(ApplicationProtocol::Proxy) => {
             let named = proxied_destination(mesh, request)?;
             let localhost = request.tunnel_to_localhost;
-            let dial = if localhost { SocketAddr::new(loopback(request.local_ip), port) } else { destination };
+            let dial =
+                if localhost { SocketAddr::new(loopback(request.local_ip), port) } else { destination };
             Ok(Delivery { dial, keep_source: !localhost, proxy_header: Some(named), ..plain })
         }
         Some(ApplicationProtocol::None) | None => Ok(plain),

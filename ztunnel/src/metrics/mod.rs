@@ -3,6 +3,7 @@
 //! Names and labels are a contract with dashboards and alerts: a change here breaks somebody's.
 
 mod dns;
+mod held;
 mod lock;
 mod policies;
 mod series;
@@ -22,6 +23,7 @@ pub use self::{
     traffic::{AllTraffic, AppIs, Labels, Peer, Traffic},
 };
 use crate::refusal::Refusal;
+pub use held::Held;
 
 /// Everything that the tunnel counts.
 #[derive(Debug)]
@@ -34,15 +36,10 @@ pub struct Metrics {
     pub pods: Pods,
     /// The pool of tunnels.
     pub pool: Pool,
-    /// Certificates.
-    pub certificates: Certificates,
     /// Connections that were delivered to a pod of the same node without a tunnel.
     pub same_node: Counter,
     /// Connections for which another endpoint was tried because the first could not be reached.
     pub retries: Counter,
-    /// Policies that a workload lists and that are not known: while there is one, nothing is missing
-    /// from what is enforced except what that policy would add.
-    pub unknown_policies: Gauge,
     sockets: Family<[(&'static str, &'static str); 1], Gauge>,
     crl_rejections: Family<[(&'static str, &'static str); 1], Counter>,
     crl_untracked: Family<[(&'static str, &'static str); 1], Counter>,
@@ -102,23 +99,10 @@ pub struct Pods {
 /// The pool of tunnels to other nodes, all pods together.
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
-    /// Tunnels that are open.
-    pub connections: Gauge,
-    /// Streams in them.
-    pub streams: Gauge,
     /// Tunnels dialled so far.
     pub dials: Counter,
     /// Those of them that failed.
     pub dial_failures: Counter,
-}
-
-/// Certificates of the pods.
-#[derive(Clone, Debug, Default)]
-pub struct Certificates {
-    /// Certificates fetched so far.
-    pub fetched: Counter,
-    /// Fetches that failed so far.
-    pub failed: Counter,
 }
 
 impl Metrics {
@@ -140,10 +124,8 @@ impl Metrics {
             dns: Arc::default(),
             pods: Pods::default(),
             pool: Pool::default(),
-            certificates: Certificates::default(),
             same_node: Counter::default(),
             retries: Counter::default(),
-            unknown_policies: Gauge::default(),
             sockets: Family::default(),
             crl_rejections: Family::default(),
             crl_untracked: Family::default(),
@@ -166,16 +148,11 @@ impl Metrics {
         show("workload_manager_proxies_stopped", "Pods whose proxy was stopped", &self.pods.stopped);
         show("ambit_pool_dials", "Tunnels dialled", &self.pool.dials);
         show("ambit_pool_dial_failures", "Tunnels that could not be made", &self.pool.dial_failures);
-        show("ambit_certificates_fetched", "Certificates fetched from the CA", &self.certificates.fetched);
-        show("ambit_certificate_failures", "Fetches of certificates that failed", &self.certificates.failed);
         show("ambit_same_node_connections", "Connections delivered within the node", &self.same_node);
         show("ambit_endpoint_retries", "Connections tried on another endpoint", &self.retries);
         let mut show = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
         show("workload_manager_active_proxy_count", "Pods that are served", &self.pods.active);
         show("workload_manager_pending_proxy_count", "Pods that wait to be served", &self.pods.pending);
-        show("ambit_pool_connections", "Tunnels that are open", &self.pool.connections);
-        show("ambit_pool_streams", "Streams in open tunnels", &self.pool.streams);
-        show("ambit_unknown_policies", "Policies listed by workloads and not known", &self.unknown_policies);
         registry.register("istio_tcp_sockets_open", "Sockets of connections", self.sockets.clone());
         let help = "Connections refused because a certificate is revoked";
         registry.register("istio_crl_policy_rejections", help, self.crl_rejections.clone());

@@ -31,7 +31,7 @@ use crate::{
     inbound::arrive::{Arrived, Arriving, arrive, baggage_of},
     metrics::Direction,
     permit::Caller,
-    pods::Pod,
+    pods::{Pod, Unreached},
     refusal::Refusal,
     socket::Source,
     tunnel::SameNode,
@@ -88,14 +88,15 @@ impl Dial {
         match &plan.route {
             Route::Plain { to } => {
                 let to = self.resolve(to, plan, source).await?;
-                self.pod.connect(to, Source::Own).await.map(Onward::Plain).map_err(silent_is_unreachable)
+                self.pod.connect(to, Source::Own).await.map(Onward::Plain).map_err(Unreached::of_application)
             }
             Route::Tunnel { to, target, expect } => {
                 if let Some(arrived) = self.neighbour(plan, source, from, target).await {
                     return arrived.map(|arrived| Onward::Neighbour(Box::new(arrived)));
                 }
                 let to = self.resolve(to, plan, source).await?;
-                let connect = Connect { authority: target.clone(), headers: self.headers(plan, source, from) };
+                let connect =
+                    Connect { authority: target.clone(), headers: self.headers(plan, source, from) };
                 self.open(source, to, expect, connect).await.map(Onward::Tunnel)
             }
             Route::TunnelInTunnel { gateway, expect_gateway, target, expect } => {
@@ -148,11 +149,8 @@ impl Dial {
             at: SocketAddr::new(asked.ip(), super::plan::HBONE_PORT),
             forwarded_host: plan.service.as_ref().map(|service| service.hostname.clone()),
         };
-        Some(arrive(&pod, destination, arriving).await.map_err(|refusal| match refusal {
-            // What the other end would have answered over the wire.
-            Refusal::Denied(_) => Refusal::Status(refusal.status()),
-            other => other,
-        }))
+        // What the other end would have answered over the wire.
+        Some(arrive(&pod, destination, arriving).await.map_err(|refusal| Refusal::Status(refusal.status())))
     }
 
     async fn open(
@@ -182,7 +180,7 @@ impl Dial {
     /// Dials a tunnel: TCP, TLS as the pod itself, HTTP/2.
     async fn tunnel(&self, source: &Arc<Workload>, key: &Key) -> Result<Connection, Refusal> {
         let certificate = self.pod.certificate(source).await?;
-        let tcp = self.pod.connect(key.to, Source::Own).await?;
+        let tcp = self.pod.connect(key.to, Source::Own).await.map_err(Unreached::of_tunnel)?;
         let config = certificate.client_config(key.expected.clone());
         self.secure(tcp, config, key.to).await
     }
@@ -198,13 +196,17 @@ impl Dial {
     {
         let settings = &self.pod.tunnel.settings;
         let limit = settings.limits.handshake;
-        let (tls, _identity) = handshake::connect(config, stream, limit).await.map_err(|error| match error {
-            HandshakeError::Rejected(Rejected::Revoked) => {
-                self.pod.tunnel.metrics.revoked(Direction::Outbound);
-                Refusal::Revoked(to.to_string())
-            }
-            error => Refusal::Tls { with: to, reason: error.to_string() },
-        })?;
+        let (tls, _identity) =
+            handshake::connect(config, stream, limit).await.map_err(|error| match error {
+                HandshakeError::Rejected(Rejected::Revoked) => {
+                    self.pod.tunnel.metrics.revoked(Direction::Outbound);
+                    Refusal::Revoked(to.to_string())
+                }
+                HandshakeError::Rejected(_)
+                | HandshakeError::TooSlow(_)
+                | HandshakeError::NotHttp2
+                | HandshakeError::Io(_) => Refusal::Tls { with: to, reason: error.to_string() },
+            })?;
         let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let chain: Vec<CertificateDer<'static>> = chain.iter().map(|one| one.clone().into_owned()).collect();
         hbone::connect(tls, chain, &settings.hbone, &self.spawner)
@@ -239,7 +241,8 @@ impl Dial {
         let trace = Traceparent::new(rand::random(), rand::random());
         let mut headers = HeaderMap::with_capacity(4);
         headers.extend(baggage_of(source).header().map(|value| (headers::BAGGAGE, value)));
-        headers.extend(Forwarded { client: from, host }.header().map(|value| (http::header::FORWARDED, value)));
+        headers
+            .extend(Forwarded { client: from, host }.header().map(|value| (http::header::FORWARDED, value)));
         headers.extend(trace.header().map(|value| (headers::TRACEPARENT, value)));
         headers
     }
@@ -272,13 +275,5 @@ fn open_refusal(with: SocketAddr, error: &OpenError) -> Refusal {
         OpenError::Unprocessed(_) | OpenError::Broken(_) | OpenError::Unwritable(_) => {
             Refusal::Http2 { with, reason: error.to_string() }
         }
-    }
-}
-
-/// A plain connection that times out says nothing about port 15008.
-fn silent_is_unreachable(refusal: Refusal) -> Refusal {
-    match refusal {
-        Refusal::Timeout { to, limit } => Refusal::Connect { to, reason: format!("no answer within {limit:?}") },
-        other => other,
     }
 }

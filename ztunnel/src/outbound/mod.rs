@@ -5,12 +5,7 @@ pub mod plan;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use ambit_model::{
-    address::canonical,
-    answer::Answer,
-    name::Uid,
-    workload::Workload,
-};
+use ambit_model::{address::canonical, answer::Answer, name::Uid, workload::Workload};
 use ambit_wire::copy;
 use dial::{Dial, Onward};
 use plan::{Call, Hop, Plan, Route};
@@ -19,6 +14,7 @@ use tokio::net::TcpStream;
 use crate::{
     access::{Opened, Party, Record, refused_early},
     connections::{Registration, until_ended},
+    dump::Travels,
     inbound::arrive::Arrived,
     metrics::Direction,
     pods::Pod,
@@ -75,7 +71,8 @@ impl Outbound {
                 until_ended(&registration, copy::both_ways(client, tunnel, record.meter())).await
             }
             Onward::Inner { stream, connection } => {
-                let copied = until_ended(&registration, copy::both_ways(client, stream, record.meter())).await;
+                let copied =
+                    until_ended(&registration, copy::both_ways(client, stream, record.meter())).await;
                 connection.close();
                 copied
             }
@@ -127,6 +124,7 @@ impl Outbound {
         };
         match until_ended(&registration, self.connect(&workload, source, to)).await {
             Ok(Ok((plan, onward))) => {
+                registration.carried(address_of(&plan, to), travels(&plan));
                 let record = Record::open(metrics, opened(&workload, source, to, &plan));
                 Some(Carried { onward, record, registration })
             }
@@ -195,27 +193,38 @@ struct Failed {
     refusal: Refusal,
 }
 
-fn opened(source: &Arc<Workload>, from: SocketAddr, to: SocketAddr, plan: &Plan) -> Opened {
-    let identified = matches!(plan.route, Route::Tunnel { .. } | Route::TunnelInTunnel { .. });
-    let (hop, target) = match &plan.route {
-        Route::Plain { to } => (to, None),
-        Route::Tunnel { to, target, .. } => (to, Some(target.clone())),
-        Route::TunnelInTunnel { gateway, target, .. } => (gateway, Some(target.clone())),
-    };
-    let address = match hop {
+/// How a connection travels, for the admin page.
+fn travels(plan: &Plan) -> Travels {
+    match &plan.route {
+        Route::Plain { .. } => Travels::Plain,
+        Route::Tunnel { .. } => Travels::Tunnel,
+        Route::TunnelInTunnel { .. } => Travels::TunnelInTunnel,
+    }
+}
+
+/// The next hop's address; a name's is not known before it is resolved.
+fn address_of(plan: &Plan, to: SocketAddr) -> SocketAddr {
+    let (Route::Plain { to: hop }
+    | Route::Tunnel { to: hop, .. }
+    | Route::TunnelInTunnel { gateway: hop, .. }) = &plan.route;
+    match hop {
         Hop::Address(address) => *address,
         Hop::Name(_, port) => SocketAddr::new(to.ip(), *port),
+    }
+}
+
+fn opened(source: &Arc<Workload>, from: SocketAddr, to: SocketAddr, plan: &Plan) -> Opened {
+    let target = match &plan.route {
+        Route::Plain { .. } => None,
+        Route::Tunnel { target, .. } | Route::TunnelInTunnel { target, .. } => Some(target.clone()),
     };
+    let identified = target.is_some();
     let identity = |workload: &Workload| identified.then(|| workload.identity());
     Opened {
         direction: Direction::Outbound,
-        source: Party {
-            addr: from,
-            workload: Some(source.clone()),
-            identity: identity(source),
-        },
+        source: Party { addr: from, workload: Some(source.clone()), identity: identity(source) },
         destination: Party {
-            addr: address,
+            addr: address_of(plan, to),
             workload: plan.workload.clone(),
             identity: plan.workload.as_deref().and_then(identity),
         },

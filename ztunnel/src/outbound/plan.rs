@@ -166,7 +166,9 @@ fn to_workload(
     dice: &mut dyn Dice,
 ) -> Result<Plan, Stop> {
     if workload.network != call.source.network {
-        return Err(Refusal::NoRoute("a workload of another network is reached through a service only").into());
+        return Err(
+            Refusal::NoRoute("a workload of another network is reached through a service only").into()
+        );
     }
     if let Some(waypoint) = &workload.waypoint
         && !is_instance_of(mesh, call, waypoint)

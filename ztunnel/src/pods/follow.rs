@@ -1,12 +1,6 @@
 //! Follows the node agent: one session after the other, one pod after the other.
 
-use std::{
-    collections::HashMap,
-    os::fd::OwnedFd,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use ambit_runtime::{backoff::Backoff, drain::Mode, ready::Pending, task};
 use ambit_wire::zds::{
@@ -92,7 +86,9 @@ impl Follower {
                     ready.again();
                     match ended {
                         SessionError::Violation(violation) => return Err(violation.into()),
-                        error => tracing::warn!(error = %error, "Lost the node agent; pods stay as they are"),
+                        error @ (SessionError::Receive(_) | SessionError::Send(_)) => {
+                            tracing::warn!(error = %error, "Lost the node agent; pods stay as they are");
+                        }
                     }
                 }
                 Err(ConnectError::Hello(SessionError::Violation(violation))) => return Err(violation.into()),

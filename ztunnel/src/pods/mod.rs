@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use ambit_model::{snapshot::Snapshot, workload::Workload};
 use hashbrown::HashMap;
-pub use pod::Pod;
+pub use pod::{Pod, Unreached};
 
 use crate::tunnel::PodName;
 

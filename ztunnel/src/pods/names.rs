@@ -46,9 +46,11 @@ impl Names {
         let v6 = ipv6.then_some(IpAddr::from(Ipv6Addr::LOCALHOST));
         let at: Vec<SocketAddr> = match self.listen {
             DnsListen::At(address) => vec![address],
-            DnsListen::Localhost(port) => {
-                [Some(Ipv4Addr::LOCALHOST.into()), v6].into_iter().flatten().map(|ip| (ip, port).into()).collect()
-            }
+            DnsListen::Localhost(port) => [Some(Ipv4Addr::LOCALHOST.into()), v6]
+                .into_iter()
+                .flatten()
+                .map(|ip| (ip, port).into())
+                .collect(),
         };
         let open = |address| {
             let udp = socket::udp(address, options)?;
@@ -58,7 +60,13 @@ impl Names {
     }
 
     /// Answers the queries of `pod` on `worker` until the drain.
-    pub fn serve(&self, pod: &Arc<Pod>, worker: &Handle, arrivals: Vec<Arrivals>, watch: &Watch) -> io::Result<()> {
+    pub fn serve(
+        &self,
+        pod: &Arc<Pod>,
+        worker: &Handle,
+        arrivals: Vec<Arrivals>,
+        watch: &Watch,
+    ) -> io::Result<()> {
         let sockets = PodSockets { pod: pod.clone(), nearby: worker.clone() };
         let client = {
             let pod = pod.clone();
@@ -94,7 +102,8 @@ struct PodSockets {
 
 impl dns::Sockets for PodSockets {
     fn udp(&self, to: SocketAddr) -> io::Result<UdpSocket> {
-        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let any: IpAddr =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let options = &self.pod.tunnel.settings.sockets;
         let socket = self.pod.netns.enter(|| socket::udp(SocketAddr::new(any, 0), options))?;
         let _inside = self.nearby.enter();

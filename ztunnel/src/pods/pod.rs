@@ -98,21 +98,22 @@ impl Pod {
     /// The pod's own certificate.
     pub async fn certificate(&self, workload: &Workload) -> Result<Arc<Certificate>, Refusal> {
         let identity = workload.identity();
-        self.tunnel.certificates.get(&identity).await.map_err(|error: CertError| Refusal::NoCertificate {
-            identity,
-            reason: error.to_string(),
-        })
+        self.tunnel
+            .certificates
+            .get(&identity)
+            .await
+            .map_err(|error: CertError| Refusal::NoCertificate { identity, reason: error.to_string() })
     }
 
     /// Connects from inside the pod's namespace.
-    pub async fn connect(&self, to: SocketAddr, source: Source) -> Result<TcpStream, Refusal> {
+    pub async fn connect(&self, to: SocketAddr, source: Source) -> Result<TcpStream, Unreached> {
         let settings = &self.tunnel.settings;
         let limit = settings.limits.connect;
-        let failed = |error: io::Error| Refusal::Connect { to, reason: error.to_string() };
+        let failed = |error: io::Error| Unreached::Failed { to, reason: error.to_string() };
         let socket = self.netns.enter(|| socket::outgoing(to, source, &settings.sockets)).map_err(failed)?;
         match timeout(limit, socket.connect(to)).await {
             Ok(connected) => connected.map_err(failed),
-            Err(_) => Err(Refusal::Timeout { to, limit }),
+            Err(_) => Err(Unreached::Silent { to, limit }),
         }
     }
 
@@ -131,5 +132,44 @@ impl Pod {
         let changed = !judged_on.are(&grounds);
         *judged_on = grounds;
         changed
+    }
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unreached {
+    /// It was refused, or cannot be tried.
+    Failed {
+        /// Where to.
+        to: SocketAddr,
+        /// The operating system's word.
+        reason: String,
+    },
+    /// Nobody answered.
+    Silent {
+        /// Where.
+        to: SocketAddr,
+        /// How long was waited.
+        limit: Duration,
+    },
+}
+
+impl Unreached {
+    /// What it means of an application.
+    pub fn of_application(self) -> Refusal {
+        match self {
+            Self::Failed { to, reason } => Refusal::Connect { to, reason },
+            Self::Silent { to, limit } => {
+                Refusal::Connect { to, reason: format!("no answer within {limit:?}") }
+            }
+        }
+    }
+
+    /// What it means of the HBONE port, which a NetworkPolicy may keep silent.
+    pub fn of_tunnel(self) -> Refusal {
+        match self {
+            Self::Failed { to, reason } => Refusal::Connect { to, reason },
+            Self::Silent { to, limit } => Refusal::Timeout { to, limit },
+        }
     }
 }

@@ -1,19 +1,12 @@
 //! What serves one pod: its listeners, on every worker.
 
-use std::{
-    future::poll_fn,
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, io, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
+use ambit_model::identity::Identity;
 use ambit_runtime::{
     drain::{self, Drain, Mode, Watch},
     task,
 };
-use ambit_model::identity::Identity;
 use ambit_wire::{cert::store::Status, tls::revoked::Revocation};
 use tokio::{net::TcpListener, runtime::Handle, sync::watch};
 
@@ -86,7 +79,11 @@ impl PodProxy {
         let Place { workers, ports, names, .. } = place;
         // All sockets first: a pod is served on every worker or not at all.
         let listeners = pod.netns.enter(|| {
-            workers.iter().enumerate().map(|(n, _)| listen(&pod, *ports, names.as_deref().filter(|_| n == 0))).collect::<io::Result<Vec<_>>>()
+            workers
+                .iter()
+                .enumerate()
+                .map(|(n, _)| listen(&pod, *ports, names.as_deref().filter(|_| n == 0)))
+                .collect::<io::Result<Vec<_>>>()
         })?;
         let (drain, watch) = drain::channel();
         let serving = workers.iter().zip(listeners);
@@ -156,26 +153,38 @@ fn serve(
     if let Some([outgoing, plaintext]) = listeners.redirected {
         let (outgoing, plaintext) = (TcpListener::from_std(outgoing)?, TcpListener::from_std(plaintext)?);
         let opening = outbound.clone();
-        task::spawn_on(worker, "outbound", accept(outgoing, watch.clone(), move |stream, held| {
-            let outbound = opening.clone();
-            task::spawn("outbound connection", async move {
-                let _held = held;
-                outbound.serve(stream).await;
-            });
-        }));
+        task::spawn_on(
+            worker,
+            "outbound",
+            accept(outgoing, watch.clone(), move |stream, held| {
+                let outbound = opening.clone();
+                task::spawn("outbound connection", async move {
+                    let _held = held;
+                    outbound.serve(stream).await;
+                });
+            }),
+        );
         let served = pod.clone();
-        task::spawn_on(worker, "inbound plaintext", accept(plaintext, watch.clone(), move |stream, held| {
-            let pod = served.clone();
-            task::spawn("plaintext connection", async move {
-                let _held = held;
-                inbound::plaintext::serve(pod, stream).await;
-            });
-        }));
+        task::spawn_on(
+            worker,
+            "inbound plaintext",
+            accept(plaintext, watch.clone(), move |stream, held| {
+                let pod = served.clone();
+                task::spawn("plaintext connection", async move {
+                    let _held = held;
+                    inbound::plaintext::serve(pod, stream).await;
+                });
+            }),
+        );
     }
     let inbound = Inbound::new(pod.clone());
-    task::spawn_on(worker, "inbound", accept(hbone, watch.clone(), move |stream, held| {
-        task::spawn("inbound tunnel", inbound.clone().serve(stream, held));
-    }));
+    task::spawn_on(
+        worker,
+        "inbound",
+        accept(hbone, watch.clone(), move |stream, held| {
+            task::spawn("inbound tunnel", inbound.clone().serve(stream, held));
+        }),
+    );
     if let Some(names) = names {
         names.serve(pod, worker, listeners.dns, watch)?;
     }
@@ -244,7 +253,9 @@ async fn accept(listener: TcpListener, watch: Watch, mut serve: impl FnMut(tokio
                 tracing::warn!(error = %error, "Cannot accept connections; is the open file limit too low?");
                 tokio::time::sleep(EXHAUSTED).await;
             }
-            Some(Err(error)) => tracing::debug!(error = %error, "A connection went away before it was accepted"),
+            Some(Err(error)) => {
+                tracing::debug!(error = %error, "A connection went away before it was accepted")
+            }
             None => return,
         }
     }

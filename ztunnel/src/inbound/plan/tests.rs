@@ -43,7 +43,8 @@ fn the_pods_own_address_is_delivered_as_asked() {
 
 #[test]
 fn another_address_is_refused_with_400() {
-    let refusal = ask(&snapshot([web_pod()], []), &web_pod().build(), "10.0.1.2:8080").expect_err("a refusal");
+    let refusal =
+        ask(&snapshot([web_pod()], []), &web_pod().build(), "10.0.1.2:8080").expect_err("a refusal");
     assert_eq!(refusal.status(), 400);
     assert!(refusal.to_string().contains("ip mismatch"), "{refusal}");
 }

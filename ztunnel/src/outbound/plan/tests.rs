@@ -126,7 +126,8 @@ fn a_workload_addressed_by_its_ip_ignores_services_and_their_waypoints() {
 #[test]
 fn a_service_with_a_waypoint_is_reached_through_it() {
     let (gate_service, gate_pod) = gate();
-    let services = [web().waypoint(GATE), gate_service.alt_names(&["spiffe://cluster.local/ns/shop/sa/x", "dns"])];
+    let services =
+        [web().waypoint(GATE), gate_service.alt_names(&["spiffe://cluster.local/ns/shop/sa/x", "dns"])];
     let plan = plan([web_pod(1), gate_pod], services, "10.96.0.1:80").expect("a plan");
     // The authority stays the address that the application asked for.
     assert_eq!(plan.route, tunnel("10.0.9.1:15008", "10.96.0.1:80", &["gate", "x"]));
@@ -205,10 +206,8 @@ fn a_workload_with_a_waypoint_is_reached_through_it_unless_the_waypoint_itself_c
 
 #[test]
 fn another_network_is_reached_through_two_tunnels() {
-    let remote = web_pod(1)
-        .network("far")
-        .with(|pod| pod.addresses = Box::default())
-        .network_gateway("203.0.113.1");
+    let remote =
+        web_pod(1).network("far").with(|pod| pod.addresses = Box::default()).network_gateway("203.0.113.1");
     let gateway = pod("istio-system/east-west").account("gw").at("203.0.113.1");
     let services = || [web().alt_names(&["spiffe://cluster.local/ns/shop/sa/web"])];
     let plan_for = |pods: Vec<PodBuilder>, to: &str| plan(pods, services(), to);
@@ -221,10 +220,7 @@ fn another_network_is_reached_through_two_tunnels() {
             expect: ids(&["web"]),
         }
     );
-    assert_eq!(
-        plan_for(vec![remote], "10.96.0.1:80"),
-        Err(Refusal::UnknownGateway("/203.0.113.1".into()))
-    );
+    assert_eq!(plan_for(vec![remote], "10.96.0.1:80"), Err(Refusal::UnknownGateway("/203.0.113.1".into())));
     let nowhere = web_pod(1).network("far");
     assert!(matches!(plan_for(vec![nowhere], "10.96.0.1:80"), Err(Refusal::NoRoute(_))));
 }
@@ -292,13 +288,15 @@ fn on_demand_asks_before_it_passes_through() {
     let source = client().build();
     let mesh = snapshot([client()], []);
     let network = Network::default();
-    let call = Call { source: &source, network: &network, to: "192.0.2.1:80".parse().expect("an address"), tried: &[] };
+    let call = Call {
+        source: &source,
+        network: &network,
+        to: "192.0.2.1:80".parse().expect("an address"),
+        tried: &[],
+    };
     let mut dice = |_| 0;
     let missing = Missing::Address(NetworkAddress::new("", call.to.ip()));
-    assert_eq!(
-        outbound(&mesh, &Asked::These(vec![]), &call, &mut dice),
-        Answer::Need(missing.clone())
-    );
+    assert_eq!(outbound(&mesh, &Asked::These(vec![]), &call, &mut dice), Answer::Need(missing.clone()));
     assert_eq!(
         outbound(&mesh, &Asked::These(vec![missing]), &call, &mut dice),
         Answer::Known(Ok(passthrough(&call)))
