@@ -1,0 +1,68 @@
+//! What can be typed: the commands and what all of them share.
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Parser, Subcommand};
+
+use crate::cmd::{playground, status, tunnel_config};
+
+const EXIT: &str = "Exit status:
+  0  it was done, and all is well
+  1  it failed; the message says what to do
+  2  the command line was wrong
+  3  `ambit status`: something is stale, not ready or unreachable
+  `ambit playground exec` ends as the command in the pod does.";
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::White.on_default().bold())
+    .usage(AnsiColor::White.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default());
+
+/// Shows and explains an Ambit mesh, and makes one on this machine to play with.
+#[derive(Debug, Parser)]
+#[command(name = "ambit", version, after_help = EXIT, styles = STYLES, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// Set to anything: no colours.
+    #[arg(long, env = "NO_COLOR", value_name = "ANYTHING", hide = true, global = true)]
+    pub(crate) no_color: Option<String>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// A mesh on this machine: nodes and pods are network namespaces, all else is real.
+    #[command(alias = "pg")]
+    Playground(playground::Args),
+    /// Every component: its version, and whether what it knows is up to date and since when.
+    Status(status::Args),
+    /// What a tunnel knows and does, in the columns of `istioctl ztunnel-config`.
+    #[command(alias = "tc")]
+    TunnelConfig(tunnel_config::Args),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_tells_the_exit_statuses() {
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.contains("3  `ambit status`"), "{help}");
+    }
+
+    #[test]
+    fn what_a_pod_is_to_run_is_left_alone() {
+        let line = ["ambit", "playground", "exec", "shop/client", "--", "curl", "-s", "--help"];
+        let cli = Cli::try_parse_from(line).unwrap();
+        let Command::Playground(args) = cli.command else { panic!("{cli:?}") };
+        let playground::Command::Exec(exec) = args.command else { panic!("{args:?}") };
+        assert_eq!(exec.command, ["curl", "-s", "--help"]);
+    }
+}

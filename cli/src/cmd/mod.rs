@@ -1,0 +1,6 @@
+//! The commands, one room each.
+
+pub(crate) mod playground;
+mod sources;
+pub(crate) mod status;
+pub(crate) mod tunnel_config;

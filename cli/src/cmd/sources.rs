@@ -1,0 +1,145 @@
+//! Whom to ask: the components of the playground, or those named on the command line.
+
+use anyhow::bail;
+
+use super::playground::state::{Component, Kind, Place};
+use crate::connect::Endpoint;
+
+/// The ports of a tunnel's other pages, beside its admin page.
+const TUNNEL_METRICS: u16 = 15020;
+const TUNNEL_READINESS: u16 = 15021;
+
+/// Which mesh is asked.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Sources {
+    #[command(flatten)]
+    place: Place,
+    /// A tunnel's admin page, by its node: `node-a=10.0.0.1:15000`, `=unix:PATH` or `=netns:NAME/IP:PORT`. Again for
+    /// each. Without any such flag, those of the playground.
+    #[arg(long, value_name = "NODE=ADDRESS", value_parser = named, help_heading = "Whom to ask")]
+    tunnel: Vec<(String, Endpoint)>,
+    /// A node agent's admin page, likewise.
+    #[arg(long, value_name = "NODE=ADDRESS", value_parser = named, help_heading = "Whom to ask")]
+    agent: Vec<(String, Endpoint)>,
+    /// The controller's admin page.
+    #[arg(long, value_name = "ADDRESS", help_heading = "Whom to ask")]
+    controller: Option<Endpoint>,
+}
+
+/// One component and its pages.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) kind: Kind,
+    pub(crate) node: Option<String>,
+    pub(crate) admin: Endpoint,
+    pub(crate) readiness: Endpoint,
+    pub(crate) metrics: Endpoint,
+    /// What the playground knows of its process.
+    pub(crate) process: Option<Component>,
+}
+
+impl Target {
+    /// For messages and tables.
+    pub(crate) fn title(&self) -> String {
+        match &self.node {
+            Some(node) => format!("{}/{node}", self.kind.word()),
+            None => self.kind.word().to_owned(),
+        }
+    }
+}
+
+impl Sources {
+    /// Every component.
+    pub(crate) fn all(&self) -> anyhow::Result<Vec<Target>> {
+        if self.tunnel.is_empty() && self.agent.is_empty() && self.controller.is_none() {
+            return self.place.state()?.components.into_iter().map(of_playground).collect();
+        }
+        let of = |kind, node: Option<&String>, admin: &Endpoint| Target {
+            kind,
+            node: node.cloned(),
+            readiness: match kind {
+                Kind::Ztunnel => admin.at_port(TUNNEL_READINESS),
+                Kind::Controller | Kind::Agent => admin.clone(),
+            },
+            metrics: match kind {
+                Kind::Ztunnel => admin.at_port(TUNNEL_METRICS),
+                Kind::Controller | Kind::Agent => admin.clone(),
+            },
+            admin: admin.clone(),
+            process: None,
+        };
+        let controller = self.controller.iter().map(|admin| of(Kind::Controller, None, admin));
+        let agents = self.agent.iter().map(|(node, admin)| of(Kind::Agent, Some(node), admin));
+        let tunnels = self.tunnel.iter().map(|(node, admin)| of(Kind::Ztunnel, Some(node), admin));
+        Ok(controller.chain(agents).chain(tunnels).collect())
+    }
+
+    /// The tunnels, or that of one node.
+    pub(crate) fn tunnels(&self, node: Option<&str>) -> anyhow::Result<Vec<Target>> {
+        let all: Vec<_> = self.all()?.into_iter().filter(|target| target.kind == Kind::Ztunnel).collect();
+        let nodes: Vec<_> = all.iter().filter_map(|target| target.node.clone()).collect();
+        let wanted = |target: &Target| node.is_none_or(|node| target.node.as_deref() == Some(node));
+        let found: Vec<_> = all.into_iter().filter(wanted).collect();
+        match (found.is_empty(), node) {
+            (false, _) => Ok(found),
+            (true, Some(node)) => bail!("no tunnel on node {node:?}; tunnels are on: {}", nodes.join(", ")),
+            (true, None) => bail!("no tunnel is known; name one with --tunnel NODE=ADDRESS"),
+        }
+    }
+}
+
+fn of_playground(component: Component) -> anyhow::Result<Target> {
+    Ok(Target {
+        kind: component.kind,
+        node: Some(component.node.clone()),
+        admin: component.admin.parse()?,
+        readiness: component.readiness.parse()?,
+        metrics: component.metrics.parse()?,
+        process: Some(component),
+    })
+}
+
+/// `NODE=ADDRESS`.
+fn named(text: &str) -> Result<(String, Endpoint), String> {
+    let (node, address) = text
+        .split_once('=')
+        .filter(|(node, _)| !node.is_empty())
+        .ok_or_else(|| format!("{text:?} names no node; write NODE=ADDRESS"))?;
+    Ok((node.to_owned(), address.parse().map_err(|err| format!("{err}"))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        sources: Sources,
+    }
+
+    fn read(flags: &[&str]) -> Result<Sources, String> {
+        let line = Line::try_parse_from([&["x"], flags].concat()).map_err(|err| err.to_string())?;
+        Ok(line.sources)
+    }
+
+    #[test]
+    fn tunnels_are_named_by_their_nodes() {
+        let sources =
+            read(&["--tunnel", "a=10.0.0.1:15000", "--tunnel", "b=netns:n/127.0.0.1:15000"]).unwrap();
+        let tunnels = sources.tunnels(Some("b")).unwrap();
+        assert_eq!(tunnels[0].title(), "ztunnel/b");
+        assert_eq!(tunnels[0].readiness.to_string(), "netns:n/127.0.0.1:15021");
+        let err = sources.tunnels(Some("c")).unwrap_err().to_string();
+        assert!(err.contains("tunnels are on: a, b"), "{err}");
+    }
+
+    #[test]
+    fn an_address_without_a_node_is_refused() {
+        for flags in [["--tunnel", "10.0.0.1:15000"], ["--tunnel", "=x:1"], ["--agent", "a=nowhere"]] {
+            let err = read(&flags).unwrap_err();
+            assert!(err.contains("NODE=ADDRESS") || err.contains("HOST:PORT"), "{err}");
+        }
+    }
+}

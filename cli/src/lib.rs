@@ -1,1 +1,0 @@
-//! The operator's command: installs, shows and explains the mesh.
