@@ -73,6 +73,16 @@ impl<S: Sockets> Resolver<S> {
         Arc::new(Self { mesh, settings, client: Box::new(client), forwarder, metrics, room, limit })
     }
 
+    /// The reply to a datagram that needs nobody else; `None` when a nameserver must be asked, or the
+    /// packet deserves none.
+    pub fn at_once(&self, packet: &[u8]) -> Option<Vec<u8>> {
+        let nobody = SocketAddr::from(([0; 4], 0));
+        match self.decide(packet, nobody, Protocol::Udp) {
+            Decided::Reply(reply) => Some(reply),
+            Decided::Ignore | Decided::Forward(_) => None,
+        }
+    }
+
     /// Answers datagrams until `stop`, and then those that are under way.
     pub async fn serve_udp(self: Arc<Self>, socket: UdpSocket, stop: impl Future<Output = ()>) {
         let (socket, under_way) = (Arc::new(socket), TaskTracker::new());

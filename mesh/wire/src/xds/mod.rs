@@ -16,6 +16,7 @@ pub mod ledger;
 mod message;
 pub mod metrics;
 pub mod node;
+mod replay;
 pub mod server;
 mod subscription;
 mod throttle;
@@ -30,6 +31,7 @@ pub use client::{Client, Handle};
 pub use ledger::Resource;
 pub use metrics::{ClientMetrics, ServerMetrics};
 pub use node::NodeInfo;
+pub use replay::replay;
 pub use server::{Publisher, Server};
 
 /// How a client wants the resources of one type.
