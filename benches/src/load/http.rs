@@ -1,0 +1,244 @@
+//! Requests over connections that stay open, from one thread.
+//!
+//! With a rate, requests are due at fixed instants, whatever the answers do, and their latency counts
+//! from when they were due (so a stall is seen by all that it delayed, not by one). Without, each
+//! connection asks again as soon as it was answered.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::fd::AsFd as _,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, ppoll},
+    sys::{prctl, time::TimeSpec},
+};
+
+use super::{Outcome, connect, request};
+use crate::{
+    serve,
+    usage::{float, float_of},
+};
+
+/// The answer.
+const SIZE: usize = 1024;
+/// Connections, certificates and buffers are warm after this; it is not in the percentiles.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// Answers still under way at the end are waited for this long.
+const LAST: Duration = Duration::from_secs(5);
+
+struct Connection {
+    /// When the request under way was due.
+    asked: Option<Instant>,
+    /// Requests that are due and must wait for an answer first.
+    waiting: VecDeque<Instant>,
+    /// Bytes of the answer that are still to come.
+    missing: usize,
+    broken: bool,
+}
+
+struct Client<'a> {
+    streams: &'a [TcpStream],
+    connections: Vec<Connection>,
+    request: Vec<u8>,
+    answer: usize,
+    latencies: Vec<Duration>,
+    record_from: Instant,
+    requests: u64,
+    failures: u64,
+}
+
+pub(super) fn run(
+    to: SocketAddr,
+    connections: usize,
+    rate: Option<u32>,
+    time: Duration,
+) -> anyhow::Result<Outcome> {
+    // Timers of 50 µs precision would be most of what is measured.
+    prctl::set_timerslack(1)?;
+    let streams: Vec<TcpStream> = (0..connections).map(|_| connect(to)).collect::<io::Result<_>>()?;
+    for stream in &streams {
+        stream.set_nonblocking(true)?;
+    }
+    let started = Instant::now();
+    let record_from = started + WARM_UP;
+    let until = record_from + time;
+    let idle = || Connection { asked: None, waiting: VecDeque::new(), missing: 0, broken: false };
+    let mut client = Client {
+        streams: &streams,
+        connections: streams.iter().map(|_| idle()).collect(),
+        request: request(SIZE),
+        answer: serve::response(SIZE).len(),
+        latencies: Vec::with_capacity(1 << 20),
+        record_from,
+        requests: 0,
+        failures: 0,
+    };
+    match rate {
+        Some(rate) => client.open_loop(started, until, Duration::from_secs(1) / rate)?,
+        None => client.closed_loop(until)?,
+    }
+    let Client { mut latencies, requests, failures, .. } = client;
+    latencies.sort_unstable();
+    Ok(Outcome {
+        seconds: started.elapsed().as_secs_f64(),
+        bytes: requests * u64::try_from(SIZE)?,
+        requests,
+        rate: float_of(latencies.len()) / time.as_secs_f64(),
+        failures,
+        latency: percentiles(&latencies),
+        ..Outcome::default()
+    })
+}
+
+impl Client<'_> {
+    fn open_loop(&mut self, started: Instant, until: Instant, interval: Duration) -> io::Result<()> {
+        let mut due = started;
+        let mut turn = (0..self.connections.len()).cycle();
+        let streams = self.streams;
+        let mut polled: Vec<_> = streams.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)).collect();
+        loop {
+            let now = Instant::now();
+            while due <= now && due < until {
+                if let Some(at) = turn.next() {
+                    self.due(at, due);
+                }
+                due += interval;
+            }
+            if now >= until && (self.idle() || now >= until + LAST) {
+                self.failures += self.outstanding();
+                return Ok(());
+            }
+            let next = if due < until { due } else { until + LAST };
+            self.take(&mut polled, next.saturating_duration_since(Instant::now()))?;
+        }
+    }
+
+    fn closed_loop(&mut self, until: Instant) -> io::Result<()> {
+        let streams = self.streams;
+        let mut polled: Vec<_> = streams.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)).collect();
+        loop {
+            let now = Instant::now();
+            if now < until {
+                for at in 0..self.connections.len() {
+                    if self.connections.get(at).is_some_and(|connection| connection.asked.is_none()) {
+                        self.due(at, Instant::now());
+                    }
+                }
+            } else if self.idle() || now >= until + LAST {
+                self.failures += self.outstanding();
+                return Ok(());
+            }
+            self.take(&mut polled, LAST)?;
+        }
+    }
+
+    fn idle(&self) -> bool {
+        self.connections.iter().all(|connection| connection.asked.is_none() || connection.broken)
+    }
+
+    fn outstanding(&self) -> u64 {
+        let late =
+            |connection: &Connection| connection.waiting.len() + usize::from(connection.asked.is_some());
+        u64::try_from(self.connections.iter().map(late).sum::<usize>()).unwrap_or(u64::MAX)
+    }
+
+    /// A request of connection `at` is due.
+    fn due(&mut self, at: usize, due: Instant) {
+        let (Some(connection), Some(mut stream)) = (self.connections.get_mut(at), self.streams.get(at))
+        else {
+            return;
+        };
+        if connection.broken {
+            self.failures += 1;
+        } else if connection.asked.is_some() {
+            connection.waiting.push_back(due);
+        } else {
+            connection.asked = Some(due);
+            connection.missing = self.answer;
+            // A request is far smaller than the buffer of a connection with nothing under way.
+            if stream.write_all(&self.request).is_err() {
+                connection.broken = true;
+                self.failures += 1;
+            }
+        }
+    }
+
+    /// Waits at most so long, and takes what came.
+    fn take(&mut self, polled: &mut [PollFd<'_>], limit: Duration) -> io::Result<()> {
+        match ppoll(polled, Some(TimeSpec::from_duration(limit)), None) {
+            Ok(0) | Err(Errno::EINTR) => return Ok(()),
+            Ok(_) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        for (at, polled) in polled.iter().enumerate() {
+            if polled.any().unwrap_or(false) {
+                self.read(at);
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, at: usize) {
+        let mut buffer = [0; 16 * 1024];
+        let (Some(connection), Some(mut stream)) = (self.connections.get_mut(at), self.streams.get(at))
+        else {
+            return;
+        };
+        if connection.broken {
+            return;
+        }
+        match stream.read(&mut buffer) {
+            Ok(0) => connection.broken = true,
+            Ok(count) => connection.missing = connection.missing.saturating_sub(count),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => connection.broken = true,
+        }
+        if connection.broken {
+            self.failures += 1;
+            return;
+        }
+        if connection.missing > 0 {
+            return;
+        }
+        let Some(due) = connection.asked.take() else { return };
+        self.requests += 1;
+        if due >= self.record_from {
+            self.latencies.push(due.elapsed());
+        }
+        if let Some(next) = connection.waiting.pop_front() {
+            self.due(at, next);
+        }
+    }
+}
+
+fn percentiles(sorted: &[Duration]) -> Vec<(String, f64)> {
+    let at = |per_mille: u64| {
+        let last = u64::try_from(sorted.len()).unwrap_or(0).saturating_sub(1);
+        let at = usize::try_from(last * per_mille / 1000).unwrap_or(0);
+        sorted
+            .get(at)
+            .map_or(0.0, |latency| float(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX)) / 1e3)
+    };
+    [("p50", 500), ("p90", 900), ("p99", 990), ("p99.9", 999)]
+        .map(|(name, p)| (name.to_owned(), at(p)))
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_sorted_latencies() {
+        let latencies: Vec<_> = (1..=1000).map(Duration::from_micros).collect();
+        let found = percentiles(&latencies);
+        assert_eq!(found[0], ("p50".to_owned(), 500.0));
+        assert_eq!(found[2], ("p99".to_owned(), 990.0));
+        assert_eq!(percentiles(&[])[3].1, 0.0);
+    }
+}
