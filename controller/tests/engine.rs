@@ -72,6 +72,42 @@ fn nothing_is_published_before_all_is_known() {
     assert!(*engine.synced().borrow());
 }
 
+/// The property test compares with a translation of everything; this is what everything is.
+#[test]
+fn every_kind_of_thing_is_published() {
+    let yaml = web()
+        + POLICY
+        + "---\napiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec: {ports: [{port: 80}]}\n\
+           ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: db-1, namespace: shop, labels: \
+           {kubernetes.io/service-name: db}}\naddressType: IPv4\nendpoints: [{addresses: [192.0.2.1]}]\nports: [{port: 80}]\n\
+           ---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm, namespace: shop}\nspec: {address: 192.0.2.2}\n\
+           ---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: ext, namespace: shop}\nspec: {hosts: [x.com], \
+           resolution: STATIC, endpoints: [{address: 192.0.2.3}]}\n\
+           ---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: dns, namespace: shop}\nspec: {hosts: [y.com], \
+           resolution: DNS}\n\
+           ---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: own, namespace: shop}\nspec: {selector: \
+           {matchLabels: {app: web}}, portLevelMtls: {80: {mode: STRICT}}}\n";
+    let tape = Tape::default();
+    Engine::new(Settings::default(), tape.clone()).absorb(upserts(&yaml).chain([Event::Synced]));
+    let mut got = tape.take();
+    got.sort();
+    let want = [
+        "+Kubernetes//Pod/shop/web",
+        "+Kubernetes/discovery.k8s.io/EndpointSlice/shop/db-1/192.0.2.1",
+        "+Kubernetes/networking.istio.io/ServiceEntry/shop/dns/y.com",
+        "+Kubernetes/networking.istio.io/ServiceEntry/shop/ext/192.0.2.3",
+        "+Kubernetes/networking.istio.io/WorkloadEntry/shop/vm",
+        "+istio-system/istio_converted_static_strict",
+        "+shop/converted_peer_authentication_own",
+        "+shop/db.shop.svc.cluster.local",
+        "+shop/p",
+        "+shop/x.com",
+        "+shop/y.com",
+        "open",
+    ];
+    assert_eq!(got, want);
+}
+
 #[test]
 fn what_did_not_change_is_not_published_again() {
     let (mut engine, tape) = synced(&web());
@@ -106,21 +142,19 @@ fn a_thing_that_comes_and_goes_in_one_batch_is_never_told() {
 #[test]
 fn versions_are_hashes_of_the_bytes() {
     #[derive(Clone, Default)]
-    struct Versions(Arc<Mutex<Vec<(String, Vec<u8>, Vec<String>, String)>>>);
-    impl Sink for Versions {
+    struct Resources(Arc<Mutex<Vec<Resource>>>);
+    impl Sink for Resources {
         fn update(&self, _: &str, upserts: Vec<Resource>, _: &[String]) {
-            self.0.lock().unwrap().extend(
-                upserts.into_iter().map(|one| (one.version, one.body.to_vec(), one.aliases, one.node)),
-            );
+            self.0.lock().unwrap().extend(upserts);
         }
         fn open(&self) {}
     }
-    let versions = Versions::default();
-    Engine::new(Settings::default(), versions.clone()).absorb(upserts(&web()).chain([Event::Synced]));
-    let got = versions.0.lock().unwrap().clone();
-    let [(version, body, aliases, node)] = got.as_slice() else { unreachable!("{got:?}") };
-    assert_eq!(*version, format!("{:x}", xxhash_rust::xxh64::xxh64(body, 0)));
-    assert_eq!((aliases.as_slice(), node.as_str()), (["/10.0.0.1".to_owned()].as_slice(), "n1"));
+    let resources = Resources::default();
+    Engine::new(Settings::default(), resources.clone()).absorb(upserts(&web()).chain([Event::Synced]));
+    let got = resources.0.lock().unwrap().clone();
+    let [web] = got.as_slice() else { unreachable!("{got:?}") };
+    assert_eq!(web.version, format!("{:x}", xxhash_rust::xxh64::xxh64(&web.body, 0)));
+    assert_eq!((web.aliases.as_slice(), web.node.as_str()), (["/10.0.0.1".to_owned()].as_slice(), "n1"));
 }
 
 #[tokio::test]

@@ -131,7 +131,7 @@ fn any_object() -> impl Strategy<Value = Value> {
                 shape("v1", "Service", meta, spec, json!({}))
             }),
         2 => (meta(), pick(NAMES), pick(NAMES), any::<bool>()).prop_map(|(mut meta, service, pod, is_pod)| {
-            meta["labels"]["kubernetes.io/service-name"] = service.into();
+            *meta.pointer_mut("/labels").unwrap() = json!({"kubernetes.io/service-name": service});
             let target = json!({"kind": "Pod", "name": pod});
             let endpoint = if is_pod {
                 json!({"addresses": ["10.0.0.1"], "targetRef": target})

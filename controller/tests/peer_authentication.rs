@@ -46,35 +46,36 @@ fn a_workload_names_the_policy_of_the_reference_table() {
     let strict = "80: {mode: STRICT}";
     let permissive = "80: {mode: PERMISSIVE}";
     let disable = "80: {mode: DISABLE}";
-    let table: &[(Option<(&str, &str)>, bool, &[&str])] = &[
-        (None, true, &[STATIC]),
-        (None, false, &[]),
-        (Some(("STRICT", "")), false, &[STATIC]),
-        (Some(("STRICT", strict)), false, &[STATIC]),
-        (Some(("STRICT", permissive)), false, &[CONVERTED]),
-        (Some(("STRICT", disable)), true, &[CONVERTED]),
-        (Some(("STRICT", "80: {mode: UNSET}")), true, &[STATIC]),
-        (Some(("PERMISSIVE", strict)), true, &[CONVERTED]),
-        (Some(("DISABLE", strict)), false, &[CONVERTED]),
-        (Some(("PERMISSIVE", "")), true, &[]),
-        (Some(("DISABLE", permissive)), true, &[]),
-        (Some(("UNSET", permissive)), true, &[CONVERTED]),
-        (Some(("UNSET", disable)), true, &[STATIC]),
-        (Some(("UNSET", strict)), true, &[STATIC]),
-        (Some(("UNSET", "")), true, &[STATIC]),
-        (Some(("UNSET", strict)), false, &[CONVERTED]),
-        (Some(("UNSET", permissive)), false, &[]),
-        (Some(("UNSET", "")), false, &[]),
+    let (none, static_one, merged): (&[&str], &[&str], &[&str]) = (&[], &[STATIC], &[CONVERTED]);
+    let table = [
+        (None, true, static_one),
+        (None, false, none),
+        (Some(("STRICT", "")), false, static_one),
+        (Some(("STRICT", strict)), false, static_one),
+        (Some(("STRICT", permissive)), false, merged),
+        (Some(("STRICT", disable)), true, merged),
+        (Some(("STRICT", "80: {mode: UNSET}")), true, static_one),
+        (Some(("PERMISSIVE", strict)), true, merged),
+        (Some(("DISABLE", strict)), false, merged),
+        (Some(("PERMISSIVE", "")), true, none),
+        (Some(("DISABLE", permissive)), true, none),
+        (Some(("UNSET", permissive)), true, merged),
+        (Some(("UNSET", disable)), true, static_one),
+        (Some(("UNSET", strict)), true, static_one),
+        (Some(("UNSET", "")), true, static_one),
+        (Some(("UNSET", strict)), false, merged),
+        (Some(("UNSET", permissive)), false, none),
+        (Some(("UNSET", "")), false, none),
     ];
     for (of_workload, parent_strict, want) in table {
         for parent in ["shop", "istio-system"] {
-            let mode = if *parent_strict { "STRICT" } else { "PERMISSIVE" };
+            let mode = if parent_strict { "STRICT" } else { "PERMISSIVE" };
             let mut yaml =
                 web() + &peer_authentication(parent, "default", 20, &format!("mtls: {{mode: {mode}}}"));
             if let Some((mode, ports)) = of_workload {
                 yaml += &own(mode, ports);
             }
-            assert_eq!(references(&yaml), *want, "{of_workload:?} under {mode} of {parent}");
+            assert_eq!(references(&yaml), want, "{of_workload:?} under {mode} of {parent}");
         }
     }
 }
@@ -149,10 +150,11 @@ fn the_static_policy_is_sent_as_soon_as_there_is_any_peer_authentication() {
 
 fn converted(mode: &str, ports: &str) -> Option<Vec<Rule>> {
     let cluster = cluster(&(web() + &own(mode, ports)));
-    match policy(&cluster, PolicySource::Converted(Name::new("shop", "own")))?.content {
-        Content::Rules { action: Action::Deny, rules, dry_run: false } => Some(rules),
-        other => unreachable!("{other:?}"),
-    }
+    let content = policy(&cluster, PolicySource::Converted(Name::new("shop", "own")))?.content;
+    let Content::Rules { action: Action::Deny, rules, dry_run: false } = content else {
+        unreachable!("{content:?}")
+    };
+    Some(rules)
 }
 
 /// Edge case 26: strict ports are rules of their own, any of which denies.

@@ -50,7 +50,12 @@ impl HostOwner {
 }
 
 /// A label within a namespace.
-type Labelled = (Namespace, String, String);
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Labelled {
+    namespace: Namespace,
+    key: String,
+    value: String,
+}
 
 /// The indexes.
 #[derive(Clone, Debug, Default)]
@@ -216,7 +221,7 @@ impl Index {
 }
 
 fn labelled(namespace: &Namespace, (key, value): (&str, &str)) -> Labelled {
-    (namespace.clone(), key.to_owned(), value.to_owned())
+    Labelled { namespace: namespace.clone(), key: key.to_owned(), value: value.to_owned() }
 }
 
 #[derive(Clone, Copy, Debug)]

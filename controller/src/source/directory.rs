@@ -22,7 +22,7 @@ use crate::cluster::object::{Key, Object, Parsed, parse};
 /// Editors and scripts write several files in a row; the directory is read when they have paused.
 const QUIET: Duration = Duration::from_millis(100);
 /// But however busy they are, not later than this.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(500);
 /// A watch can miss changes (network file systems, a full queue of the kernel), so all is read again now and then.
 const REREAD: Duration = Duration::from_secs(10);
 
@@ -141,8 +141,12 @@ pub struct State {
     unreadable: bool,
 }
 
-/// Names a document: its API group, and kind, namespace and name.
-type Id = (String, ObjectKey);
+/// Names a document.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Id {
+    group: String,
+    key: ObjectKey,
+}
 
 /// A document that was seen, and what is in force of it.
 #[derive(Clone, Debug)]
@@ -161,9 +165,9 @@ impl State {
         let mut problems = loaded.problems;
         let mut now: BTreeMap<Id, Known> = BTreeMap::new();
         for document in loaded.objects {
-            let id = (document.group().to_owned(), document.key());
+            let id = Id { group: document.group().to_owned(), key: document.key() };
             let before = self.known.remove(&id);
-            let stale = loaded.stale.contains(&id.1);
+            let stale = loaded.stale.contains(&id.key);
             let known = match before {
                 Some(before) if stale || (before.value == document.value && before.understood) => before,
                 before => self.read(document, before, &mut problems, &mut events),

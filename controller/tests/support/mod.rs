@@ -24,7 +24,7 @@ pub fn objects(yaml: &str) -> Vec<Object> {
     assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
     let understood = |document| match parse(document) {
         Parsed::Object(object) => object,
-        other => panic!("{other:?}"),
+        other @ (Parsed::Unknown | Parsed::Bad { .. }) => panic!("{other:?}"),
     };
     loaded.objects.iter().map(understood).collect()
 }
@@ -70,7 +70,7 @@ pub fn inline(cluster: &Cluster, namespace: &str, name: &str, address: &str) -> 
 pub fn workload(cluster: &Cluster, source: WorkloadSource) -> Option<Workload> {
     match translate(cluster, &Output::Workload(source))? {
         Translated::Workload(workload) => Some(workload),
-        other => panic!("{other:?}"),
+        other @ (Translated::Service(_) | Translated::Policy(_)) => panic!("{other:?}"),
     }
 }
 
@@ -78,14 +78,14 @@ pub fn workload(cluster: &Cluster, source: WorkloadSource) -> Option<Workload> {
 pub fn service(cluster: &Cluster, key: &str) -> Option<Service> {
     match translate(cluster, &Output::Service(ServiceKey::parse(key).unwrap()))? {
         Translated::Service(service) => Some(service),
-        other => panic!("{other:?}"),
+        other @ (Translated::Workload(_) | Translated::Policy(_)) => panic!("{other:?}"),
     }
 }
 
 pub fn policy(cluster: &Cluster, source: PolicySource) -> Option<Policy> {
     match translate(cluster, &Output::Policy(source))? {
         Translated::Policy(policy) => Some(policy),
-        other => panic!("{other:?}"),
+        other @ (Translated::Workload(_) | Translated::Service(_)) => panic!("{other:?}"),
     }
 }
 
@@ -112,7 +112,7 @@ pub fn verdict_from(cluster: &Cluster, to: &Workload, port: u16, from: Option<&s
     let facts = Facts {
         peer: peer.as_ref(),
         source: ip.parse().unwrap(),
-        destination: (to.addresses[0], port).into(),
+        destination: (*to.addresses.first().unwrap(), port).into(),
     };
     let all = policies(cluster);
     let applies = |policy: &&Policy| match policy.scope {
