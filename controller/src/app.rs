@@ -46,6 +46,7 @@ use crate::{
     ca::{
         Desk,
         authority::{Terms, TermsError},
+        file::{self, FileError},
         revocation::{PassOn, PassOnError},
         root::{self, REVOCATION_LISTS, Root, RootError},
         serving::{Serving, ServingError},
@@ -315,7 +316,7 @@ async fn authority(config: &Config) -> Result<(Root, Option<PassOn>), StartError
     let made = tokio::task::spawn_blocking(move || {
         let root = root::open(&settings.ca_dir, &trust_domain, settings.root_ttl, SystemTime::now())?;
         if let Some(path) = &settings.root_cert {
-            root::publish(path, root.authority.roots().as_bytes())?;
+            file::publish(path, root.authority.roots().as_bytes())?;
         }
         let lists =
             settings.crl_out.map(|to: PathBuf| PassOn::start(settings.ca_dir.join(REVOCATION_LISTS), to));
@@ -372,6 +373,9 @@ pub enum StartError {
     /// No authority.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// The root cannot be given to tunnels.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Bad revocation lists.
     #[error(transparent)]
     Lists(#[from] PassOnError),

@@ -196,7 +196,7 @@ pub struct Authority {
     pub root_ttl: Duration,
 
     /// How long this controller's own certificate is valid. It is replaced at half of that.
-    #[arg(long, env = "SERVER_CERT_TTL", value_name = "TIME", value_parser = duration, default_value = "24h")]
+    #[arg(long = "server-cert-ttl", env = "SERVER_CERT_TTL", value_name = "TIME", value_parser = duration, default_value = "24h")]
     pub server_ttl: Duration,
 }
 

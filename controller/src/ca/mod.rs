@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod caller;
+pub mod file;
 pub mod revocation;
 pub mod root;
 pub mod serving;

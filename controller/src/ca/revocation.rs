@@ -10,7 +10,7 @@ use ambit_wire::tls::revoked::{RevocationError, RevocationLists};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use super::root::{RootError, publish};
+use super::file::{FileError, publish};
 
 /// How often the lists are looked at. Tunnels take another three seconds to see what is passed on.
 const LOOK: Duration = Duration::from_secs(1);
@@ -76,7 +76,7 @@ impl PassOn {
 
 /// The file, if it is there.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, PassOnError> {
-    let unreadable = |source| PassOnError::Write(RootError::Unreadable { path: path.to_owned(), source });
+    let unreadable = |source| PassOnError::File(FileError::read(path, source));
     match std::fs::metadata(path) {
         Ok(found) if found.len() > LARGEST => Err(PassOnError::TooLarge(path.to_owned())),
         Ok(_) => std::fs::read(path).map(Some).map_err(unreadable),
@@ -93,7 +93,7 @@ pub enum PassOnError {
     Lists(#[from] RevocationError),
     /// They cannot be read or written.
     #[error(transparent)]
-    Write(#[from] RootError),
+    File(#[from] FileError),
     /// They are not lists either.
     #[error("{path} is larger than any revocation list; put the right file there", path = .0.display())]
     TooLarge(PathBuf),

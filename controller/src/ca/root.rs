@@ -10,9 +10,8 @@
 //! done the daemon does not start, except on a read-only file system, where whoever mounted it decided.
 
 use std::{
-    fs::{self, File, Permissions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    fs::{self, File},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -27,7 +26,10 @@ use boring::{
 use tracing::{info, warn};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::authority::starting;
+use super::{
+    authority::starting,
+    file::{FileError, read, read_secret, write},
+};
 
 /// Our own root and its key.
 pub const SELF_SIGNED: &str = "self-signed.pem";
@@ -43,8 +45,6 @@ pub const REVOCATION_LISTS: &str = "ca-crl.pem";
 
 /// Held while a root is looked for and made.
 const LOCK: &str = ".lock";
-/// More than any chain with its roots.
-const LARGEST: u64 = 1024 * 1024;
 /// From this part of its life on, a signer is to be replaced (Istio's grace percentile is the same).
 const LAST_PART: u32 = 5;
 
@@ -95,20 +95,17 @@ pub fn open(
         plugged(dir)?
     } else {
         let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(dir).map_err(|error| RootError::write(dir, error))?;
+        builder.recursive(true).mode(0o700).create(dir).map_err(|error| FileError::write(dir, error))?;
         let lock = dir.join(LOCK);
         let file = File::options().create(true).append(true).open(&lock);
-        let file = file.map_err(|error| RootError::write(&lock, error))?;
+        let file = file.map_err(|error| FileError::write(&lock, error))?;
         // Released when the file is closed, also by death.
-        file.lock().map_err(|error| RootError::write(&lock, error))?;
+        file.lock().map_err(|error| FileError::write(&lock, error))?;
         let path = dir.join(SELF_SIGNED);
         if path.exists() { kept(&path)? } else { make(&path, trust_domain, lifetime, now)? }
     };
-    let usable = check_chain(&root.authority, now).and_then(|life| {
-        let (begins, ends) = life;
-        if ends <= now { Err(ChainError::Expired) } else { Ok((begins, ends)) }
-    });
-    let (begins, expires) = usable.map_err(|problem| RootError::Chain { dir: dir.to_owned(), problem })?;
+    let (begins, expires) = check_chain(&root.authority, now)
+        .map_err(|problem| RootError::Chain { dir: dir.to_owned(), problem })?;
     let life = expires.duration_since(begins).unwrap_or_default();
     let left = expires.duration_since(now).unwrap_or_default();
     if left < life / LAST_PART {
@@ -118,19 +115,11 @@ pub fn open(
     Ok(Root { expires, ..root })
 }
 
-/// Writes a file for others in one step: readers see the old one or the new one.
-pub fn publish(path: &Path, content: &[u8]) -> Result<(), RootError> {
-    if fs::read(path).is_ok_and(|old| old == content) {
-        return Ok(());
-    }
-    write(path, content, 0o644).map_err(|error| RootError::write(path, error))
-}
-
 fn plugged(dir: &Path) -> Result<Root, RootError> {
     let file = |name: &str| {
         let path = dir.join(name);
         if path.exists() {
-            read(&path)
+            Ok(read(&path)?)
         } else {
             Err(RootError::Incomplete { dir: dir.to_owned(), missing: path })
         }
@@ -140,18 +129,22 @@ fn plugged(dir: &Path) -> Result<Root, RootError> {
     let key_path = dir.join(PLUGGED.key);
     let key = if key_path.exists() { read_secret(&key_path)? } else { file(PLUGGED.key)? };
     let above = if dir.join(PLUGGED.chain).exists() { file(PLUGGED.chain)? } else { String::new() };
-    let chain = signer_first(&certificate, &above)
-        .map_err(|_| RootError::Unusable { path: dir.to_owned(), source: AuthorityError::Chain })?;
-    let authority = Authority::from_pem(&chain, &key, &roots)
-        .map_err(|source| RootError::Unusable { path: dir.to_owned(), source })?;
+    let unusable = |source| RootError::Unusable { path: dir.to_owned(), source };
+    let chain = signer_first(&certificate, &above).map_err(unusable)?;
+    let authority = Authority::from_pem(&chain, &key, &roots).map_err(unusable)?;
     Ok(Root { authority, origin: Origin::PluggedIn, expires: UNIX_EPOCH })
 }
 
 /// Istio's chain begins with the signer itself; others' begins above it. Both are taken.
-fn signer_first(certificate: &str, above: &str) -> Result<String, ErrorStack> {
+fn signer_first(certificate: &str, above: &str) -> Result<String, AuthorityError> {
+    let signer = X509::stack_from_pem(certificate.as_bytes()).map_err(|_| AuthorityError::Chain)?;
+    if signer.is_empty() {
+        return Err(AuthorityError::Chain);
+    }
+    let above = X509::stack_from_pem(above.as_bytes()).map_err(|_| AuthorityError::Chain)?;
     let mut seen = Vec::new();
     let mut chain = String::new();
-    for certificate in X509::stack_from_pem(format!("{certificate}\n{above}").as_bytes())? {
+    for certificate in signer.into_iter().chain(above) {
         let der = certificate.to_der()?;
         if !seen.contains(&der) {
             chain.push_str(&String::from_utf8_lossy(&certificate.to_pem()?));
@@ -176,7 +169,7 @@ fn make(
 ) -> Result<Root, RootError> {
     let authority = Authority::self_signed(trust_domain, starting(now, lifetime), Serial::random()?)?;
     let both = format!("{}{}", authority.key().to_pem()?, authority.roots());
-    write(path, both.as_bytes(), 0o600).map_err(|error| RootError::write(path, error))?;
+    write(path, both.as_bytes(), 0o600).map_err(|error| FileError::write(path, error))?;
     Ok(Root { authority, origin: Origin::Made, expires: UNIX_EPOCH })
 }
 
@@ -186,8 +179,8 @@ fn check_chain(authority: &Authority, now: SystemTime) -> Result<(SystemTime, Sy
     let roots = X509::stack_from_pem(authority.roots().as_bytes())?;
     let signer = chain.first().ok_or(ChainError::Empty)?;
     // Expiry first: "certificate has expired" does not say which.
-    let mut life = (UNIX_EPOCH, SystemTime::now() + Duration::from_secs(100 * 365 * 86_400));
-    for certificate in &chain {
+    let mut life = validity(signer)?;
+    for certificate in chain.iter().skip(1) {
         let (begins, ends) = validity(certificate)?;
         life = (life.0.max(begins), life.1.min(ends));
     }
@@ -222,51 +215,6 @@ fn validity(certificate: &X509) -> Result<(SystemTime, SystemTime), ChainError> 
         UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
     };
     Ok((at(certificate.validity().not_before), at(certificate.validity().not_after)))
-}
-
-fn read(path: &Path) -> Result<String, RootError> {
-    File::open(path).and_then(read_all).map_err(|error| RootError::read(path, error))
-}
-
-/// Reads a file that nobody else should be able to read, and sees to that.
-fn read_secret(path: &Path) -> Result<String, RootError> {
-    let file = File::open(path).map_err(|error| RootError::read(path, error))?;
-    let mode = file.metadata().map_err(|error| RootError::read(path, error))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        let mode = format!("{:o}", mode & 0o777);
-        match file.set_permissions(Permissions::from_mode(0o600)) {
-            Ok(()) => {
-                warn!(key.path = %path.display(), mode, "The key was not for its owner only; now it is. Who has read it?");
-            }
-            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                warn!(key.path = %path.display(), mode, "The key is not for its owner only; mount it with mode 0400");
-            }
-            Err(source) => return Err(RootError::Exposed { path: path.to_owned(), source }),
-        }
-    }
-    read_all(file).map_err(|error| RootError::read(path, error))
-}
-
-fn read_all(file: File) -> io::Result<String> {
-    let mut text = String::new();
-    file.take(LARGEST).read_to_string(&mut text)?;
-    Ok(text)
-}
-
-/// In one step, and on the disk when it returns: a root that was used must not be lost.
-fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".writing-")
-        .permissions(Permissions::from_mode(mode))
-        .tempfile_in(folder)?;
-    // Whatever the umask is.
-    file.as_file().set_permissions(Permissions::from_mode(mode))?;
-    file.write_all(content)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|failed| failed.error)?;
-    File::open(folder)?.sync_all()
 }
 
 /// Why nothing can sign. The daemon must not start.
@@ -307,30 +255,9 @@ pub enum RootError {
         /// Why.
         problem: ChainError,
     },
-    /// Others can read the key.
-    #[error("others than its owner can read the key {path}, and that cannot be changed: {source}; chmod 600 it", path = path.display())]
-    Exposed {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file cannot be read.
-    #[error("cannot read {path}: {source}; check its owner and mode", path = path.display())]
-    Unreadable {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file cannot be written.
-    #[error("cannot write {path}: {source}; check the owner and mode of its directory, and free space", path = path.display())]
-    Unwritable {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// A file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// No root could be made.
     #[error("no root could be made: {0}")]
     Sign(#[from] SignError),
@@ -361,19 +288,9 @@ pub enum ChainError {
     Crypto(#[from] ErrorStack),
 }
 
-impl RootError {
-    fn read(path: &Path, source: io::Error) -> Self {
-        Self::Unreadable { path: path.to_owned(), source }
-    }
-
-    fn write(path: &Path, source: io::Error) -> Self {
-        Self::Unwritable { path: path.to_owned(), source }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, thread};
 
     use ambit_wire::cert::authority::Validity;
 
@@ -522,16 +439,5 @@ mod tests {
         plug(dir.path(), &plugged_authority(Duration::from_secs(1800)));
         let error = open_in(dir.path()).unwrap_err().to_string();
         assert!(error.contains("expired"), "{error}");
-    }
-
-    #[test]
-    fn what_is_published_is_for_everybody() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("deep/root.pem");
-        publish(&path, b"one").unwrap();
-        publish(&path, b"two").unwrap();
-        assert_eq!((fs::read(&path).unwrap(), mode(&path)), (b"two".to_vec(), 0o644));
-        let left: Vec<_> = fs::read_dir(dir.path().join("deep")).unwrap().collect();
-        assert_eq!(left.len(), 1);
     }
 }
