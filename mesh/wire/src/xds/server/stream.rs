@@ -90,6 +90,20 @@ impl Stream {
 
     async fn serve(&mut self) -> Result<(), Status> {
         let mut signal = self.shared.signal.subscribe();
+        // What a subscriber that returns lacks can only be told by who knows everything: until then its request
+        // waits unread.
+        loop {
+            if *signal.borrow_and_update() == Signal::Closing {
+                return Ok(());
+            }
+            if self.shared.ledger().is_open() {
+                break;
+            }
+            tokio::select! {
+                _ = signal.changed() => {}
+                () = self.answers.closed() => return Ok(()),
+            }
+        }
         let throttle = self.shared.throttle.clone();
         let mut turn = None;
         let mut work = false;
