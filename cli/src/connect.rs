@@ -127,15 +127,19 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// The same host, another port. A local socket has only itself.
-    pub(crate) fn at_port(&self, port: u16) -> Self {
+    /// The same host, so many ports above. A local socket has only itself.
+    pub(crate) fn above(&self, by: u16) -> Self {
         match self {
-            Self::Tcp(address) => {
-                let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
-                Self::Tcp(format!("{host}:{port}"))
-            }
+            Self::Tcp(address) => match address.rsplit_once(':') {
+                Some((host, port)) => {
+                    let port = port.parse::<u16>().unwrap_or_default().saturating_add(by);
+                    Self::Tcp(format!("{host}:{port}"))
+                }
+                None => self.clone(),
+            },
             Self::Unix(path) => Self::Unix(path.clone()),
             Self::Netns { name, address } => {
+                let port = address.port().saturating_add(by);
                 Self::Netns { name: name.clone(), address: SocketAddr::new(address.ip(), port) }
             }
         }
@@ -226,9 +230,9 @@ mod tests {
             let err = text.parse::<Endpoint>().unwrap_err().to_string();
             assert!(err.contains("HOST:PORT"), "{err}");
         }
-        let other = "netns:amb-a/127.0.0.1:15000".parse::<Endpoint>().unwrap().at_port(15021);
+        let other = "netns:amb-a/127.0.0.1:15000".parse::<Endpoint>().unwrap().above(21);
         assert_eq!(other.to_string(), "netns:amb-a/127.0.0.1:15021");
-        assert_eq!("[::1]:15000".parse::<Endpoint>().unwrap().at_port(1).to_string(), "[::1]:1");
+        assert_eq!("[::1]:15000".parse::<Endpoint>().unwrap().above(20).to_string(), "[::1]:15020");
     }
 
     /// Answers one request with `answer`, and gives what was asked.

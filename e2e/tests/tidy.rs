@@ -1,6 +1,10 @@
 //! The house rules that no compiler keeps: names, directions, purity, documents. Needs no cluster and no root.
 
-#![expect(clippy::unwrap_used, reason = "clippy exempts only functions marked #[test], not their helpers")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "clippy exempts only functions marked #[test], not their helpers"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -174,15 +178,9 @@ fn files_say_what_they_are_for() {
 fn nothing_is_left_for_later() {
     // In two halves, or this file would be the first offence.
     let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")];
-    let comments = text_lines(
-        |path| is_source(path),
-        |line| {
-            marks
-                .iter()
-                .any(|mark| line.contains(mark))
-                .then_some("done, or an issue; not a note in the code")
-        },
-    );
+    let comments = text_lines(is_source, |line| {
+        marks.iter().any(|mark| line.contains(mark)).then_some("done, or an issue; not a note in the code")
+    });
     let code = each_line(|_, code| {
         let left = ["todo!", "unimplemented!", "#[ignore"].iter().any(|word| code.contains(word));
         left.then_some("finish it, or leave it out")
@@ -216,7 +214,7 @@ fn decisions_are_recorded_in_one_form() {
             wrong.push(format!("{path}: the name is `NNNN-what-was-decided.md`"));
         }
         let title = text.lines().next().unwrap_or_default();
-        if !title.strip_prefix(&format!("# {number} ")).is_some_and(|title| !title.is_empty()) {
+        if title.strip_prefix(&format!("# {number} ")).is_none_or(str::is_empty) {
             wrong.push(format!("{path}: the first line is `# {number} Title`"));
         }
         let sections: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();

@@ -5,9 +5,10 @@ use anyhow::bail;
 use super::playground::state::{Component, Kind, Place};
 use crate::connect::Endpoint;
 
-/// The ports of a tunnel's other pages, beside its admin page.
-const TUNNEL_METRICS: u16 = 15020;
-const TUNNEL_READINESS: u16 = 15021;
+/// How far above the port of its admin page, usually 15000, a tunnel's other pages are. A tunnel that replaces another
+/// has all three elsewhere.
+const TUNNEL_METRICS: u16 = 20;
+const TUNNEL_READINESS: u16 = 21;
 
 /// Which mesh is asked.
 #[derive(Debug, Clone, clap::Args)]
@@ -58,11 +59,11 @@ impl Sources {
             kind,
             node: node.cloned(),
             readiness: match kind {
-                Kind::Ztunnel => admin.at_port(TUNNEL_READINESS),
+                Kind::Ztunnel => admin.above(TUNNEL_READINESS),
                 Kind::Controller | Kind::Agent => admin.clone(),
             },
             metrics: match kind {
-                Kind::Ztunnel => admin.at_port(TUNNEL_METRICS),
+                Kind::Ztunnel => admin.above(TUNNEL_METRICS),
                 Kind::Controller | Kind::Agent => admin.clone(),
             },
             admin: admin.clone(),
