@@ -1,13 +1,19 @@
 //! Changes single objects in the YAML that a playground follows. All else in a file stays as it is written, comments
 //! included.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ambit_api::directory::{Directory, Document, Loaded, ObjectKey, STATUS_FOLDER, read_text};
+use ambit_lab::kubelet;
+use ambit_lab::manifest::EXPANDED_FROM;
 use anyhow::{Context as _, anyhow, bail};
 use serde_json::{Map, Value};
+
+use super::state::Node;
 
 /// The YAML.
 #[derive(Debug)]
@@ -289,6 +295,44 @@ pub(crate) fn is_empty(directory: &Path) -> bool {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut names = entries.map(|entry| entry.file_name());
     names.all(|name| name == STATUS_FOLDER)
+}
+
+/// Removes what a lab that was killed has left among the user's YAML: replicas, statuses, its nodes.
+pub(crate) fn take_back(directory: &Path, nodes: &[Node]) {
+    let Ok(documents) = Documents::open(directory) else { return };
+    let Ok(loaded) = documents.load() else { return };
+    let is_replica = |document: &Document| {
+        let annotations = document.value.get("metadata").and_then(|metadata| metadata.get("annotations"));
+        document.kind == "Pod" && annotations.is_some_and(|all| all.get(EXPANDED_FROM).is_some())
+    };
+    let is_node = |document: &Document| {
+        document.kind == "Node"
+            && document.file.ends_with("nodes.yaml")
+            && nodes.iter().any(|node| node.name == document.name && has_addresses(document, node))
+    };
+    let left = loaded.objects.iter().filter(|document| is_replica(document) || is_node(document));
+    let files: BTreeSet<_> = left.map(|document| directory.join(&document.file)).collect();
+    let status = directory.join(STATUS_FOLDER);
+    let agents = nodes.iter().map(|node| status.join(format!("agent-{}", node.name)));
+    for folder in agents.chain([status.join(kubelet::WRITER)]) {
+        // What is not there need not be removed.
+        let _ = fs::remove_dir_all(folder);
+    }
+    for file in files {
+        let _ = fs::remove_file(file);
+    }
+    // Only if nothing of others is in them.
+    for folder in [directory.join("pods"), status] {
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+/// Whether the document was written by the lab: with the addresses of its node.
+fn has_addresses(document: &Document, node: &Node) -> bool {
+    let addresses = document.value.get("status").and_then(|status| status.get("addresses")?.as_array());
+    let written =
+        addresses.into_iter().flatten().filter_map(|one| one.get("address")?.as_str()?.parse().ok());
+    written.collect::<Vec<IpAddr>>() == node.ips
 }
 
 #[cfg(test)]

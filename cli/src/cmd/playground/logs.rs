@@ -43,7 +43,10 @@ pub(super) async fn logs(
         }
         places.push(u64::try_from(text.len())?);
     }
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         tokio::time::sleep(PAUSE).await;
         for (source, at) in sources.iter().zip(&mut places) {
             for line in more(&source.file, at)?.lines() {
@@ -51,7 +54,6 @@ pub(super) async fn logs(
             }
         }
     }
-    Ok(())
 }
 
 /// What was added since, up to the end of a line.

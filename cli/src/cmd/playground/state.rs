@@ -192,6 +192,11 @@ impl Place {
         })
     }
 
+    /// What a supervisor that is gone wrote last.
+    pub(crate) fn last_state(&self) -> Option<State> {
+        serde_json::from_str(&fs::read_to_string(self.file()).ok()?).ok()
+    }
+
     /// Writes it down, for the other commands.
     pub(crate) fn write(&self, state: &State) -> anyhow::Result<()> {
         let path = self.file();

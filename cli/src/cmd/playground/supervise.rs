@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::documents;
 use super::progress::Event;
 use super::state::{Component, Hold, Kind, Node, Place, Pod, State};
 use crate::output::rfc3339;
@@ -71,6 +72,9 @@ pub(super) fn sweep(place: &Place) -> anyhow::Result<()> {
     Lab::sweep(&place.name).context("cannot remove what an earlier playground left")?;
     if place.root().exists() {
         let hold = place.hold()?;
+        if let Some(state) = place.last_state() {
+            documents::take_back(&state.directory, &state.nodes);
+        }
         remove(place, hold);
     }
     Ok(())

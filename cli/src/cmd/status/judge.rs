@@ -135,7 +135,7 @@ pub(super) fn judge(target: &Target, asked: &Asked, subscribers: &[Value]) -> Ro
     Row {
         title: target.title(),
         version: asked.version.clone().or_else(|| process.and_then(|process| process.version.clone())),
-        up_since: process.map(|process| process.since.clone()),
+        up_since: process.filter(|process| process.pid.is_some()).map(|process| process.since.clone()),
         health,
         since,
         pods: match target.kind {

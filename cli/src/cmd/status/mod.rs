@@ -3,10 +3,12 @@
 mod judge;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use hyper::Method;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
+use tokio::time::timeout;
 
 use self::judge::{Asked, Health, Row};
 use super::playground::state::Kind;
@@ -14,6 +16,8 @@ use super::sources::{Sources, Target};
 use crate::connect::Endpoint;
 use crate::output::{Format, Out, Table, Tone, age, moment};
 
+/// Whether it is ready a process knows at once.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Something is stale, not ready or unreachable.
 const STALE: u8 = 3;
 
@@ -60,12 +64,23 @@ pub(crate) async fn run(args: &Args, out: &mut Out) -> anyhow::Result<ExitCode> 
 
 /// Everything that is to be known of a component. What does not answer is absent.
 async fn ask(target: &Target) -> Asked {
-    let ready = match target.readiness.ask(Method::GET, "/healthz/ready").await {
-        Ok(answer) if answer.status.is_success() => Ok(()),
-        Ok(answer) => Err(Health::NotReady(answer.body.trim().trim_start_matches("not ready, ").to_owned())),
-        Err(error) => Err(Health::Unreachable(error.to_string())),
-    };
-    let mut asked = Asked { ready, ..Asked::default() };
+    let mut asked = Asked::default();
+    match timeout(PATIENCE, target.readiness.ask(Method::GET, "/healthz/ready")).await {
+        Ok(Ok(answer)) if answer.status.is_success() => {}
+        Ok(Ok(answer)) => {
+            let pending = answer.body.trim().trim_start_matches("not ready, ").to_owned();
+            asked.ready = Err(Health::NotReady(pending));
+        }
+        // Who does not answer this is not asked for more: each question would take as long.
+        Ok(Err(error)) => {
+            return Asked { ready: Err(Health::Unreachable(error.to_string())), ..asked };
+        }
+        Err(_) => {
+            let why =
+                format!("no answer from {} within {PATIENCE:?}; is the process stopped?", target.readiness);
+            return Asked { ready: Err(Health::Unreachable(why)), ..asked };
+        }
+    }
     match target.kind {
         Kind::Controller => {
             asked.version = target.admin.get("/version").await.ok().map(|text| text.trim().to_owned());

@@ -211,16 +211,16 @@ fn ip_of(address: &str) -> &str {
     address.split_once('/').map_or("", |(_, ip)| ip)
 }
 
-/// Services by their first address, then workloads by theirs.
+/// Services and workloads by each of their addresses.
 fn known_addresses(dump: &Dump) -> HashMap<&str, String> {
-    let workloads = dump.workloads.iter().filter_map(|item| {
-        let ip = item.shown.workload_ips.first()?;
-        Some((ip.as_str(), format!("{}.{}", item.shown.name, item.shown.namespace)))
+    let workloads = dump.workloads.iter().flat_map(|item| {
+        let name = format!("{}.{}", item.shown.name, item.shown.namespace);
+        item.shown.workload_ips.iter().map(move |ip| (ip.as_str(), name.clone()))
     });
     let services = dump
         .services
         .iter()
-        .filter_map(|item| Some((ip_of(item.shown.vips.first()?), item.shown.hostname.clone())));
+        .flat_map(|item| item.shown.vips.iter().map(|vip| (ip_of(vip), item.shown.hostname.clone())));
     workloads.chain(services).collect()
 }
 
@@ -272,7 +272,7 @@ mod tests {
     }
 
     fn now() -> OffsetDateTime {
-        moment("2026-08-01T12:00:00Z").unwrap()
+        moment("2026-11-24T23:50:00Z").unwrap()
     }
 
     #[test]
@@ -288,6 +288,38 @@ mod tests {
         ];
         let text: Vec<_> = all.iter().map(|table| table.render(false)).collect();
         insta::assert_snapshot!(text.join("\n"));
+    }
+
+    #[test]
+    fn waypoints_and_certificates_have_the_words_that_istioctl_has() {
+        let certificate = |serial: &str| {
+            format!(
+                r#"{{"serialNumber": "{serial}", "validFrom": "2026-11-01T00:00:00Z", "expirationTime": "2026-11-02T00:00:00Z"}}"#
+            )
+        };
+        let text = format!(
+            r#"{{
+                "workloads": [
+                    {{"name": "a", "namespace": "n", "hostname": "a.example", "waypoint": {{"destination": "n/gate.n.svc"}}}},
+                    {{"name": "b", "namespace": "n", "waypoint": {{"destination": "net/10.0.0.9"}}}},
+                    {{"name": "c", "namespace": "n", "waypoint": {{"destination": "net/10.0.0.8"}}}}
+                ],
+                "services": [{{"name": "gate", "namespace": "n", "hostname": "gate.n.svc", "vips": ["net/10.0.0.9"],
+                    "endpoints": {{"x": {{"workloadUid": "x"}}}}}}],
+                "certificates": [
+                    {{"identity": "spiffe://d/ns/n/sa/old", "state": "Available", "certChain": [{}, {}, {}]}},
+                    {{"identity": "spiffe://d/ns/n/sa/new", "state": "Initializing"}},
+                    {{"identity": "spiffe://d/ns/n/sa/bad", "state": "Unavailable: the CA says no"}}
+                ]
+            }}"#,
+            certificate("1"),
+            certificate("2"),
+            certificate("3")
+        );
+        let (dump, filter) = (Dump::parse(&text).unwrap(), Filter::default());
+        let all = [workloads(&dump, &filter), services(&dump, &filter), certificates(&dump, &filter, now())];
+        let text: Vec<_> = all.iter().map(|table| table.render(false)).collect();
+        insta::assert_snapshot!(text.join("\n"), @"");
     }
 
     #[test]
