@@ -162,12 +162,16 @@ fn rfc3339(time: SystemTime) -> String {
 
 /// Since when the control plane is connected, what came last, what was refused.
 fn sync_state(subscription: Option<&xds::Handle>) -> serde_json::Value {
-    let Some(handle) = subscription else { return serde_json::json!({ "configured": false }) };
+    let Some(handle) = subscription else {
+        return serde_json::json!({ "version": version::line(), "configured": false });
+    };
     let state = handle.state();
     serde_json::json!({
+        "version": version::line(),
         "configured": true,
         "synced": handle.is_synced(),
         "connectedSince": state.connected_since.map(rfc3339),
+        "disconnectedSince": state.disconnected_since.map(rfc3339),
         "lastUpdate": state.last_update.map(rfc3339),
         "lastEnd": state.last_end,
         "lastNack": state.last_nack.map(|nack| serde_json::json!({

@@ -98,6 +98,8 @@ pub struct Handle {
 pub struct ClientState {
     /// Since when the stream is open; none while it is not.
     pub connected_since: Option<SystemTime>,
+    /// Since when it is not open; none while it is, and before the first attempt.
+    pub disconnected_since: Option<SystemTime>,
     /// When the last response was applied.
     pub last_update: Option<SystemTime>,
     /// The last response that could not be applied whole.
@@ -398,7 +400,10 @@ impl Shared {
 
     fn opened(&self) {
         info!("Connected to the control plane");
-        self.state().connected_since = Some(SystemTime::now());
+        let mut state = self.state();
+        state.connected_since = Some(SystemTime::now());
+        state.disconnected_since = None;
+        drop(state);
     }
 
     fn updated(&self, type_url: &str, nack: Option<String>, subscriptions: &Subscriptions) {
@@ -437,6 +442,8 @@ impl Shared {
         }
         let mut state = self.state();
         state.connected_since = None;
+        // Attempts that fail later do not change since when.
+        state.disconnected_since.get_or_insert_with(SystemTime::now);
         state.last_end = Some(why);
     }
 }
