@@ -32,7 +32,8 @@ pub(super) fn decode(
     // What is stored under one name must be removable under that name.
     let key = match named {
         Some(named) if key != named => {
-            let error = InvalidResource::field("name", format!("{key} differs from the resource's name {name}"));
+            let error =
+                InvalidResource::field("name", format!("{key} differs from the resource's name {name}"));
             return Err(denial(Some(named), None, error));
         }
         Some(_) => key,
@@ -59,7 +60,8 @@ fn decode_content(message: pb::Authorization, names: &mut Interner) -> Result<Co
         pb::Action::Deny => Action::Deny,
     };
     let clause = |clause: pb::Clause, names: &mut Interner| {
-        let matches = clause.matches.into_iter().map(|one| decode_match(one, names)).collect::<Result<_, _>>()?;
+        let matches =
+            clause.matches.into_iter().map(|one| decode_match(one, names)).collect::<Result<_, _>>()?;
         Ok(Clause { matches })
     };
     let rule = |rule: pb::Rule, names: &mut Interner| {
@@ -67,7 +69,8 @@ fn decode_content(message: pb::Authorization, names: &mut Interner) -> Result<Co
             rule.clauses.into_iter().map(|one| clause(one, names)).collect::<Result<_, InvalidResource>>()?;
         Ok(Rule { clauses })
     };
-    let rules = message.rules.into_iter().map(|one| rule(one, names)).collect::<Result<_, InvalidResource>>()?;
+    let rules =
+        message.rules.into_iter().map(|one| rule(one, names)).collect::<Result<_, InvalidResource>>()?;
     Ok(Content::Rules { action, rules, dry_run: message.dry_run })
 }
 
@@ -138,7 +141,9 @@ pub(super) fn encode(policy: &Policy) -> pb::Authorization {
     // A rule without clauses matches everything.
     let everything = || (Action::Deny, vec![pb::Rule { clauses: Vec::new() }], false);
     let (action, rules, dry_run) = match &policy.content {
-        Content::Rules { action, rules, dry_run } => (*action, rules.iter().map(encode_rule).collect(), *dry_run),
+        Content::Rules { action, rules, dry_run } => {
+            (*action, rules.iter().map(encode_rule).collect(), *dry_run)
+        }
         Content::Undecodable { .. } => everything(),
     };
     pb::Authorization {

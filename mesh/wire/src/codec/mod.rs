@@ -111,9 +111,12 @@ pub fn policy_key(name: &str) -> Option<PolicyKey> {
 }
 
 fn decode_ip(field: &'static str, bytes: &[u8]) -> Result<IpAddr, InvalidResource> {
-    let ip = <[u8; 4]>::try_from(bytes).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from));
-    ip.map(|ip| ip.to_canonical())
-        .map_err(|_| InvalidResource::field(field, format!("an address has 4 or 16 bytes, not {}", bytes.len())))
+    let ip = <[u8; 4]>::try_from(bytes)
+        .map(IpAddr::from)
+        .or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from));
+    ip.map(|ip| ip.to_canonical()).map_err(|_| {
+        InvalidResource::field(field, format!("an address has 4 or 16 bytes, not {}", bytes.len()))
+    })
 }
 
 fn encode_ip(ip: &IpAddr) -> Bytes {
@@ -124,7 +127,8 @@ fn encode_ip(ip: &IpAddr) -> Bytes {
 }
 
 fn decode_port(field: &'static str, port: u32) -> Result<u16, InvalidResource> {
-    u16::try_from(port).map_err(|_| InvalidResource::field(field, format!("{port} is not a port, 0 to 65535")))
+    u16::try_from(port)
+        .map_err(|_| InvalidResource::field(field, format!("{port} is not a port, 0 to 65535")))
 }
 
 fn decode_ports(field: &'static str, ports: &[pb::Port]) -> Result<PortMap, InvalidResource> {

@@ -9,8 +9,8 @@ use ambit_proto::workload as pb;
 use ipnet::IpNet;
 
 use super::{
-    Interner, InvalidResource, decode_enum, decode_gateway, decode_ip, decode_ports, encode_gateway, encode_ip,
-    encode_ports,
+    Interner, InvalidResource, decode_enum, decode_gateway, decode_ip, decode_ports, encode_gateway,
+    encode_ip, encode_ports,
 };
 
 pub(super) fn decode(message: pb::Service, names: &mut Interner) -> Result<Service, InvalidResource> {

@@ -113,7 +113,10 @@ fn every_malformed_field_of_a_workload_is_named() {
         ),
         (
             "application_tunnel.protocol",
-            pb::Workload { application_tunnel: Some(pb::ApplicationTunnel { protocol: 5, port: 1 }), ..good() },
+            pb::Workload {
+                application_tunnel: Some(pb::ApplicationTunnel { protocol: 5, port: 1 }),
+                ..good()
+            },
         ),
     ];
     for (field, message) in cases {
@@ -144,9 +147,15 @@ fn every_malformed_field_of_a_service_is_named() {
         ("hostname", pb::Service { hostname: "a/b".into(), ..good() }),
         ("addresses", address(&[1, 2], None)),
         ("addresses", address(&[10, 0, 0, 0], Some(64))),
-        ("ports", pb::Service { ports: vec![pb::Port { service_port: 1 << 16, ..Default::default() }], ..good() }),
+        (
+            "ports",
+            pb::Service { ports: vec![pb::Port { service_port: 1 << 16, ..Default::default() }], ..good() },
+        ),
         ("waypoint", pb::Service { waypoint: Some(pb::GatewayAddress::default()), ..good() }),
-        ("weighted_waypoints", pb::Service { weighted_waypoints: vec![pb::WeightedWaypoint::default()], ..good() }),
+        (
+            "weighted_waypoints",
+            pb::Service { weighted_waypoints: vec![pb::WeightedWaypoint::default()], ..good() },
+        ),
         ("load_balancing.routing_preference", balancing(|one| one.routing_preference = vec![0])),
         ("load_balancing.mode", balancing(|one| one.mode = 4)),
         ("load_balancing.health_policy", balancing(|one| one.health_policy = 2)),

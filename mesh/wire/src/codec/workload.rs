@@ -10,8 +10,8 @@ use ambit_model::{
 use ambit_proto::workload as pb;
 
 use super::{
-    Interner, InvalidResource, decode_enum, decode_gateway, decode_ip, decode_port, decode_ports, encode_gateway,
-    encode_ip, encode_ports,
+    Interner, InvalidResource, decode_enum, decode_gateway, decode_ip, decode_port, decode_ports,
+    encode_gateway, encode_ip, encode_ports,
 };
 
 /// What an empty account means.
@@ -23,7 +23,8 @@ pub(super) fn decode(message: pb::Workload, names: &mut Interner) -> Result<Work
     if message.uid.is_empty() {
         return Err(InvalidResource::field("uid", "is empty"));
     }
-    let addresses = message.addresses.iter().map(|bytes| decode_ip("addresses", bytes)).collect::<Result<_, _>>()?;
+    let addresses =
+        message.addresses.iter().map(|bytes| decode_ip("addresses", bytes)).collect::<Result<_, _>>()?;
     let tunnel = match decode_enum("tunnel_protocol", message.tunnel_protocol)? {
         pb::TunnelProtocol::None => Tunnel::None,
         pb::TunnelProtocol::Hbone => Tunnel::Hbone,
@@ -35,9 +36,9 @@ pub(super) fn decode(message: pb::Workload, names: &mut Interner) -> Result<Work
         .services
         .iter()
         .map(|(key, ports)| {
-            let (namespace, hostname) = key
-                .split_once('/')
-                .ok_or_else(|| InvalidResource::field("services", format!("{key:?} is not namespace/hostname")))?;
+            let (namespace, hostname) = key.split_once('/').ok_or_else(|| {
+                InvalidResource::field("services", format!("{key:?} is not namespace/hostname"))
+            })?;
             let key = ServiceKey { namespace: names.name(namespace), hostname: names.name(hostname) };
             Ok((key, decode_ports("services", &ports.ports)?))
         })
@@ -118,11 +119,8 @@ fn decode_tunnel(message: pb::ApplicationTunnel) -> Result<ApplicationTunnel, In
 
 pub(super) fn encode(workload: &Workload) -> pb::Workload {
     let Locality { region, zone, subzone } = &workload.locality;
-    let locality = pb::Locality {
-        region: region.to_string(),
-        zone: zone.to_string(),
-        subzone: subzone.to_string(),
-    };
+    let locality =
+        pb::Locality { region: region.to_string(), zone: zone.to_string(), subzone: subzone.to_string() };
     pb::Workload {
         uid: workload.uid.to_string(),
         name: workload.name.to_string(),
