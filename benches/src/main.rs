@@ -35,6 +35,9 @@ struct RunArgs {
     /// Further environment of the tunnels, NAME=VALUE; may be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<String>,
+    /// Builds the stage and waits for an interrupt, to look at it by hand: `ip netns exec amb-bench-…`.
+    #[arg(long)]
+    stage_only: bool,
     /// Keeps the logs of everything that ran in this directory.
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
     let outcome = match args.part {
         Some(Part::Serve) => serve::run(),
         Some(Part::Load(load)) => load::run(&load),
+        None if args.run.stage_only => run::stage_only(&args.run.settings()),
         None => run::run(&args.run.settings()),
     };
     match outcome {
@@ -68,7 +72,7 @@ fn main() -> ExitCode {
 
 impl RunArgs {
     fn settings(self) -> run::Settings {
-        let Self { binaries, envoy, quick, only, json, env, logs } = self;
+        let Self { binaries, envoy, quick, only, json, env, stage_only: _, logs } = self;
         let pair =
             |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
         let env = env.into_iter().filter_map(pair).collect();

@@ -63,6 +63,17 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     bench.close(settings, started.elapsed())
 }
 
+/// Builds the stage and leaves it to whoever wants to look.
+pub fn stage_only(settings: &Settings) -> anyhow::Result<()> {
+    let stage = Stage::build(settings)?;
+    let pids = [Mesh::Ambit, Mesh::Envoy].map(|mesh| stage.tunnels(mesh, Place::TwoNodes));
+    report::line(&json!({ "tunnels": pids }));
+    while !stage.is_interrupted() {
+        rest(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
 struct Bench {
     stage: Stage,
     quick: bool,
@@ -306,7 +317,7 @@ impl Bench {
     }
 
     fn close(self, settings: &Settings, took: Duration) -> anyhow::Result<()> {
-        let noise = median(self.noise).unwrap_or_default();
+        let noise = median(self.noise.clone()).unwrap_or_default();
         let about = json!({
             "seconds": took.as_secs_f64(),
             "quick": self.quick,

@@ -150,6 +150,11 @@ impl Stage {
         Ok(stage)
     }
 
+    /// Whether someone asked to end.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
     /// The meshes that are compared with none.
     pub fn meshes(&self) -> &'static [Mesh] {
         if self.with_envoy { &[Mesh::Ambit, Mesh::Envoy] } else { &[Mesh::Ambit] }
@@ -184,7 +189,7 @@ impl Stage {
         args: &[String],
         limit: Duration,
     ) -> anyhow::Result<Outcome> {
-        ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
+        ensure!(!self.is_interrupted(), "interrupted");
         let program = self.loader(mesh, place, kind, args)?;
         let output = self.pod(mesh, "client")?.run(&program, limit)?.ok()?;
         let line = output.lines().last().unwrap_or_default();
@@ -193,7 +198,7 @@ impl Stage {
 
     /// Opens connections that stay until the answer is dropped.
     pub fn hold(&self, mesh: Mesh, connections: usize, bytes: usize) -> anyhow::Result<Process> {
-        ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
+        ensure!(!self.is_interrupted(), "interrupted");
         let args =
             ["--connections".to_owned(), connections.to_string(), "--bytes".to_owned(), bytes.to_string()];
         let program = self.loader(mesh, Place::TwoNodes, "hold", &args)?;
