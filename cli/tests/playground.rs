@@ -3,7 +3,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stderr,
-    clippy::panic,
+    clippy::indexing_slicing,
     reason = "clippy exempts only functions marked #[test], not their helpers"
 )]
 
@@ -191,7 +191,7 @@ fn a_playground_is_brought_up_used_changed_broken_and_taken_down() {
     assert!(text(&hung.stdout).contains("unreachable"));
 
     playground.ok(&["playground", "down"]);
-    assert_eq!(namespaces_of("clitest"), [] as [String; 0]);
+    assert_eq!(namespaces_of("clitest"), Vec::<String>::new());
     assert!(!Path::new("/run/ambit/clitest").exists());
     let gone = playground.ambit(&["status"]);
     assert!(text(&gone.stderr).contains("ambit playground up"), "{gone:?}");
@@ -214,7 +214,7 @@ fn what_a_killed_supervisor_leaves_is_swept_and_the_users_yaml_stays() {
 
     let down = playground.ok(&["playground", "down"]);
     assert!(down.contains("removed"), "{down}");
-    assert_eq!(namespaces_of("clicrash"), [] as [String; 0]);
+    assert_eq!(namespaces_of("clicrash"), Vec::<String>::new());
     let files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
     assert_eq!(files, ["shop.yaml"]);
     assert_eq!(fs::read_to_string(dir.path().join("shop.yaml")).unwrap(), written);
@@ -232,7 +232,7 @@ fn a_playground_in_the_foreground_ends_with_a_signal() {
     until("it is up", || playground.ambit(&["status"]).status.success().then_some(()));
     kill(pid, Signal::SIGINT).unwrap();
     assert!(child.wait().unwrap().success());
-    assert_eq!(namespaces_of("clifore"), [] as [String; 0]);
+    assert_eq!(namespaces_of("clifore"), Vec::<String>::new());
 
     // A signal while it is being brought up.
     let mut child =
@@ -241,5 +241,5 @@ fn a_playground_in_the_foreground_ends_with_a_signal() {
     until("it has begun", || (!namespaces_of("clifore").is_empty()).then_some(()));
     kill(pid, Signal::SIGTERM).unwrap();
     assert!(child.wait().unwrap().success());
-    assert_eq!(namespaces_of("clifore"), [] as [String; 0]);
+    assert_eq!(namespaces_of("clifore"), Vec::<String>::new());
 }

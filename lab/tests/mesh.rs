@@ -2,6 +2,7 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::print_stderr,
     reason = "clippy exempts only functions marked #[test], not their helpers"
 )]
@@ -66,16 +67,8 @@ fn daemons_are_killed_replaced_and_started_again_while_pods_call() {
 
     // A tunnel gives way to its successor under load.
     let client = mesh.lab().pod("shop", "client").unwrap();
-    let load = Program::new(&mesh.settings().binaries.app).args([
-        "call",
-        "http://web/",
-        "--count",
-        "1000000",
-        "--seconds",
-        "4",
-        "--new-connection",
-        "-q",
-    ]);
+    let load = ["call", "http://web/", "--duration", "4", "--new-connection", "-q"];
+    let load = Program::new(&mesh.settings().binaries.app).args(load);
     let load = client.spawn("load", &load).unwrap();
     let before = mesh.tunnel("node-a").unwrap().pid();
     mesh.replace_tunnel("node-a").unwrap();

@@ -319,7 +319,7 @@ mod tests {
         let (dump, filter) = (Dump::parse(&text).unwrap(), Filter::default());
         let all = [workloads(&dump, &filter), services(&dump, &filter), certificates(&dump, &filter, now())];
         let text: Vec<_> = all.iter().map(|table| table.render(false)).collect();
-        insta::assert_snapshot!(text.join("\n"), @"");
+        insta::assert_snapshot!(text.join("\n"));
     }
 
     #[test]
