@@ -2,10 +2,12 @@
 //!
 //! [`town`] is a mesh in a lab with a directory of YAML to edit and pods to call from; [`observe`] reads what its
 //! tunnels say: access log, metrics, dump. [`telling`] tells steps and keeps what came of them; [`wait`] waits for
-//! conditions. [`demo`] is the story of `make demo`, which is also the test `story`; the other stories are in `tests/`.
+//! conditions. [`demo`] is the story of `make demo`, which is also the test `story`; the other stories are in `tests/`,
+//! told by [`story`].
 
 pub mod demo;
 pub mod observe;
+pub mod story;
 pub mod telling;
 pub mod town;
 pub mod wait;

@@ -186,6 +186,19 @@ impl Town {
         Ok(states)
     }
 
+    /// The end of what each daemon has said, for whoever looks for the fault.
+    pub fn last_words(&self) -> String {
+        const LINES: usize = 12;
+        let of_each = self.mesh.daemons().map(|daemon| {
+            let said = daemon.said();
+            let warned = said.lines().filter(|line| !line.contains("\"level\":\"info\""));
+            let lines: Vec<_> = warned.collect();
+            let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default();
+            format!("{daemon}:\n{}\n", last.join("\n"))
+        });
+        of_each.collect()
+    }
+
     /// Where its logs are.
     pub fn logs(&self) -> &Path {
         self.mesh.lab().logs()

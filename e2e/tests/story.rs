@@ -1,7 +1,5 @@
 //! The story of `make demo`, as a test: ten steps on real packets, each with its evidence.
 
-#![expect(clippy::print_stderr, reason = "a skipped test says so")]
-
 use ambit_e2e::demo::{self, Settings};
 use ambit_e2e::town;
 use ambit_e2e::wait::Stop;

@@ -78,6 +78,8 @@ pub struct Settings {
     pub agents: Vec<String>,
     /// Further environment of the tunnels; it overrides what is usual.
     pub tunnels: Vec<(String, String)>,
+    /// Further arguments of the name servers: records of other kinds, say.
+    pub dns: Vec<String>,
 }
 
 /// How far [`MeshLab::up`] is.
@@ -183,6 +185,7 @@ impl Settings {
             controller: Vec::new(),
             agents: Vec::new(),
             tunnels: Vec::new(),
+            dns: Vec::new(),
         }
     }
 
@@ -225,7 +228,8 @@ impl MeshLab {
         };
 
         begin(Stage::Pods)?;
-        let app = kubelet::Settings::new(&mesh.settings.binaries.app);
+        let mut app = kubelet::Settings::new(&mesh.settings.binaries.app);
+        app.dns.clone_from(&mesh.settings.dns);
         let kubelet = Kubelet::start(&mesh.lab, &mesh.settings.directory, app)?;
         kubelet.settle(READY_LIMIT)?;
         mesh.kubelet = Some(kubelet);
