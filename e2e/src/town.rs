@@ -191,7 +191,8 @@ impl Town {
         const LINES: usize = 12;
         let of_each = self.mesh.daemons().map(|daemon| {
             let said = daemon.said();
-            let warned = said.lines().filter(|line| !line.contains("\"level\":\"info\""));
+            let quiet = |line: &&str| line.contains("\"level\":\"info\"") || line.contains("\tinfo\t");
+            let warned = said.lines().filter(|line| !quiet(line));
             let lines: Vec<_> = warned.collect();
             let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default();
             format!("{daemon}:\n{}\n", last.join("\n"))

@@ -3,14 +3,16 @@
 use ambit_e2e::observe::sum;
 use ambit_e2e::story::{self, Tell};
 use ambit_e2e::telling::Evidence;
-use ambit_e2e::town::Town;
+use ambit_e2e::town::{SOON, Town};
+use ambit_lab::Program;
 use ambit_lab::mesh::{SHOP, Settings};
 use anyhow::{Context as _, ensure};
 
-const STEPS: [(&str, Tell); 4] = [
+const STEPS: [(&str, Tell); 5] = [
     ("A service's name is answered by the tunnel", owned),
     ("Names that the mesh does not own are answered as without it", forwarded),
     ("What does not exist does not exist", missing),
+    ("Not one of many queries is lost", many),
     ("Queries are counted", counted),
 ];
 
@@ -40,7 +42,17 @@ fn names_are_answered_as_without_the_mesh() -> anyhow::Result<()> {
 
 /// Header and records of an answer, without what differs each time. Records in an order of their own.
 fn dig(town: &Town, pod: &str, question: &str) -> anyhow::Result<Vec<String>> {
-    let show = ["+noall", "+comments", "+question", "+answer", "+authority", "+additional", "+nocookie"];
+    let show = [
+        "+tries=1",
+        "+time=2",
+        "+noall",
+        "+comments",
+        "+question",
+        "+answer",
+        "+authority",
+        "+additional",
+        "+nocookie",
+    ];
     let words = question.split(' ');
     let said = town.pod(pod)?.exec(["dig"].into_iter().chain(show).chain(words))?.ok()?;
     let mut lines: Vec<_> = said
@@ -132,6 +144,39 @@ fn missing(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
         ensure!(status.starts_with("NXDOMAIN"), "{question}: {status}");
     }
     seen.saw("NXDOMAIN, with or without the mesh.");
+    Ok(())
+}
+
+/// Asks by datagram from a new port each time, as resolvers do; prints how many were answered.
+const ASKS: &str = "
+import socket, struct, sys
+server, count, answered = sys.argv[1], int(sys.argv[2]), 0
+for number in range(count):
+    name = ['web.shop.svc.cluster.local', 'target.example.test'][number % 2]
+    question = b''.join(bytes([len(label)]) + label.encode() for label in name.split('.')) + b'\\0\\0\\1\\0\\1'
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asks:
+        asks.settimeout(2)
+        asks.sendto(struct.pack('>6H', number, 0x100, 1, 0, 0, 0) + question, (server, 53))
+        try:
+            answer = asks.recv(4096)
+        except TimeoutError:
+            print('no answer to', number, name, flush=True)
+            continue
+        answered += answer[:2] == struct.pack('>H', number) and answer[3] & 15 == 0 and answer[7] > 0
+print(answered)
+";
+
+fn many(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    const COUNT: &str = "1000";
+    let server = ambit_lab::address::dns(town.mesh().lab().family());
+    let server = server.first().context("the lab has no name server")?.to_string();
+    let program = Program::new("python3").args(["-c", ASKS, &server, COUNT]);
+    let answered = town.pod("shop/client")?.run(&program, SOON)?.ok()?;
+    ensure!(answered.trim() == COUNT, "of {COUNT}: {answered}");
+    seen.saw(format!(
+        "{COUNT} asked, {} answered, half by the tunnel, half by the name server.",
+        answered.trim()
+    ));
     Ok(())
 }
 

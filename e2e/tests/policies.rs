@@ -236,7 +236,7 @@ fn broken(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     let admin = town.mesh().controller().admin().clone();
     for (garbage, said) in [
         (deny.replace("action: DENY", "action: PERHAPS"), "PERHAPS"),
-        (deny.replace("rules: [", "rules: [[["), "line"),
+        (deny.replace("rules: [", "rules: [[["), "did not find expected"),
     ] {
         town.write("policy.yaml", &garbage)?;
         let page = town.stop().until(SOON, "the controller's complaint", || {
@@ -289,7 +289,9 @@ fn cut(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
         &policy("other", "{selector: {matchLabels: {app: other}}, action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/client]}}]}]}"),
     )?;
     town.stop().until(SOON, "the end of the client's connection", || Ok(stays.broken()))?;
-    let line = town.heard(&mark, "a cut connection", |line| line.field("error").contains("policy change"))?;
+    let line = town.heard(&mark, "the client's cut connection", |line| {
+        line.field("src.identity").ends_with("/sa/client") && line.field("error").contains("policy change")
+    })?;
     seen.saw("A label moved the pod under another policy, which cut the client:");
     seen.quote(&line.shown(&["src.identity", "dst.workload", "error"]));
     Ok(())

@@ -23,6 +23,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -358,8 +359,11 @@ impl Settings {
             let path = self.token(node.name());
             let write = |path: &Path| {
                 fs::create_dir_all(path.parent().unwrap_or(path))?;
-                // The kernel's own generator: nobody guesses it.
-                fs::write(path, fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim())
+                // The kernel's own generator: nobody guesses it, and nobody else reads it.
+                let token = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+                fs::write(path, "")?;
+                fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+                fs::write(path, token.trim())
             };
             write(&path).map_err(|source| MeshError::File { path, source })?;
             let socket = self.socket(node.name());
