@@ -23,6 +23,8 @@ use ambit_wire::{
         handshake::{HandshakeError, accept, connect},
         rejected::Rejected,
         revoked::{Revocation, RevocationLists},
+        secured::Secured,
+        unnamed,
     },
 };
 use boring::{
@@ -43,7 +45,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
     time::timeout,
 };
-use tokio_rustls::{client, server};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -61,7 +63,7 @@ type Side<S> = Result<(S, Option<Identity>), HandshakeError>;
 async fn shake(
     server: Arc<rustls::ServerConfig>,
     client: Arc<ClientConfig>,
-) -> (Side<server::TlsStream<DuplexStream>>, Side<client::TlsStream<DuplexStream>>) {
+) -> (Side<Secured<DuplexStream>>, Side<Secured<DuplexStream>>) {
     let (near, far) = duplex(64 * 1024);
     tokio::join!(accept(server, near, LIMIT), connect(client, far, LIMIT))
 }
@@ -97,15 +99,27 @@ async fn two_workloads_meet_and_know_each_other() {
     called.read_exact(&mut hello).await.unwrap();
     assert_eq!(&hello, b"hello");
 
-    let state = called.get_ref().1;
-    assert_eq!(state.protocol_version(), Some(ProtocolVersion::TLSv1_3));
-    let group = state.negotiated_key_exchange_group().unwrap().name();
-    assert_eq!(group, NamedGroup::X25519MLKEM768);
-    let suite = state.negotiated_cipher_suite().unwrap().suite();
+    let session = called.session();
+    assert_eq!(session.version, Some(ProtocolVersion::TLSv1_3));
+    assert_eq!(session.group, Some(NamedGroup::X25519MLKEM768));
+    let suite = session.suite.unwrap();
     assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256, "the client's preference counts");
-    assert_eq!(state.alpn_protocol(), Some(&b"h2"[..]));
-    assert_eq!(state.tls13_tickets_received(), 0, "nothing to resume with");
-    assert_eq!(served.get_ref().1.server_name(), None, "no SNI");
+    assert_eq!(session.protocol.as_deref(), Some(&b"h2"[..]));
+}
+
+#[tokio::test]
+async fn no_name_is_sent_and_no_ticket_given() {
+    let ca = TestCa::new();
+    let server = TlsAcceptor::from(ca.certificate(&stock()).server_config());
+    let client = TlsConnector::from(ca.certificate(&cart()).client_config(stock()));
+    let (near, far) = duplex(64 * 1024);
+    let (served, called) = tokio::join!(server.accept(near), client.connect(unnamed(), far));
+    let (mut served, mut called) = (served.unwrap(), called.unwrap());
+    served.write_all(b"hello").await.unwrap();
+    served.flush().await.unwrap();
+    called.read_exact(&mut [0; 5]).await.unwrap();
+    assert_eq!(served.get_ref().1.server_name(), None);
+    assert_eq!(called.get_ref().1.tls13_tickets_received(), 0, "nothing to resume with");
 }
 
 #[tokio::test]
@@ -116,7 +130,7 @@ async fn a_second_connection_is_a_full_handshake_too() {
     for _ in 0..2 {
         let (served, called) = shake(server.server_config(), Arc::clone(&config)).await;
         served.unwrap();
-        let kind = called.unwrap().0.get_ref().1.handshake_kind();
+        let kind = called.unwrap().0.session().kind;
         assert_eq!(kind, Some(rustls::HandshakeKind::Full));
     }
 }
@@ -410,7 +424,7 @@ async fn a_peer_that_only_speaks_tls_1_2_is_refused_unless_that_was_enabled() {
     let lenient = certificate(Versions::Tls12And13);
     let (served, called) = shake(lenient.server_config(), old).await;
     assert_eq!(served.unwrap().1, Some(cart()));
-    let version = called.unwrap().0.get_ref().1.protocol_version();
+    let version = called.unwrap().0.session().version;
     assert_eq!(version, Some(ProtocolVersion::TLSv1_2));
 }
 
@@ -586,7 +600,7 @@ async fn openssl_as_a_client_is_served() {
         let config = ca.certificate(&stock()).server_config();
         let (mut stream, identity) = accept(config, tcp, LIMIT).await.unwrap();
         stream.shutdown().await.unwrap();
-        let group = stream.get_ref().1.negotiated_key_exchange_group().unwrap().name();
+        let group = stream.session().group.unwrap();
         (identity, group)
     };
     let (output, (identity, group)) =
@@ -631,7 +645,7 @@ async fn openssl_as_a_server_is_called() {
         let config = ca.certificate(&cart()).client_config(stock());
         let (stream, identity) = connect(config, tcp, LIMIT).await.unwrap();
         assert_eq!(identity, Some(stock()));
-        let agreed = stream.get_ref().1.negotiated_key_exchange_group().unwrap().name();
+        let agreed = stream.session().group.unwrap();
         let expected = if group == "X25519" { NamedGroup::X25519 } else { NamedGroup::secp256r1 };
         assert_eq!(agreed, expected);
     }

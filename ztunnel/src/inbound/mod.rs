@@ -17,6 +17,7 @@ use ambit_wire::{
         handshake::{self, HandshakeError},
         rejected::Rejected,
         revoked::Revocation,
+        secured::Secured,
     },
 };
 use arrive::{Arrived, Arriving, arrive};
@@ -34,7 +35,7 @@ use crate::{
 };
 
 /// The accepting side of TLS.
-type ServerTls = tokio_rustls::server::TlsStream<TcpStream>;
+type ServerTls = Secured<TcpStream>;
 
 /// Everything that comes to one pod through tunnels, on one worker.
 #[derive(Debug)]
@@ -116,8 +117,7 @@ impl Inbound {
         let (tls, identity) = handshake::accept(certificate.server_config(), tcp, limits.handshake)
             .await
             .map_err(|error| tls_refusal(address, &error))?;
-        let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
-        let chain = chain.iter().map(|one| one.clone().into_owned()).collect();
+        let chain = tls.session().peer.clone();
         Ok((tls, chain, Peer { address, at, identity, local }))
     }
 

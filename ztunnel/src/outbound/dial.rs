@@ -20,7 +20,6 @@ use ambit_wire::{
     },
 };
 use http::HeaderMap;
-use rustls_pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -207,8 +206,7 @@ impl Dial {
                 | HandshakeError::NotHttp2
                 | HandshakeError::Io(_) => Refusal::Tls { with: to, reason: error.to_string() },
             })?;
-        let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
-        let chain: Vec<CertificateDer<'static>> = chain.iter().map(|one| one.clone().into_owned()).collect();
+        let chain = tls.session().peer.clone();
         hbone::connect(tls, chain, &settings.hbone, &self.spawner)
             .await
             .map_err(|error| Refusal::Http2 { with: to, reason: error.to_string() })

@@ -359,6 +359,7 @@ fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
+    config.enable_secret_extraction = profile.keeps_records();
     Ok(config)
 }
 
@@ -378,6 +379,7 @@ fn client_config(
     config.enable_sni = false;
     config.enable_early_data = false;
     config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = profile.keeps_records();
     Ok(config)
 }
 

@@ -13,18 +13,16 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use rustls_pki_types::CertificateDer;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::Notify,
-};
+use tokio::sync::Notify;
 use tracing::debug;
 
 use super::{
     Settings,
     keepalive::{Beat, Keepalive},
     stream::{Counted, Load, TunnelStream},
+    transport::{self, Transport},
 };
-use crate::spawn::Spawner;
+use crate::{spawn::Spawner, tls::stream::Corked};
 
 /// The largest response head we read: a response carries one line of baggage.
 const MAX_HEADER_LIST: u32 = 16 * 1024;
@@ -71,8 +69,9 @@ pub async fn connect<T>(
     spawner: &Spawner,
 ) -> Result<Connection, ConnectError>
 where
-    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    T: Transport + Send + 'static,
 {
+    let corked = io.cork();
     let (requests, mut connection) = h2::client::Builder::new()
         .initial_window_size(settings.stream_window)
         .initial_connection_window_size(settings.roomy_connection_window())
@@ -83,12 +82,13 @@ where
         .enable_push(false)
         .handshake(io)
         .await?;
+    corked.iter().for_each(Corked::engage);
     let shared = Arc::new(Shared { load: Arc::default(), stop: Notify::new(), peer });
     let keepalive = connection
         .ping_pong()
         .map(|pings| Keepalive::new(pings, settings.ping_interval, settings.ping_timeout));
     let idle = Idle { after: settings.idle_release, interval: settings.ping_interval, quiet: Duration::ZERO };
-    spawner.spawn("hbone client", drive(connection, keepalive, idle, Arc::clone(&shared)));
+    spawner.spawn("hbone client", drive(connection, corked, keepalive, idle, Arc::clone(&shared)));
     Ok(Connection { requests, shared, limit: settings.max_streams.into() })
 }
 
@@ -235,11 +235,12 @@ impl Idle {
 
 async fn drive<T>(
     mut connection: h2::client::Connection<T, Bytes>,
+    corked: Option<Corked>,
     mut keepalive: Option<Keepalive>,
     mut idle: Idle,
     shared: Arc<Shared>,
 ) where
-    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    T: Transport + Send + 'static,
 {
     let stop = shared.stop.notified();
     tokio::pin!(stop);
@@ -257,13 +258,18 @@ async fn drive<T>(
                 Beat::Sent => {}
             }
         }
-        std::pin::Pin::new(&mut connection).poll(cx).map(End::Closed)
+        let polled = std::pin::Pin::new(&mut connection).poll(cx);
+        if let (Poll::Pending, Err(error)) = (&polled, transport::flush(corked.as_ref(), cx)) {
+            return Poll::Ready(End::Broken(error));
+        }
+        polled.map(End::Closed)
     })
     .await;
     shared.load.retire();
     match end {
         End::Closed(Ok(())) => debug!("HBONE connection closed"),
         End::Closed(Err(error)) => debug!(%error, "HBONE connection closed"),
+        End::Broken(error) => debug!(%error, "HBONE connection broke"),
         End::Silent => debug!("HBONE peer no longer answers; connection dropped"),
         End::Idle => debug!("Idle HBONE connection released"),
         End::Stopped => debug!("HBONE connection stopped"),
@@ -272,6 +278,7 @@ async fn drive<T>(
 
 enum End {
     Closed(Result<(), h2::Error>),
+    Broken(std::io::Error),
     Silent,
     Idle,
     Stopped,

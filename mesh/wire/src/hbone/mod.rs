@@ -2,7 +2,7 @@
 //!
 //! [`headers`] is pure; [`client`] opens streams on one connection, [`pool`] shares connections between
 //! callers, [`server`] accepts them, and both sides meet in [`stream::TunnelStream`]. Everything here works
-//! over any `AsyncRead + AsyncWrite`; who the peer is was settled by TLS below.
+//! over any [`Transport`]; who the peer is was settled by TLS below.
 
 use std::time::Duration;
 
@@ -12,11 +12,13 @@ mod keepalive;
 pub mod pool;
 pub mod server;
 pub mod stream;
+mod transport;
 
 pub use client::{Connect, Connection, OpenError, connect};
 pub use pool::{Key, Pool};
 pub use server::{Incoming, serve};
 pub use stream::TunnelStream;
+pub use transport::Transport;
 
 /// How both sides speak HTTP/2 (protocols 4.5).
 #[derive(Clone, Debug)]

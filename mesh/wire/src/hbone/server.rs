@@ -11,17 +11,16 @@ use ambit_model::address::Target;
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use super::{
     Settings,
     headers::{self, InvalidAuthority},
     keepalive::{Beat, Keepalive},
     stream::TunnelStream,
+    transport::{self, Transport},
 };
+use crate::tls::stream::Corked;
 
 /// Advertised as SETTINGS_MAX_CONCURRENT_STREAMS.
 const MAX_STREAMS: u32 = 200;
@@ -58,6 +57,9 @@ pub enum ServeError {
     /// The peer broke the rules of HTTP/2, or the socket failed.
     #[error(transparent)]
     Http2(#[from] h2::Error),
+    /// The socket failed while something was being written.
+    #[error(transparent)]
+    Socket(std::io::Error),
 }
 
 /// Serves CONNECTs on `io`, which TLS has already secured, until the connection ends.
@@ -73,8 +75,9 @@ pub async fn serve<T>(
     cut: impl Future<Output = ()>,
 ) -> Result<Served, ServeError>
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: Transport,
 {
+    let corked = io.cork();
     let handshake = h2::server::Builder::new()
         .initial_window_size(settings.stream_window)
         .initial_connection_window_size(settings.roomy_connection_window())
@@ -87,6 +90,7 @@ where
         .max_send_buffer_size(settings.send_buffer)
         .handshake::<T, Bytes>(io);
     let mut connection = timeout(PREFACE_TIMEOUT, handshake).await.map_err(|_| ServeError::Dawdled)??;
+    corked.iter().for_each(Corked::engage);
     let mut keepalive = connection
         .ping_pong()
         .map(|pings| Keepalive::new(pings, settings.ping_interval, settings.ping_timeout));
@@ -110,10 +114,14 @@ where
         loop {
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => on_connect(Incoming::new(request, respond)),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error.into())),
                 Poll::Ready(None) => return Poll::Ready(Ok(Served::Closed)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => break,
             }
+        }
+        match transport::flush(corked.as_ref(), cx) {
+            Ok(()) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(ServeError::Socket(error))),
         }
     })
     .await?;

@@ -3,11 +3,11 @@
 use std::{io, sync::Arc, time::Duration};
 
 use ambit_model::identity::Identity;
-use rustls::{ClientConfig, CommonState, ServerConfig};
+use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use super::{ALPN, rejected::Rejected, unnamed, verify::peer_identity};
+use super::{ALPN, rejected::Rejected, secured::Secured, stream, unnamed, verify::peer_identity};
 
 /// How long a handshake between workloads may take. Even a slow one is over in a second; this is
 /// what a peer that dawdles can hold.
@@ -18,10 +18,14 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     config: Arc<ServerConfig>,
     stream: S,
     limit: Duration,
-) -> Result<(server::TlsStream<S>, Option<Identity>), HandshakeError> {
-    let stream = within(limit, TlsAcceptor::from(config).accept(stream)).await?;
-    let identity = identify(stream.get_ref().1)?;
-    Ok((stream, identity))
+) -> Result<(Secured<S>, Option<Identity>), HandshakeError> {
+    let handshake = async {
+        if config.enable_secret_extraction {
+            return stream::accept(config, stream).await.map(Secured::Ours);
+        }
+        TlsAcceptor::from(config).accept(stream).await.map(TlsStream::from).map(Secured::from)
+    };
+    identify(within(limit, handshake).await?)
 }
 
 /// Makes one handshake.
@@ -29,10 +33,15 @@ pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     config: Arc<ClientConfig>,
     stream: S,
     limit: Duration,
-) -> Result<(client::TlsStream<S>, Option<Identity>), HandshakeError> {
-    let stream = within(limit, TlsConnector::from(config).connect(unnamed(), stream)).await?;
-    let identity = identify(stream.get_ref().1)?;
-    Ok((stream, identity))
+) -> Result<(Secured<S>, Option<Identity>), HandshakeError> {
+    let handshake = async {
+        if config.enable_secret_extraction {
+            return stream::connect(config, unnamed(), stream).await.map(Secured::Ours);
+        }
+        let connector = TlsConnector::from(config);
+        connector.connect(unnamed(), stream).await.map(TlsStream::from).map(Secured::from)
+    };
+    identify(within(limit, handshake).await?)
 }
 
 /// Why there is no connection.
@@ -68,9 +77,11 @@ async fn within<T>(
     }
 }
 
-fn identify(state: &CommonState) -> Result<Option<Identity>, HandshakeError> {
-    if state.alpn_protocol() != Some(ALPN) {
+fn identify<S>(stream: Secured<S>) -> Result<(Secured<S>, Option<Identity>), HandshakeError> {
+    let session = stream.session();
+    if session.protocol.as_deref() != Some(ALPN) {
         return Err(HandshakeError::NotHttp2);
     }
-    Ok(state.peer_certificates().and_then(peer_identity))
+    let identity = peer_identity(&session.peer);
+    Ok((stream, identity))
 }

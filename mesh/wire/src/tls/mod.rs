@@ -2,13 +2,16 @@
 //!
 //! [`verify`] decides whether a peer is who it must be, [`rejected`] names why it is not,
 //! [`revoked`] knows the certificates that were taken back, [`handshake`] carries a handshake out
-//! within a time limit, [`file`](mod@file) re-reads material that was replaced on disk.
+//! within a time limit, [`secured`] is what comes of it and [`stream`] moves its bytes,
+//! [`file`](mod@file) re-reads material that was replaced on disk.
 //! Configurations are made by [`crate::cert::Certificate`], once for each certificate.
 
 pub mod file;
 pub mod handshake;
 pub mod rejected;
 pub mod revoked;
+pub mod secured;
+pub mod stream;
 pub mod verify;
 
 use std::{fmt, str::FromStr, sync::Arc};
@@ -62,6 +65,12 @@ impl Profile {
     /// The protocol versions, newest first.
     pub fn versions(&self) -> &'static [&'static SupportedProtocolVersion] {
         self.versions
+    }
+
+    /// Whether connections can be ours after the handshake (see [`stream`]), whose secrets rustls must
+    /// then give away.
+    pub(crate) fn keeps_records(&self) -> bool {
+        matches!(self.versions, [version] if version.version == rustls::ProtocolVersion::TLSv1_3)
     }
 
     /// The certificates that were taken back.

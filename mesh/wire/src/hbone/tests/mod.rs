@@ -16,11 +16,11 @@ use std::{
 use ambit_model::address::Target;
 use http::{HeaderMap, StatusCode};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream, duplex},
+    io::{DuplexStream, duplex},
     sync::{mpsc, oneshot},
 };
 
-use super::{Connect, Connection, Incoming, Settings, TunnelStream, connect, headers, server};
+use super::{Connect, Connection, Incoming, Settings, Transport, TunnelStream, connect, headers, server};
 use crate::spawn::Spawner;
 
 /// What an in-memory socket holds.
@@ -66,7 +66,7 @@ struct Server {
 }
 
 impl Server {
-    fn on(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, settings: Settings) -> Self {
+    fn on(io: impl Transport + Send + 'static, settings: Settings) -> Self {
         let (ask, asked) = mpsc::unbounded_channel();
         let (drain, drained) = oneshot::channel::<()>();
         let (cut, was_cut) = oneshot::channel::<()>();
