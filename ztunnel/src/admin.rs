@@ -151,9 +151,25 @@ fn certificate_shown(description: Description) -> CertificateShown {
     }
 }
 
-/// A serial number of at most 16 bytes in decimal; a longer one stays as it is.
+/// A serial number in decimal; it may have 20 bytes (RFC 5280, 4.1.2.2), more than any integer here.
 fn decimal(hexadecimal: &str) -> String {
-    u128::from_str_radix(hexadecimal, 16).map_or_else(|_| hexadecimal.to_owned(), |number| number.to_string())
+    let Some(digits) = hexadecimal.chars().map(|digit| digit.to_digit(16)).collect::<Option<Vec<_>>>() else {
+        return hexadecimal.to_owned();
+    };
+    // Least significant first; each hexadecimal digit shifts what there is by four bits.
+    let mut number: Vec<u32> = vec![0];
+    for digit in digits {
+        let mut carry = digit;
+        for place in &mut number {
+            let value = *place * 16 + carry;
+            (*place, carry) = (value % 10, value / 10);
+        }
+        while carry > 0 {
+            number.push(carry % 10);
+            carry /= 10;
+        }
+    }
+    number.iter().rev().filter_map(|digit| char::from_digit(*digit, 10)).collect()
 }
 
 fn rfc3339(time: SystemTime) -> String {
@@ -179,4 +195,23 @@ fn sync_state(subscription: Option<&xds::Handle>) -> serde_json::Value {
         })),
         "held": state.held.into_iter().collect::<BTreeMap<_, _>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_number_of_any_length_is_written_in_decimal() {
+        for (hexadecimal, expected) in [
+            ("0", "0"),
+            ("ff", "255"),
+            ("ffffffffffffffffffffffffffffffff", "340282366920938463463374607431768211455"),
+            ("100000000000000000000000000000000", "340282366920938463463374607431768211456"),
+            ("ffffffffffffffffffffffffffffffffffffffff", "1461501637330902918203684832716283019655932542975"),
+            ("not a number", "not a number"),
+        ] {
+            assert_eq!(decimal(hexadecimal), expected);
+        }
+    }
 }

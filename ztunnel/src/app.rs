@@ -186,7 +186,9 @@ async fn serve_own_pod(
     let ports = Ports { redirected: None, ..place.ports };
     let place = Place { ports, names: None, ..place.clone() };
     let netns = Netns::own(&place.home)?;
-    let pod = Arc::new(Pod::new(name.to_string(), name, netns, false, tunnel.clone()));
+    // No node agent gave it a uid; this one says what it is in the dump.
+    let uid = format!("{}/{}", name.namespace, name.name);
+    let pod = Arc::new(Pod::new(uid, name, netns, false, tunnel.clone()));
     served.adopt(PodProxy::start(pod, &place).context("cannot listen in the tunnel's own pod")?).await;
     Ok(())
 }
