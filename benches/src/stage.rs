@@ -211,7 +211,10 @@ impl Stage {
         process.wait_until_said("held", Duration::from_secs(60))?;
         let said = process.said();
         let line: serde_json::Value = serde_json::from_str(said.lines().next().unwrap_or_default())?;
-        ensure!(line["failures"] == 0, "not all of {connections} connections could be held: {line}");
+        ensure!(
+            line.get("failures").and_then(serde_json::Value::as_u64) == Some(0),
+            "not all of {connections} connections could be held: {line}"
+        );
         Ok(process)
     }
 
