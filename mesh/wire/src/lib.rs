@@ -3,7 +3,6 @@
 //! Layers: `tls` ← `cert` ← {`ca`, `hbone`}; `tls` ← `xds`; `discovery` = `xds` + `codec`;
 //! `copy`, `proxy_protocol` and `zds` stand alone. This crate alone knows protobuf.
 
-pub mod spawn;
 pub mod ca;
 pub mod cert;
 pub mod channel;
@@ -12,6 +11,7 @@ pub mod copy;
 pub mod discovery;
 pub mod hbone;
 pub mod proxy_protocol;
+pub mod spawn;
 pub mod tls;
 pub mod xds;
 pub mod zds;
