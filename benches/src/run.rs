@@ -43,8 +43,8 @@ const RATE: u32 = 3_200;
 const CLIENTS: usize = 16;
 /// Beyond their own time, a load may need this for connecting and for its last bytes.
 const SLACK: Duration = Duration::from_secs(60);
-/// Buffers are given back and pages returned within this.
-const SETTLE: Duration = Duration::from_secs(3);
+/// Seconds within which buffers are given back and pages returned.
+const SETTLE: f64 = 3.0;
 /// Other programs used more of the machine than this: the figures are not for the record.
 const NOISE: f64 = 0.10;
 
@@ -110,6 +110,10 @@ impl Bench {
         if self.quick { full / 2.0 } else { full }
     }
 
+    fn settle(&self) {
+        rest(Duration::from_secs_f64(self.seconds(SETTLE)));
+    }
+
     fn add(&mut self, figure: Figure) {
         report::figure(&figure);
         self.figures.push(figure);
@@ -117,8 +121,8 @@ impl Bench {
 
     fn bulk(&mut self) -> anyhow::Result<()> {
         for place in Place::ALL {
-            for streams in [1, 8, 64] {
-                let plural = if streams == 1 { "" } else { "s" };
+            for streams in if self.quick { &[1, 8][..] } else { &[1, 8, 64] } {
+                let plural = if *streams == 1 { "" } else { "s" };
                 let name = format!("{}, bulk, {streams} stream{plural}", place.words());
                 if !self.wants(&name) {
                     continue;
@@ -213,12 +217,12 @@ impl Bench {
         self.stage.restart(mesh)?;
         // The first connection makes certificates and the tunnel: they are not the connections' cost.
         drop(self.stage.hold(mesh, 1, 64)?);
-        rest(SETTLE);
+        self.settle();
         let pids = self.stage.tunnels(mesh, Place::TwoNodes);
         let memory = |pids: &[i32]| pids.iter().map(|pid| usage::memory(*pid)).collect::<Result<Vec<_>, _>>();
         let before = memory(&pids)?;
         let _held = self.stage.hold(mesh, connections, 64)?;
-        rest(SETTLE);
+        self.settle();
         let after = memory(&pids)?;
         let sleeps = |pids: &[i32]| pids.iter().map(|pid| usage::sleeps(*pid)).collect::<Result<Vec<_>, _>>();
         let slept = sleeps(&pids)?;
@@ -237,7 +241,7 @@ impl Bench {
         for mesh in self.stage.meshes() {
             self.stage.restart(*mesh)?;
             let _held = self.stage.hold(*mesh, 1_000, 256 * 1024)?;
-            rest(SETTLE);
+            self.settle();
             let (mut most_rss, mut most_pss) = (0.0_f64, 0.0_f64);
             for pid in self.stage.tunnels(*mesh, Place::TwoNodes) {
                 let memory = usage::memory(pid)?;
@@ -259,7 +263,7 @@ impl Bench {
         let mut idle = Found::default();
         for mesh in self.stage.meshes() {
             self.stage.restart(*mesh)?;
-            rest(SETTLE);
+            self.settle();
             let pids = self.stage.tunnels(*mesh, Place::TwoNodes);
             let memory: Vec<_> = pids.iter().map(|pid| usage::memory(*pid)).collect::<Result<_, _>>()?;
             idle.put(*mesh, memory.iter().map(|memory| memory.rss / 1024.0).fold(0.0, f64::max));
@@ -272,7 +276,7 @@ impl Bench {
         let (mut times, mut rss, mut anonymous) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..if self.quick { 3 } else { 7 } {
             let (time, memory) = self.stage.start_alone(Size::Large, |pid| {
-                rest(SETTLE / 3);
+                rest(Duration::from_secs(1));
                 Ok(usage::memory(pid)?)
             })?;
             times.push(time.as_secs_f64() * 1e3);
