@@ -52,7 +52,7 @@ pub enum Refusal {
     #[error("method {0} is not CONNECT")]
     NotConnect(String),
     /// The authority of a CONNECT is not `ip:port` or `hostname:port`.
-    #[error("authority {0:?} is not ip:port or hostname:port")]
+    #[error("{0}")]
     BadAuthority(String),
     /// A CONNECT asks for an address that is not this pod's.
     #[error("ip mismatch: {asked} is not {local}, nor served by it")]

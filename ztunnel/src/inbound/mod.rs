@@ -7,7 +7,7 @@ pub mod plan;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use ambit_model::{address::canonical, identity::Identity, workload::Workload};
+use ambit_model::{address::canonical, identity::Identity};
 use ambit_runtime::{drain::Watch, task};
 use ambit_wire::{
     copy,
@@ -49,7 +49,6 @@ struct Peer {
     address: SocketAddr,
     at: SocketAddr,
     identity: Option<Identity>,
-    local: Arc<Workload>,
 }
 
 impl Inbound {
@@ -118,7 +117,7 @@ impl Inbound {
             .await
             .map_err(|error| tls_refusal(address, &error))?;
         let chain = tls.session().peer.clone();
-        Ok((tls, chain, Peer { address, at, identity, local }))
+        Ok((tls, chain, Peer { address, at, identity }))
     }
 
     /// One stream: what does it ask for, may it, deliver, copy.
@@ -131,12 +130,14 @@ impl Inbound {
     }
 
     async fn answer(&self, incoming: Incoming, peer: &Peer) -> Option<(Arrived, hbone::TunnelStream)> {
-        let arrived = match self.arriving(&incoming, peer) {
-            Ok(arriving) => {
-                // Whatever changed since the tunnel was accepted: the workload of now.
-                let mesh = self.pod.tunnel.mesh.current();
-                let local = self.pod.workload_in(&mesh).unwrap_or(&peer.local);
-                arrive(&self.pod, local, arriving).await
+        // Whatever changed since the tunnel was accepted: the workload of now, if there still is one.
+        let asked = match self.arriving(&incoming, peer) {
+            Ok(arriving) => self.pod.workload().await.map(|local| (arriving, local)),
+            Err(refusal) => Err(refusal),
+        };
+        let arrived = match asked {
+            Ok((arriving, local)) => {
+                arrive(&self.pod, &local, arriving).await.map(|arrived| (arrived, local))
             }
             Err(refusal) => {
                 let metrics = &self.pod.tunnel.metrics;
@@ -144,7 +145,7 @@ impl Inbound {
                 Err(refusal)
             }
         };
-        let mut arrived = match arrived {
+        let (mut arrived, local) = match arrived {
             Ok(arrived) => arrived,
             Err(refusal) => {
                 let status =
@@ -155,8 +156,7 @@ impl Inbound {
                 return None;
             }
         };
-        let baggage =
-            self.pod.tunnel.settings.response_baggage.then(|| arrive::baggage_of(&peer.local).header());
+        let baggage = self.pod.tunnel.settings.response_baggage.then(|| arrive::baggage_of(&local).header());
         let accepted = incoming.accept(baggage.flatten()).map_err(|error| error.to_string());
         let handed = match (accepted, arrived.delivery.proxy_header) {
             (Ok(stream), Some(named)) => {
