@@ -45,7 +45,8 @@ impl Agent {
     }
 
     pub async fn until_connected(&self, tunnels: usize) {
-        until_true(&format!("{tunnels} tunnels are connected"), async || self.handle.connected() == tunnels).await;
+        until_true(&format!("{tunnels} tunnels are connected"), async || self.handle.connected() == tunnels)
+            .await;
     }
 
     /// Goes away, as when the agent is restarted; what it knew is forgotten.

@@ -13,7 +13,7 @@ use super::{PodNet, SOON};
 
 /// An application that lives until it is dropped.
 pub struct App {
-    _task: JoinSet<()>,
+    task: JoinSet<()>,
 }
 
 impl App {
@@ -24,7 +24,10 @@ impl App {
         })
     }
 
-    pub fn serve<F>(listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr) -> F + Send + 'static) -> Self
+    pub fn serve<F>(
+        listener: TcpListener,
+        serve: impl Fn(TcpStream, SocketAddr) -> F + Send + 'static,
+    ) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -36,7 +39,12 @@ impl App {
                 while connections.try_join_next().is_some() {}
             }
         });
-        Self { _task: task }
+        Self { task }
+    }
+
+    /// Ends it; nobody listens any more when this returns.
+    pub async fn stop(mut self) {
+        self.task.shutdown().await;
     }
 }
 

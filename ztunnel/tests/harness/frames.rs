@@ -76,5 +76,4 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp2<S> {
         };
         timeout(SOON, looking).await.expect("an answer in time")
     }
-
 }

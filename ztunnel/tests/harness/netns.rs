@@ -69,7 +69,9 @@ impl NodeNet {
             link add br0 type bridge\n\
             addr add 10.77.0.1/24 dev br0\n\
             addr add fd77::1/64 dev br0 nodad\n\
-            link set br0 up\n";
+            link set br0 up\n\
+            route add unreachable 10.96.0.0/16\n\
+            route add unreachable 10.200.0.0/16\n";
         ip(&["-n", &name.0, "-batch", "-"], bridge);
         Self { name, pods: AtomicU8::new(10) }
     }
@@ -77,6 +79,8 @@ impl NodeNet {
     /// Moves this thread in for good: whatever it opens and starts from now on is on the node.
     pub fn stay(&self) {
         setns(File::open(self.name.path()).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+        // What nobody here owns is refused at once, not left to time out.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
     }
 
     /// A new namespace on the bridge.
@@ -91,9 +95,11 @@ impl NodeNet {
         let name = Named::make('p');
         let device = format!("v{}", WORLDS.fetch_add(1, Ordering::Relaxed));
         let node = &self.name.0;
+        // Neighbours that know an address go on finding whoever has it next.
+        let host = v4.octets()[3];
         let inside = format!(
             "link set lo up\n\
-             link add eth0 type veth peer name {device} netns {node}\n\
+             link add eth0 address 02:77:0:0:0:{host:x} type veth peer name {device} netns {node}\n\
              addr add {v4}/24 dev eth0\n\
              addr add {v6}/64 dev eth0 nodad\n\
              link set eth0 up\n\
@@ -126,7 +132,6 @@ impl PodNet {
     pub fn at6(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.v6.into(), port)
     }
-
 
     pub fn path(&self) -> PathBuf {
         self.name.as_ref().expect("not removed").path()

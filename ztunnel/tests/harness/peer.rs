@@ -86,7 +86,11 @@ impl Peer {
         self.connect_with(authority, HeaderMap::new()).await
     }
 
-    pub async fn connect_with(&self, authority: impl ToString, headers: HeaderMap) -> Result<Stream, NoStream> {
+    pub async fn connect_with(
+        &self,
+        authority: impl ToString,
+        headers: HeaderMap,
+    ) -> Result<Stream, NoStream> {
         let uri = Uri::builder().authority(authority.to_string()).build().unwrap();
         let mut request = Request::new(());
         *request.method_mut() = Method::CONNECT;
@@ -194,7 +198,15 @@ pub fn lax(
     versions: &[&'static SupportedProtocolVersion],
     shown: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 ) -> ClientConfig {
-    let provider = provider(Compliance::None, Versions::Tls12And13).unwrap();
+    lax_by(provider(Compliance::None, Versions::Tls12And13).unwrap(), versions, shown)
+}
+
+/// The same, with these algorithms.
+pub fn lax_by(
+    provider: Arc<CryptoProvider>,
+    versions: &[&'static SupportedProtocolVersion],
+    shown: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+) -> ClientConfig {
     let config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)
         .unwrap()

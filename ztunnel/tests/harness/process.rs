@@ -219,6 +219,12 @@ impl Ztunnel {
         Some(held["certChain"].as_array()?.first()?["serialNumber"].as_str()?.to_owned())
     }
 
+    /// Waits until its config dump has this in it.
+    pub async fn until_known(&self, text: &str) {
+        until_true(&format!("{text} is known"), async || self.get("/config_dump").await.body.contains(text))
+            .await;
+    }
+
     /// Resident memory in KiB.
     pub fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
@@ -239,7 +245,8 @@ impl Drop for Ztunnel {
 }
 
 async fn fetch(mut stream: TcpStream, method: &str, path: &str) -> Option<Page> {
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.ok()?;

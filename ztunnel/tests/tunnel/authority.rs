@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use ambit_fixtures::Status;
 use ambit_fixtures::ca::Mood;
 use tokio::time::timeout;
-use ambit_fixtures::Status;
 
 use crate::harness::*;
 

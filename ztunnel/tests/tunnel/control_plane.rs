@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use ambit_fixtures::Status;
 use ambit_fixtures::{
     control_plane::{Conduct, Settings},
     mesh::service,
@@ -9,7 +10,6 @@ use ambit_fixtures::{
 use ambit_model::authz::Action;
 use ambit_wire::codec::{ADDRESS, AUTHORIZATION};
 use bytes::Bytes;
-use ambit_fixtures::Status;
 
 use crate::harness::*;
 
@@ -25,14 +25,12 @@ fn it_is_ready_only_after_the_first_clean_push() {
         let _app = App::echo(&web, 8080);
         world.plane.publish(ADDRESS, [("broken".to_owned(), garbage())]);
         let tunnel = world.launch(world.env());
-        let state = until("the push was refused", async || {
-            let page = tunnel.readiness().await?;
-            let sync = (page.status == 500).then_some(())?;
-            let () = sync;
+        let (page, state) = until("the push was refused", async || {
+            let page = tunnel.readiness().await.filter(|page| page.status == 500)?;
             let state = tunnel.get("/debug/sync").await.json();
             state["lastNack"]["message"].is_string().then_some((page, state))
-        });
-        let (page, state) = state.await;
+        })
+        .await;
         assert!(page.body.contains("state manager"), "{page:?}");
         let nack = state["lastNack"]["message"].as_str().unwrap();
         assert!(nack.contains("broken: ") && !nack.contains("web"), "{nack}");
@@ -112,7 +110,8 @@ fn a_policy_that_cannot_be_decoded_denies_in_its_namespace_and_is_shown() {
         world.plane.publish(AUTHORIZATION, [("default/broken".to_owned(), garbage())]);
         until_true("the bad version was refused", async || {
             let state = tunnel.get("/debug/sync").await.json();
-            state["lastNack"]["typeUrl"] == AUTHORIZATION && tunnel.said().matches("Refused a resource").count() >= 2
+            state["lastNack"]["typeUrl"] == AUTHORIZATION
+                && tunnel.said().matches("Refused a resource").count() >= 2
         })
         .await;
         peer.connect(web.at(8080)).await.unwrap();
@@ -161,7 +160,8 @@ fn without_its_control_plane_traffic_goes_on_and_its_return_brings_only_what_cha
     world(async |mut world: World| {
         let (web, client) = (world.pod("web").await, world.pod("client").await);
         let _app = App::echo(&web, 8080);
-        let many = (0..200).map(|n| ambit_fixtures::mesh::pod(&format!("far/pod-{n}")).at(&format!("10.200.0.{n}")));
+        let many =
+            (0..200).map(|n| ambit_fixtures::mesh::pod(&format!("far/pod-{n}")).at(&format!("10.200.0.{n}")));
         world.publish(many, []);
         let tunnel = world.tunnel().await;
         let (mut open, _) = call(&client, web.at(8080)).await.unwrap();
@@ -187,7 +187,8 @@ fn without_its_control_plane_traffic_goes_on_and_its_return_brings_only_what_cha
         assert!(tunnel.is_ready().await);
         // It returns, with the same workloads and one more.
         let returned = fresh.start_closed().await;
-        let many = (0..200).map(|n| ambit_fixtures::mesh::pod(&format!("far/pod-{n}")).at(&format!("10.200.0.{n}")));
+        let many =
+            (0..200).map(|n| ambit_fixtures::mesh::pod(&format!("far/pod-{n}")).at(&format!("10.200.0.{n}")));
         let more = ambit_fixtures::mesh::pod("far/one-more").at("10.200.1.1");
         returned.publish(ADDRESS, addresses(many.chain([more, web.builder(), client.builder()]), []));
         returned.publisher().open();

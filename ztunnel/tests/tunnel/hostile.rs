@@ -142,7 +142,10 @@ fn rapid_reset_ends_the_tunnel_of_who_does_it() {
 fn floods_of_ping_and_settings_stop_the_flooder_alone() {
     world(async |world: World| {
         let mut scene = Scene::set(world).await;
-        let floods = [("PING", frame(PING, 0, 0, &[0; 8])), ("SETTINGS", frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]))];
+        let floods = [
+            ("PING", frame(PING, 0, 0, &[0; 8])),
+            ("SETTINGS", frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100])),
+        ];
         for (name, one) in floods {
             let mut raw = scene.raw().await;
             raw.send(&[frame(SETTINGS, 0, 0, &[])]).await;
@@ -221,7 +224,8 @@ fn a_full_table_of_descriptors_is_survived() {
         call(&client, web.at(8080)).await.unwrap();
         let open = std::fs::read_dir(format!("/proc/{}/fd", tunnel.pid())).unwrap().count();
         let limit = format!("--nofile={}:{}", open + 40, open + 40);
-        let set = Command::new("prlimit").args(["--pid", &tunnel.pid().to_string(), &limit]).status().unwrap();
+        let set =
+            Command::new("prlimit").args(["--pid", &tunnel.pid().to_string(), &limit]).status().unwrap();
         assert!(set.success());
         let mut held = Vec::new();
         until_true("the table is full", async || {
@@ -231,7 +235,9 @@ fn a_full_table_of_descriptors_is_survived() {
         .await;
         drop(held);
         until_true("it serves again", async || {
-            timeout(Duration::from_secs(2), call(&client, web.at(8080))).await.is_ok_and(|called| called.is_ok())
+            timeout(Duration::from_secs(2), call(&client, web.at(8080)))
+                .await
+                .is_ok_and(|called| called.is_ok())
         })
         .await;
         assert!(tunnel.exited().is_none());

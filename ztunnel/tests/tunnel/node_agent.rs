@@ -3,15 +3,13 @@
 use std::{
     cell::Cell,
     fs::File,
+    net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
     time::Duration,
 };
 
-use ambit_wire::zds::{
-    AddError, PodInfo, Request,
-    socket::Listener,
-};
+use ambit_wire::zds::{AddError, PodInfo, Request, socket::Listener};
 use nix::sys::signal::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -20,15 +18,22 @@ use tokio::{
 
 use crate::harness::*;
 
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
 #[test]
 fn a_namespace_that_cannot_be_used_is_refused_retried_and_cleared_by_del() {
     world(async |world: World| {
         let tunnel = world.tunnel().await;
         let lie = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
-        let info = PodInfo { name: "gone".into(), namespace: "default".into(), service_account: "gone".into() };
+        let info =
+            PodInfo { name: "gone".into(), namespace: "default".into(), service_account: "gone".into() };
         let refused = world.agent.handle.add("uid-gone", info, Some(lie)).await.unwrap_err();
         assert!(matches!(&refused, AddError::Refused(reason) if !reason.is_empty()), "{refused}");
-        let page = until("it is not ready", async || tunnel.readiness().await.filter(|page| page.status == 500)).await;
+        let page =
+            until("it is not ready", async || tunnel.readiness().await.filter(|page| page.status == 500))
+                .await;
         assert!(page.body.contains("workload proxy manager"), "{page:?}");
         let pending = "workload_manager_pending_proxy_count";
         assert_eq!(tunnel.counted(pending, &[]).await, 1);
@@ -101,7 +106,8 @@ fn an_agent_that_returns_keeps_what_it_keeps_and_drops_what_it_does_not_name() {
     world(async |mut world: World| {
         let tunnel = world.tunnel().await;
         let client = world.stranger();
-        let (kept, added, gone) = (world.pod("kept").await, world.pod("added").await, world.pod("gone").await);
+        let (kept, added, gone) =
+            (world.pod("kept").await, world.pod("added").await, world.pod("gone").await);
         let _apps = (App::echo(&kept, 8080), App::echo(&added, 8080), App::echo(&gone, 8080));
         let mut streams = Vec::new();
         for pod in [&kept, &added, &gone] {
@@ -127,7 +133,7 @@ fn an_agent_that_returns_keeps_what_it_keeps_and_drops_what_it_does_not_name() {
         tunnel.line(&["Serving pod no longer", "uid-gone"]).await;
         exchange(&mut streams[0], b"kept").await.unwrap();
         exchange(&mut streams[1], b"added").await.unwrap();
-        assert!(gone.connect(std::net::SocketAddr::from(([127, 0, 0, 1], HBONE))).await.is_err());
+        until_true("nobody listens there", async || gone.connect(loopback(HBONE)).await.is_err()).await;
         assert_eq!(tunnel.counted("workload_manager_active_proxy_count", &[]).await, 2);
     });
 }
@@ -145,7 +151,8 @@ fn a_deleted_pod_is_left_at_once() {
         world.agent.remove(&web).await;
         until_closed(&mut stream).await;
         assert!(removed.elapsed() < Duration::from_secs(2), "after {:?}", removed.elapsed());
-        assert!(web.connect(std::net::SocketAddr::from(([127, 0, 0, 1], HBONE))).await.is_err());
+        until_true("nobody listens there", async || web.connect(loopback(HBONE)).await.is_err()).await;
+        // Once more is no mistake.
         world.agent.remove(&web).await;
         assert!(tunnel.is_ready().await);
         world.agent.enrol(&web).await.unwrap();
@@ -157,7 +164,8 @@ fn a_deleted_pod_is_left_at_once() {
 fn a_pod_whose_wire_is_cut_harms_nobody() {
     world(async |world: World| {
         let tunnel = world.tunnel().await;
-        let (web, other, client) = (world.pod("web").await, world.pod("other").await, world.pod("client").await);
+        let (web, other, client) =
+            (world.pod("web").await, world.pod("other").await, world.pod("client").await);
         let _apps = (App::echo(&web, 8080), App::echo(&other, 8080));
         let (_open, _) = call(&client, web.at(8080)).await.unwrap();
         let (mut inward, _) = call(&world.stranger(), other.at(8080)).await.unwrap();
@@ -169,20 +177,23 @@ fn a_pod_whose_wire_is_cut_harms_nobody() {
     });
 }
 
+/// A packet, and whether a descriptor goes with it.
+type Packet = (Vec<u8>, bool);
+
 #[test]
 fn an_agent_that_breaks_the_protocol_ends_the_process_with_status_1() {
     world(async |world: World| {
         let net = world.stranger();
-        let info = || PodInfo { name: "web".into(), namespace: "default".into(), service_account: "web".into() };
+        let info =
+            || PodInfo { name: "web".into(), namespace: "default".into(), service_account: "web".into() };
         let add = || Request::Add { uid: "a".into(), info: info(), netns: () }.encode().unwrap();
         let keep = || Request::Keep { uid: "a".into() }.encode().unwrap();
         let snapshot = || Request::SnapshotSent.encode().unwrap();
         // Field 1 (add) with a uid and no workload_info.
         let no_info = || b"\x0a\x03\x0a\x01a".to_vec();
-        // Each a list of packets, and whether a descriptor goes with it.
-        let lies: Vec<(&str, Vec<(Vec<u8>, bool)>)> = vec![
+        let lies: Vec<(&str, Vec<Packet>)> = vec![
             ("not a message", vec![(vec![0xff; 12], false)]),
-            ("a message of no known kind", vec![(Vec::new(), false), (vec![0x3a, 0x00], false)]),
+            ("a message of no known kind", vec![(vec![0x3a, 0x00], false)]),
             ("longer than", vec![([add(), vec![0x3a, 0x80, 0x08], vec![0; 1100]].concat(), true)]),
             ("without a network namespace", vec![(add(), false)]),
             ("without workload_info", vec![(no_info(), true)]),
@@ -206,7 +217,7 @@ fn an_agent_that_breaks_the_protocol_ends_the_process_with_status_1() {
             let status = tunnel.until_exited().await;
             assert_eq!(status.code(), Some(1), "{said}: {}", tunnel.said());
             assert!(tunnel.said().contains("breaks the protocol"), "{said}: {}", tunnel.said());
-            assert!(tunnel.said().contains(said) || said == "a message of no known kind", "{said}: {}", tunnel.said());
+            assert!(tunnel.said().contains(said), "{said}: {}", tunnel.said());
         }
     });
 }

@@ -27,8 +27,15 @@ fn the_config_dump_has_the_keys_that_tools_read() {
         let mut keys: Vec<_> = dump.as_object().unwrap().keys().map(String::as_str).collect();
         keys.sort_unstable();
         let expected = [
-            "certificates", "config", "policies", "services", "stagedServices", "staticConfig", "version",
-            "workloadState", "workloads",
+            "certificates",
+            "config",
+            "policies",
+            "services",
+            "stagedServices",
+            "staticConfig",
+            "version",
+            "workloadState",
+            "workloads",
         ];
         assert_eq!(keys, expected);
         let workload = dump["workloads"].as_array().unwrap().iter().find(|one| one["name"] == "web").unwrap();
@@ -53,12 +60,19 @@ fn the_config_dump_has_the_keys_that_tools_read() {
         assert_eq!(endpoint["workloadUid"], "Kubernetes//Pod/default/web", "{shown}");
         assert_eq!(dump["policies"][0]["name"], "no-mallory");
         let state = &dump["workloadState"]["Kubernetes//Pod/default/web"];
-        assert_eq!((&state["state"], &state["info"]["serviceAccount"]), (&"Up".into(), &"web".into()), "{state}");
+        assert_eq!(
+            (&state["state"], &state["info"]["serviceAccount"]),
+            (&"Up".into(), &"web".into()),
+            "{state}"
+        );
         assert_eq!(state["connections"]["inbound"].as_array().unwrap().len(), 1, "{state}");
         let held = dump["certificates"].as_array().unwrap();
         let own = held.iter().find(|one| one["identity"] == web.identity().to_string().as_str()).unwrap();
         for name in ["pem", "serialNumber", "validFrom", "expirationTime"] {
-            assert!(own["certChain"][0][name].is_string() && own["rootCerts"][0][name].is_string(), "{name}: {own}");
+            assert!(
+                own["certChain"][0][name].is_string() && own["rootCerts"][0][name].is_string(),
+                "{name}: {own}"
+            );
         }
     });
 }
@@ -193,7 +207,8 @@ fn the_log_in_json_is_one_object_a_line_with_the_same_fields() {
         drop(peer.connect(web.at(8080)).await.unwrap());
         let line = tunnel.line(&["connection complete"]).await;
         for line in tunnel.said().lines() {
-            let object: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let object: serde_json::Value =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
             for name in ["level", "time", "scope", "message"] {
                 assert!(object[name].is_string(), "{name} of {line}");
             }

@@ -40,7 +40,10 @@ fn the_application_sees_its_clients_address_in_both_families() {
                 assert!(seen.starts_with(&format!("{plain}:")), "{same_node}: {seen} is not {plain}");
             }
             let lines = tunnel.lines(&["connection complete", "direction=\"outbound\""], 2).await;
-            assert!(lines.iter().all(|line| line.contains("dst.identity=")), "they went in mutual TLS: {lines:#?}");
+            assert!(
+                lines.iter().all(|line| line.contains("dst.identity=")),
+                "they went in mutual TLS: {lines:#?}"
+            );
         });
     }
 }
@@ -57,6 +60,33 @@ fn without_original_source_the_application_sees_its_own_pod() {
 }
 
 #[test]
+fn a_pod_without_ipv6_is_served_over_ipv4() {
+    world(async |world: World| {
+        let tunnel = world.tunnel().await;
+        let net = world.node.pod();
+        net.inside(|| {
+            for scope in ["all", "default", "lo", "eth0"] {
+                std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1").unwrap();
+            }
+        });
+        net.redirect().await;
+        let web = Pod::of("web", net);
+        world.publish([web.builder()], []);
+        world.agent.enrol(&web).await.unwrap();
+        let _app = App::serve(web.listen_at(([0; 4], 8080).into()), |mut stream, peer| async move {
+            let _ = stream.write_all(format!("{peer}\n").as_bytes()).await;
+        });
+        let client = world.pod("client").await;
+        for from in [&client.net, &Arc::new(world.stranger())] {
+            let mut stream = from.connect(web.at(8080)).await.unwrap();
+            assert!(greeting(&mut stream).await.unwrap().starts_with(&format!("{}:", from.v4)));
+        }
+        world.hbone(&world.stranger(), "curl", &web).await.connect(web.at(8080)).await.unwrap();
+        assert!(tunnel.is_ready().await);
+    });
+}
+
+#[test]
 fn a_pod_reaches_itself_and_whatever_the_mesh_does_not_know() {
     world(async |world: World| {
         let _tunnel = world.tunnel().await;
@@ -64,7 +94,8 @@ fn a_pod_reaches_itself_and_whatever_the_mesh_does_not_know() {
         world.publish([], [service("default/web.test").vip("10.96.0.1").ports(&[(80, 8080)])]);
         let _app = App::echo(&web, 8080);
         call(&web, web.at(8080)).await.unwrap();
-        until_true("through its service", async || call(&web, "10.96.0.1:80".parse().unwrap()).await.is_ok()).await;
+        until_true("through its service", async || call(&web, "10.96.0.1:80".parse().unwrap()).await.is_ok())
+            .await;
         let stranger = world.stranger();
         let _other = App::echo(&stranger, 9090);
         let (_stream, seen) = call(&web, stranger.at(9090)).await.unwrap();
@@ -104,17 +135,18 @@ fn a_service_spreads_over_its_endpoints_and_a_dead_one_costs_no_call() {
         })
         .await;
         // One dies: its process, its wire, and the control plane says nothing of it.
-        drop(apps.remove(0));
+        apps.remove(0).stop().await;
         for _ in 0..30 {
             let answer = ask().await.unwrap();
             assert_ne!(answer, "web-1");
         }
         endpoints[1].unplug();
-        apps.remove(0);
+        apps.remove(0).stop().await;
         for _ in 0..10 {
             assert_eq!(ask().await.unwrap(), "web-3");
         }
-        let line = tunnel.line(&["connection complete", "direction=\"outbound\"", "dst.service=\"web.test\""]).await;
+        let line =
+            tunnel.line(&["connection complete", "direction=\"outbound\"", "dst.service=\"web.test\""]).await;
         assert!(line.contains("src.workload=\"client\""), "{line}");
     });
 }
@@ -156,7 +188,8 @@ fn names_of_the_mesh_are_answered_in_the_pod() {
         until_true("the name is answered", async || {
             udp.send_to(&packet, nameserver).await.unwrap();
             let mut answer = [0; 512];
-            let Ok(Ok((length, from))) = timeout(Duration::from_secs(1), udp.recv_from(&mut answer)).await else {
+            let Ok(Ok((length, from))) = timeout(Duration::from_secs(1), udp.recv_from(&mut answer)).await
+            else {
                 return false;
             };
             assert_eq!(from, nameserver, "it comes back from whom was asked");
@@ -197,7 +230,10 @@ fn an_application_behind_proxy_protocol_is_told_who_calls_whom() {
         assert_eq!(body[..4], client.v4.octets());
         assert_eq!(body[4..8], [10, 96, 0, 3]);
         assert_eq!(body[10..12], 8443u16.to_be_bytes());
-        assert_eq!((body[12], &body[13..15]), (0xd0, &u16::try_from(body.len() - 15).unwrap().to_be_bytes()[..]));
+        assert_eq!(
+            (body[12], &body[13..15]),
+            (0xd0, &u16::try_from(body.len() - 15).unwrap().to_be_bytes()[..])
+        );
         assert_eq!(body[15..], *b"spiffe://cluster.local/ns/default/sa/curl");
         let mut payload = [0; 7];
         app.read_exact(&mut payload).await.unwrap();
@@ -220,7 +256,10 @@ fn a_workload_that_ends_tunnels_itself_is_called_as_the_protocol_says() {
         let known = pod("default/server").at(&server.v4.to_string()).account("server");
         let key = "default/web.test";
         let vip = "10.96.0.1:80".parse().unwrap();
-        world.publish([known.behind(key, &[(80, 8080)])], [service(key).vip("10.96.0.1").ports(&[(80, 8080)])]);
+        world.publish(
+            [known.behind(key, &[(80, 8080)])],
+            [service(key).vip("10.96.0.1").ports(&[(80, 8080)])],
+        );
         until_true("the service is called", async || call(&client, vip).await.is_ok()).await;
         let asked = double.asked().await;
         assert_eq!(asked.authority, server.at(8080).to_string(), "the endpoint's own port");
@@ -228,7 +267,10 @@ fn a_workload_that_ends_tunnels_itself_is_called_as_the_protocol_says() {
         let text = |name| asked.headers.get(name).expect("a header").to_str().unwrap().to_owned();
         assert!(text(BAGGAGE).contains("k8s.namespace.name=default"), "{}", text(BAGGAGE));
         let forwarded = text(FORWARDED);
-        assert!(forwarded.starts_with(&format!("for=\"{}:", client.v4)) && forwarded.ends_with(";host=web.test"), "{forwarded}");
+        assert!(
+            forwarded.starts_with(&format!("for=\"{}:", client.v4)) && forwarded.ends_with(";host=web.test"),
+            "{forwarded}"
+        );
         let trace = text(TRACEPARENT);
         assert!(trace.len() == 55 && trace.starts_with("00-"), "{trace}");
         assert!(asked.headers.get(X_FORWARDED_NETWORK).is_none());
@@ -248,7 +290,8 @@ fn a_server_that_is_somebody_else_is_not_talked_to() {
             call(&client, server.at(8080)).await.is_err()
         })
         .await;
-        let line = tunnel.line(&["\terror\t", "connection complete", "expected the peer to be", "impostor"]).await;
+        let line =
+            tunnel.line(&["\terror\t", "connection complete", "expected the peer to be", "impostor"]).await;
         assert!(line.contains("direction=\"outbound\""), "{line}");
         let flag = "response_flags=\"TLS_FAILURE\"";
         tunnel.until_counted("istio_tcp_connections_failed_total", &["reporter=\"source\"", flag], 1).await;
@@ -286,7 +329,8 @@ fn another_network_is_reached_through_its_gateway_with_a_tunnel_in_a_tunnel() {
         let client = world.pod_with("client", |pod| pod.network("near")).await;
 
         let vip = "10.96.0.1:80".parse().unwrap();
-        let (mut stream, seen) = until("the far pod is reached", async || call(&client, vip).await.ok()).await;
+        let (mut stream, seen) =
+            until("the far pod is reached", async || call(&client, vip).await.ok()).await;
         assert!(seen.starts_with(&format!("{}:", end.v4)), "the far end sees the gateway: {seen}");
         exchange(&mut stream, b"from afar").await.unwrap();
         let asked = double.asked().await;
@@ -302,9 +346,13 @@ fn another_network_is_reached_through_its_gateway_with_a_tunnel_in_a_tunnel() {
         ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
-        near.line(&["connection complete", "direction=\"outbound\"", &format!("dst.service=\"{host}\"")]).await;
+        near.line(&["connection complete", "direction=\"outbound\"", &format!("dst.service=\"{host}\"")])
+            .await;
         // A far end that is nobody of the service is not talked to.
-        let strangers = service(&key).vip("near/10.96.0.1").ports(&ports).alt_names(&["spiffe://cluster.local/ns/x/sa/y"]);
+        let strangers = service(&key)
+            .vip("near/10.96.0.1")
+            .ports(&ports)
+            .alt_names(&["spiffe://cluster.local/ns/x/sa/y"]);
         world.publish([], [strangers]);
         until_true("it is refused", async || call(&client, vip).await.is_err()).await;
     });
@@ -338,7 +386,10 @@ fn a_waypoint_that_is_envoy_is_in_the_path_and_never_gone_around() {
         });
         world.publish([web.builder().behind(key, &[(80, 8080)])], [known]);
         // It is not known yet, and then not running yet: no connection, and none around it.
-        until_true("the service is known", async || tunnel.get("/config_dump").await.body.contains("web.test")).await;
+        until_true("the service is known", async || {
+            tunnel.get("/config_dump").await.body.contains("web.test")
+        })
+        .await;
         assert!(call(&client, vip).await.is_err());
         tunnel.line(&["connection failed", "unknown waypoint"]).await;
         let instance = pod("default/waypoint").at(&proxy.v4.to_string()).account("waypoint");
@@ -353,7 +404,8 @@ fn a_waypoint_that_is_envoy_is_in_the_path_and_never_gone_around() {
         assert!(seen.starts_with(&format!("{}:", proxy.v4)), "the application sees the waypoint: {seen}");
         drop(stream);
         tunnel.line(&["direction=\"inbound\"", &format!("src.addr={}:", proxy.v4)]).await;
-        let outbound = ["connection complete", "direction=\"outbound\"", "sa/waypoint", "dst.service=\"web.test\""];
+        let outbound =
+            ["connection complete", "direction=\"outbound\"", "sa/waypoint", "dst.service=\"web.test\""];
         tunnel.line(&outbound).await;
     });
 }
@@ -423,7 +475,15 @@ static_resources:
     let log = std::fs::File::create(world.path("envoy.log")).unwrap();
     let started = pod.inside(|| {
         Command::new("envoy")
-            .args(["--config-path", &config, "--concurrency", "1", "--disable-hot-restart", "--log-level", "warn"])
+            .args([
+                "--config-path",
+                &config,
+                "--concurrency",
+                "1",
+                "--disable-hot-restart",
+                "--log-level",
+                "warn",
+            ])
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

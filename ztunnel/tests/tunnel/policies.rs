@@ -38,7 +38,10 @@ fn a_changed_policy_cuts_the_connection_that_lost_its_right_and_no_other() {
         let mut bob = open(&world, &client, "bob", &web).await;
         let mut bob_elsewhere = open(&world, &client, "bob", &other).await;
         // To the other pod bob may still go.
-        let to_web = Match { destination_ips: vec![format!("{}/32", web.v4).parse().unwrap()], ..from_accounts(&["bob"]) };
+        let to_web = Match {
+            destination_ips: vec![format!("{}/32", web.v4).parse().unwrap()],
+            ..from_accounts(&["bob"])
+        };
         let changed = Instant::now();
         world.publish_policies([policy("no-bob", Action::Deny, to_web)]);
         until_closed(&mut bob.stream).await;
@@ -48,8 +51,9 @@ fn a_changed_policy_cuts_the_connection_that_lost_its_right_and_no_other() {
         // The tunnel itself is kept; it may carry nothing to that pod.
         assert!(!bob.peer.has_ended());
         assert_eq!(bob.peer.connect(web.at(8080)).await.err().unwrap().status(), Some(401));
-        let line = tunnel.line(&["connection complete", "connection closed due to policy change"]).await;
-        assert!(line.contains("default/no-bob") && line.contains("sa/bob"), "{line}");
+        let line =
+            tunnel.line(&["connection complete", "connection closed due to policy change", "sa/bob"]).await;
+        assert!(line.contains("explicitly denied by: default/no-bob"), "{line}");
         let failed = ["reporter=\"destination\"", "response_flags=\"DENY\"", "sa/bob"];
         tunnel.until_counted("istio_tcp_connections_failed_total", &failed, 2).await;
         // Taken back, it is as if it had never been.
@@ -128,10 +132,13 @@ fn a_policy_on_trial_is_counted_and_logged_and_not_enforced() {
             tried_out(policy("no-bob", Action::Deny, from_accounts(&["bob"]))),
             tried_out(policy("only-alice", Action::Allow, from_accounts(&["alice"]))),
         ]);
-        until_true("they are known", async || tunnel.get("/config_dump").await.body.contains("only-alice")).await;
+        until_true("they are known", async || tunnel.get("/config_dump").await.body.contains("only-alice"))
+            .await;
         let bob = world.hbone(&client, "bob", &web).await;
         bob.connect(web.at(8080)).await.unwrap();
-        let counted = |policy: &str, action: &str| [format!("policy=\"default/{policy}\""), format!("action=\"{action}\"")];
+        let counted = |policy: &str, action: &str| {
+            [format!("policy=\"default/{policy}\""), format!("action=\"{action}\"")]
+        };
         let [denied, action] = counted("no-bob", "deny");
         tunnel.until_counted("ambit_authz_dry_run_total", &[&denied, &action], 1).await;
         tunnel.line(&["dry-run policy matched; not enforced", "default/no-bob"]).await;
@@ -150,7 +157,8 @@ fn a_neighbour_on_the_node_is_judged_like_everybody_else() {
     for same_node in ["direct", "hbone"] {
         world(async move |world: World| {
             let tunnel = world.tunnel_with(world.env().with("SAME_NODE", same_node)).await;
-            let (web, alice, bob) = (world.pod("web").await, world.pod("alice").await, world.pod("bob").await);
+            let (web, alice, bob) =
+                (world.pod("web").await, world.pod("alice").await, world.pod("bob").await);
             let _app = App::echo(&web, 8080);
             let (mut alice_open, _) = call(&alice, web.at(8080)).await.unwrap();
             let (mut bob_open, _) = call(&bob, web.at(8080)).await.unwrap();
@@ -167,4 +175,43 @@ fn a_neighbour_on_the_node_is_judged_like_everybody_else() {
             tunnel.line(&outbound).await;
         });
     }
+}
+
+#[test]
+fn a_policy_of_addresses_judges_the_clients_address_in_both_families() {
+    world(async |world: World| {
+        let _tunnel = world.tunnel().await;
+        let web = world.pod("web").await;
+        let _app = App::echo(&web, 8080);
+        let (bad, good) = (world.stranger(), world.stranger());
+        let ranges =
+            [format!("{}/32", bad.v4), format!("{}/128", bad.v6)].map(|range| range.parse().unwrap());
+        let from_bad = Match { source_ips: ranges.to_vec(), ..Match::default() };
+        world.publish_policies([policy("not-from-there", Action::Deny, from_bad)]);
+        // The listener has both families: an IPv4 client must not look like another.
+        for to in [web.at(8080), web.at6(8080)] {
+            until_true("it is denied", async || call(&bad, to).await.is_err()).await;
+            call(&good, to).await.unwrap();
+        }
+        let peer = world.hbone(&bad, "alice", &web).await;
+        assert_eq!(peer.connect(web.at(8080)).await.err().unwrap().status(), Some(401));
+        world.hbone(&good, "alice", &web).await.connect(web.at(8080)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_port_that_is_strict_leaves_the_others_as_they_are() {
+    world(async |world: World| {
+        let _tunnel = world.tunnel().await;
+        let (web, client) = (world.pod("web").await, world.stranger());
+        let _apps = (App::echo(&web, 8080), App::echo(&web, 9090));
+        let strict = Match { destination_ports: vec![8080], ..without_identity() };
+        world.publish_policies([policy("strict-8080", Action::Deny, strict)]);
+        until_true("it is denied", async || call(&client, web.at(8080)).await.is_err()).await;
+        call(&client, web.at(9090)).await.unwrap();
+        let peer = world.hbone(&client, "alice", &web).await;
+        for port in [8080, 9090] {
+            peer.connect(web.at(port)).await.unwrap();
+        }
+    });
 }

@@ -2,7 +2,7 @@
 
 use ambit_fixtures::mesh::{gateway, pod, service};
 use ambit_model::authz::Action;
-use ambit_wire::hbone::headers::BAGGAGE;
+use ambit_wire::{codec::ADDRESS, hbone::headers::BAGGAGE};
 use http::{Method, Request};
 use tokio::io::AsyncReadExt as _;
 
@@ -25,15 +25,19 @@ fn a_connect_to_a_listening_application_is_answered_with_200_and_baggage() {
             baggage,
             "k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=web,service.name=web"
         );
-        greeting(&mut stream).await.unwrap();
+        let seen = greeting(&mut stream).await.unwrap();
         exchange(&mut stream, b"hello").await.unwrap();
         drop(stream);
         let line = tunnel.line(&["connection complete", "direction=\"inbound\""]).await;
         let hbone = format!("dst.hbone_addr={}", web.at(8080));
-        for part in ["\tinfo\t", "src.identity=\"spiffe://cluster.local/ns/default/sa/curl\"", &hbone, "bytes_sent=5"] {
-            assert!(line.contains(part) || part == "bytes_sent=5", "{part} is not in {line}");
+        let sent = format!("bytes_sent={}", seen.len() + 1 + 5);
+        let curl = "src.identity=\"spiffe://cluster.local/ns/default/sa/curl\"";
+        for part in ["\tinfo\t", curl, &hbone, &sent, "bytes_recv=5"] {
+            assert!(line.contains(part), "{part} is not in {line}");
         }
-        tunnel.until_counted("istio_tcp_connections_closed_total", &[CAME_IN, "response_flags=\"-\""], 1).await;
+        tunnel
+            .until_counted("istio_tcp_connections_closed_total", &[CAME_IN, "response_flags=\"-\""], 1)
+            .await;
     });
 }
 
@@ -118,7 +122,8 @@ fn a_destination_that_is_not_the_pods_is_answered_with_400() {
         world.publish([], [service("default/other.default.svc").vip("10.96.0.1").ports(&[(80, 8080)])]);
         let client = world.stranger();
         let peer = world.hbone(&client, "curl", &web).await;
-        for authority in [other.at(8080), "10.96.0.1:80".parse().unwrap(), "127.0.0.1:8080".parse().unwrap()] {
+        for authority in [other.at(8080), "10.96.0.1:80".parse().unwrap(), "127.0.0.1:8080".parse().unwrap()]
+        {
             assert_eq!(status(peer.connect(authority).await), 400, "{authority}");
         }
         tunnel.lines(&["\twarn\t", "connection failed", "ip mismatch"], 3).await;
@@ -137,7 +142,8 @@ fn a_pod_behind_a_services_waypoint_reference_takes_what_is_for_the_service() {
         world.publish([], [behind]);
         let client = world.stranger();
         let peer = world.hbone(&client, "curl", &gate).await;
-        let mut stream = until("the service is known", async || peer.connect("10.96.0.1:80").await.ok()).await;
+        let mut stream =
+            until("the service is known", async || peer.connect("10.96.0.1:80").await.ok()).await;
         exchange_after_greeting(&mut stream).await;
     });
 }
@@ -159,10 +165,17 @@ fn a_pod_that_the_control_plane_has_not_told_about_is_answered_for_with_nothing(
         assert_eq!(tunnel.counted("istio_tcp_connections_opened_total", &[]).await, 0);
         // Told about, it is served.
         world.publish([unknown.builder()], []);
+        tunnel.until_known("Kubernetes//Pod/default/unknown").await;
         let _app = App::echo(&unknown, 8080);
         let stream = client.connect(unknown.at(HBONE)).await.unwrap();
         let peer = Peer::over(stream, certificate.client_config(unknown.identity())).await.unwrap();
-        peer.connect(unknown.at(8080)).await.unwrap();
+        let mut open = peer.connect(unknown.at(8080)).await.unwrap();
+        greeting(&mut open).await.unwrap();
+        // Taken back while a tunnel is open: 503. What is open goes on.
+        world.plane.remove(ADDRESS, &["Kubernetes//Pod/default/unknown"]);
+        until_true("it is not served any more", async || status(peer.connect(unknown.at(8080)).await) == 503)
+            .await;
+        exchange(&mut open, b"still here").await.unwrap();
     });
 }
 
@@ -178,7 +191,8 @@ fn a_service_or_port_that_is_not_served_here_is_answered_with_503() {
         let client = world.stranger();
         let peer = world.hbone(&client, "curl", &web).await;
         let host = "web.default.svc.cluster.local";
-        let mut stream = until("the service is known", async || peer.connect(format!("{host}:80")).await.ok()).await;
+        let mut stream =
+            until("the service is known", async || peer.connect(format!("{host}:80")).await.ok()).await;
         exchange_after_greeting(&mut stream).await;
         for authority in [
             format!("{host}:81"),
@@ -204,10 +218,15 @@ fn a_denied_connect_is_answered_with_401_logged_and_counted() {
         world.publish_policies([policy("no-mallory", Action::Deny, from_accounts(&["mallory"]))]);
         let client = world.stranger();
         let mallory = world.hbone(&client, "mallory", &web).await;
-        until_true("the policy is in force", async || status(mallory.connect(web.at(8080)).await) == 401).await;
+        until_true("the policy is in force", async || status(mallory.connect(web.at(8080)).await) == 401)
+            .await;
         let line = tunnel.line(&["connection complete", "explicitly denied by: default/no-mallory"]).await;
         assert!(line.contains("\terror\t") && line.contains("sa/mallory"), "{line}");
-        let labels = [CAME_IN, "response_flags=\"DENY\"", "source_principal=\"spiffe://cluster.local/ns/default/sa/mallory\""];
+        let labels = [
+            CAME_IN,
+            "response_flags=\"DENY\"",
+            "source_principal=\"spiffe://cluster.local/ns/default/sa/mallory\"",
+        ];
         tunnel.until_counted("istio_tcp_connections_failed_total", &labels, 1).await;
         // Others come in, and an ALLOW that does not name them keeps them out.
         let curl = world.hbone(&client, "curl", &web).await;
@@ -236,7 +255,9 @@ fn without_tunnel_the_same_policies_hold_and_an_identity_is_never_assumed() {
         assert!(seen.starts_with(&format!("{}:", client.v4)), "{seen}");
         world.publish_policies([policy("strict", Action::Deny, without_identity())]);
         until_true("plain text is refused", async || call(&client, web.at(8080)).await.is_err()).await;
-        tunnel.until_counted("istio_tcp_connections_failed_total", &[CAME_IN, "response_flags=\"DENY\""], 1).await;
+        tunnel
+            .until_counted("istio_tcp_connections_failed_total", &[CAME_IN, "response_flags=\"DENY\""], 1)
+            .await;
         // The proof by certificate opens the same door.
         world.hbone(&client, "plain", &web).await.connect(web.at(8080)).await.unwrap();
     });
