@@ -58,6 +58,9 @@ impl Telling {
         line(&mut self.out, &format!("\n{head}"));
         let begun = Instant::now();
         let told = tell(&mut Evidence { out: &mut self.out, colours: self.colours });
+        if self.stop.asked() {
+            return line(&mut self.out, "   Stopped on request.");
+        }
         let took = begun.elapsed();
         let failure = told.err().map(|err| format!("{err:#}"));
         if let Some(failure) = &failure {

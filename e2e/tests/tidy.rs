@@ -61,8 +61,8 @@ const FORBIDDEN: [(&str, &[&str]); 6] = [
     ("ambit-api", &["tokio", "kube", "kube-client", "hyper"]),
     ("ambit-wire", &["kube", "kube-core", "k8s-openapi"]),
     ("ambit-runtime", &["kube", "kube-core", "k8s-openapi", "tonic", "prost", "rustls"]),
-    ("ambit-ztunnel", &["kube", "kube-core", "k8s-openapi", "prost", "tonic"]),
-    ("ambit-waypoint", &["kube", "kube-core", "k8s-openapi", "prost", "tonic"]),
+    ("ambit-ztunnel", &["kube", "kube-core", "k8s-openapi"]),
+    ("ambit-waypoint", &["kube", "kube-core", "k8s-openapi"]),
 ];
 
 #[test]

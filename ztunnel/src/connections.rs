@@ -19,6 +19,7 @@ use ambit_model::{
 };
 use futures_util::task::AtomicWaker;
 use hashbrown::HashMap;
+use tokio::sync::Notify;
 
 use crate::{
     dump::Travels,
@@ -31,6 +32,8 @@ use crate::{
 pub struct Connections {
     open: Mutex<Registry>,
     limit: usize,
+    /// Told when the last one ends.
+    none: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +82,7 @@ impl Open {
 impl Connections {
     /// No connection is open, and at most `limit` will be in either direction.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { open: Mutex::default(), limit })
+        Arc::new(Self { open: Mutex::default(), limit, none: Notify::new() })
     }
 
     /// Registers a connection until the registration is dropped.
@@ -121,6 +124,19 @@ impl Connections {
         let registry = &mut *registry;
         let all = registry.inbound.values().chain(registry.outbound.values());
         all.for_each(|connection| connection.end(refusal.clone()));
+    }
+
+    /// Resolves when none is open.
+    pub async fn until_none(&self) {
+        loop {
+            let mut none = pin!(self.none.notified());
+            // Before looking, so that what ends in between is heard.
+            none.as_mut().enable();
+            if self.counts() == (0, 0) {
+                return;
+            }
+            none.await;
+        }
     }
 
     /// The connections that are open in one direction.
@@ -180,7 +196,11 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.connections.registry().of(self.direction).remove(&self.id);
+        let mut registry = self.connections.registry();
+        registry.of(self.direction).remove(&self.id);
+        if registry.inbound.is_empty() && registry.outbound.is_empty() {
+            self.connections.none.notify_waiters();
+        }
     }
 }
 
@@ -249,6 +269,23 @@ mod tests {
         all.judge(&mesh, &web);
         let work = std::future::pending::<()>();
         assert!(matches!(until_ended(&registration, work).await, Err(Refusal::NoLongerAllowed(_))));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_last_connection_is_heard() {
+        let all = Connections::new(10);
+        all.until_none().await;
+        let open = |direction| all.register(direction, address("10.0.0.9:1"), address("10.0.0.1:80"), None);
+        let (first, last) =
+            (open(Direction::Inbound).expect("room"), open(Direction::Outbound).expect("room"));
+        let mut none = pin!(all.until_none());
+        let mut waits =
+            async || std::future::poll_fn(|cx| Poll::Ready(none.as_mut().poll(cx).is_pending())).await;
+        assert!(waits().await);
+        drop(first);
+        assert!(waits().await);
+        drop(last);
+        none.await;
     }
 
     #[test]

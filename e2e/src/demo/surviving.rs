@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 
 use super::{CLIENT, NODE_A, NODE_B, RUN_LIMIT, Stage, identity};
-use crate::observe::text;
+use crate::observe::{LogLine, text};
 use crate::telling::Evidence;
 use crate::town::{Client, SOON};
 
@@ -73,13 +73,10 @@ pub(super) fn endpoints(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::R
     seen.did(format!("Under 50 new connections a second, killed the server in {} (SIGKILL).", victim.name()));
     let called = load.finish(RUN_LIMIT)?;
     called.all_well()?;
-    let address = format!("{}:8080", victim.ips().first().context("the pod has no address")?);
-    let met = stage
-        .town
-        .access(&mark)?
-        .iter()
-        .filter(|line| line.field("dst.hbone_addr") == address && !line.field("error").is_empty())
-        .count();
+    let dead = victim.name().name.as_str();
+    let refused =
+        |line: &LogLine| line.field("dst.workload") == dead && line.field("error").contains("failed");
+    let met = stage.town.access(&mark)?.iter().filter(|line| refused(line)).count();
     seen.saw(format!(
         "{} requests, none failed; {met} met the dead endpoint first and went on to another.",
         called.requests()
@@ -149,6 +146,11 @@ pub(super) fn replacement(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow:
         let args =
             ["call", SHOP, "--rate", "100", "--duration", "60", "--new-connection", "--concurrency", "4"];
         let load = stage.town.client(CLIENT, &args)?;
+        // Shorter than the time that a tunnel gives its connections when it ends.
+        let open = stage
+            .town
+            .client(CLIENT, &["hold", &stage.web_at(9090)?, "--duration", "3", "--interval", "20"])?;
+        stage.town.stop().until(SOON, "an open connection", || Ok((open.exchanges() >= 2).then_some(())))?;
         stage.town.stop().until(SOON, "the load", || Ok((load.exchanges() >= 50).then_some(())))?;
         let old = stage.town.mesh().tunnel(node)?.pid();
         let begun = Instant::now();
@@ -163,9 +165,15 @@ pub(super) fn replacement(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow:
         load.process().signal(Signal::SIGTERM);
         let called = load.finish(RUN_LIMIT)?;
         called.all_well()?;
+        let status = open.process().wait(SOON)?;
+        ensure!(status.success(), "a connection of the old tunnel was cut: {:?}", open.broken());
         let (Some(old), Some(new)) = (old, new) else { bail!("a tunnel has no process") };
         seen.did(format!("Replaced the tunnel of {node} under 100 new connections a second: process {old} by {new}, in {:.1} s.", took.as_secs_f64()));
-        seen.saw(format!("{} connections, none failed.", called.requests()));
+        seen.saw(format!(
+            "{} connections, none failed; one that was open was carried to its end by the old tunnel ({} lines).",
+            called.requests(),
+            open.exchanges()
+        ));
     }
     Ok(())
 }

@@ -8,7 +8,12 @@ use ambit_runtime::{
     task,
 };
 use ambit_wire::{cert::store::Status, tls::revoked::Revocation};
-use tokio::{net::TcpListener, runtime::Handle, sync::watch};
+use tokio::{
+    net::TcpListener,
+    runtime::Handle,
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     Pod,
@@ -113,10 +118,18 @@ impl PodProxy {
         drop(outbound);
         pod.tunnel.locals.remove(&pod);
         match mode {
-            Mode::Immediate => pod.connections.end_all(&Refusal::ShuttingDown),
-            Mode::Graceful { .. } => {}
+            Mode::Immediate => {
+                pod.connections.end_all(&Refusal::ShuttingDown);
+                drain.start(mode).await;
+            }
+            Mode::Graceful { deadline } => {
+                let end = Instant::now() + deadline;
+                drain.start(mode).await;
+                // What comes from a neighbour on this node is carried by the neighbour's tasks, and known
+                // to its drain alone. It has the same time, and past it ends all the same.
+                let _ = timeout_at(end, pod.connections.until_none()).await;
+            }
         }
-        drain.start(mode).await;
         pod.connections.end_all(&Refusal::ShuttingDown);
     }
 }
