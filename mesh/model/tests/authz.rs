@@ -1,5 +1,7 @@
 //! What an authorization policy allows: protocols 6.2 and 6.3, line by line.
 
+#![cfg(test)]
+
 use ambit_model::{
     authz::{
         AccountMatch, Action, By, Clause, Content, Facts, Match, Policy, Rule, Scope, Text, Verdict, check,

@@ -1,5 +1,7 @@
 //! Which endpoint takes a connection: protocols 5.5.
 
+#![cfg(test)]
+
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ambit_fixtures::mesh::{PodBuilder, ServiceBuilder, pod, service, snapshot};
