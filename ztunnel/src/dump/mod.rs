@@ -21,7 +21,7 @@ pub use settings::settings;
 /// What is shown beside the mesh.
 #[derive(Debug)]
 pub struct Around {
-    /// What the operator decided: see [`settings`].
+    /// What the operator decided: see [`settings()`].
     pub config: Value,
     /// The workloads, services and policies that were given by file, as they were written; empty
     /// lists when there is no file.
