@@ -18,13 +18,14 @@ test: ## Everything: unit, property, in-memory, network-namespace and story test
 	cargo test --locked --workspace --doc --quiet
 	@$(MAKE) --no-print-directory fuzz SECONDS_EACH=10
 
+# Private items are documented too, so links to them lead somewhere.
 check: ## Format, lints, house rules, licences and advisories, documentation.
 	@.ci/setup build check
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo test --locked -p ambit-e2e --test tidy
 	cargo deny --offline --all-features check bans licenses sources
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 
 bench: ## Ambit, no mesh and Envoy in one run: ratios with medians, and JSON.
 	@.ci/setup build test bench

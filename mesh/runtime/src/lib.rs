@@ -1,6 +1,6 @@
 //! How each daemon lives: environment, logs, metrics, admin page, readiness, drain.
 //!
-//! A daemon's `main` reads like this: [`env`] (every mistake at once) → [`rlimit`] → [`telemetry`] →
+//! A daemon's `main` reads like this: [`mod@env`] (every mistake at once) → [`rlimit`] → [`telemetry`] →
 //! [`metrics`] and [`ready`] pages served by [`admin`] → [`workers`] → work, in tasks from [`task`] →
 //! [`signal`] → [`drain`] → exit. Nothing here knows what a mesh is.
 

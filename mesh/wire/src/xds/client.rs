@@ -1,7 +1,7 @@
 //! The tunnel's end: holds one stream to the control plane, and comes back when it breaks.
 //!
 //! The story of a life: connect, open each type, then for every response apply, wake, answer. What to
-//! say is decided in `subscription`, when to return in [`backoff`](super::backoff). A server that says
+//! say is decided in `subscription`, when to return in [`backoff`]. A server that says
 //! nothing is left alone; one whose host is gone is noticed by the channel's HTTP/2 keepalive.
 
 use std::{
