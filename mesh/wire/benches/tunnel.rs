@@ -69,9 +69,9 @@ impl Configs {
     }
 }
 
-/// CPU of this thread so far: user, system, in seconds; and how often it slept.
-fn usage() -> (f64, f64, i64) {
-    let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
+/// CPU of this thread, or of all, so far: user, system, in seconds; and how often it slept.
+fn usage(who: UsageWho) -> (f64, f64, i64) {
+    let usage = getrusage(who).unwrap();
     let seconds = |time: nix::sys::time::TimeVal| time.num_microseconds() as f64 / 1e6;
     (seconds(usage.user_time()), seconds(usage.system_time()), usage.voluntary_context_switches())
 }
@@ -95,7 +95,7 @@ impl Worker {
             runtime.block_on(async {
                 tokio::select! { () = body => {}, _ = stopped => {} }
             });
-            usage()
+            usage(UsageWho::RUSAGE_THREAD)
         });
         Self { stop: Some(stop), used }
     }
@@ -182,13 +182,15 @@ async fn connected(io: impl Transport + Send + 'static) -> Connection {
     hbone::connect(io, Vec::new(), &Settings::default(), &spawner).await.unwrap()
 }
 
-/// Sends `bytes` through, as fast as it goes; gives CPU seconds per GB, and GB/s.
+/// Sends `bytes` through, as fast as it goes; gives the tunnel's CPU seconds per GB, the kernel's part of
+/// them, those of all with client and server, and GB/s.
 fn bulk(way: Way, configs: &Configs, streams: usize, bytes: usize) -> [f64; 4] {
     let sink = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = TcpListener::bind("127.0.0.1:0").unwrap();
     let (to, at) = (sink.local_addr().unwrap(), listen.local_addr().unwrap());
     let workers = tunnel(way, configs, listen, to);
     let each = bytes / streams;
+    let before = usage(UsageWho::RUSAGE_SELF);
     let start = Instant::now();
     let sinks = thread::spawn(move || {
         let drains: Vec<_> = (0..streams)
@@ -226,10 +228,12 @@ fn bulk(way: Way, configs: &Configs, streams: usize, bytes: usize) -> [f64; 4] {
     assert_eq!(sinks.join().unwrap(), each * streams);
     let wall = start.elapsed().as_secs_f64();
     let gigabytes = (each * streams) as f64 / 1e9;
+    let after = usage(UsageWho::RUSAGE_SELF);
+    let all = after.0 + after.1 - before.0 - before.1;
     let used: Vec<_> = workers.into_iter().map(Worker::stop).collect();
     let user: f64 = used.iter().map(|used| used.0).sum();
     let system: f64 = used.iter().map(|used| used.1).sum();
-    [(user + system) / gigabytes, user / gigabytes, system / gigabytes, gigabytes / wall]
+    [(user + system) / gigabytes, system / gigabytes, all / gigabytes, gigabytes / wall]
 }
 
 /// `clients` ask for 1 KiB at full speed, or all together at `rate` a second; gives CPU µs per question,
@@ -340,7 +344,7 @@ fn main() {
     };
     let rounds = words.iter().find_map(|word| word.parse().ok()).unwrap_or(5);
     let configs = Configs::new();
-    let bulk_columns = ["CPU s/GB", "user", "system", "GB/s"];
+    let bulk_columns = ["CPU s/GB", "kernel", "all s/GB", "GB/s"];
     let ask_columns = ["CPU us/req", "sleeps/req", "req/s", "p50 us"];
     let tunnels = [Way::Ours, Way::Rustls, Way::Clear];
     if asked("bulk") {

@@ -1,4 +1,7 @@
-//! Between two sockets: small answers by read and write, bulk by splice through a pipe.
+//! Between two sockets: read into the thread's memory, write from there, keep only what was not taken.
+//!
+//! Moving pages through a pipe with splice(2) was tried: it costs this process a tenth less, but sender and
+//! receiver more than that, and moves fewer bytes a second (`docs/decisions/0005-copying.md`).
 
 use std::{
     io,
@@ -7,16 +10,9 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use nix::fcntl::{SpliceFFlags, splice};
-use tokio::{
-    io::{AsyncWrite as _, Interest},
-    net::TcpStream,
-};
+use tokio::{io::AsyncWrite as _, net::TcpStream};
 
-use super::{
-    End, Meter, Side, TURN,
-    scratch::{self, PIPE_SIZE, Pipe},
-};
+use super::{End, Meter, Side, TURN, scratch};
 
 /// Copies between two sockets. See [`super::both_ways`].
 #[derive(Debug)]
@@ -29,34 +25,16 @@ pub struct PlainCopy<'a> {
 }
 
 /// One direction.
-///
-/// ```text
-/// Small ──▶ a read filled SPLICE_FROM ──▶ Bulk ──▶ a splice moved less than SPLICE_BELOW ──▶ Small
-/// ```
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Direction {
-    held: Held,
-    bulk: bool,
+    /// Read, and not yet taken by the other side.
+    held: Bytes,
     ended: Option<End>,
 }
 
-/// What was read and not yet written.
-#[derive(Debug)]
-enum Held {
-    Nothing,
-    Bytes(Bytes),
-    Pipe(Pipe, usize),
-}
-
-/// A read of this much makes a direction bulk: two system calls and page accounting cost what copying
-/// this much costs.
-const SPLICE_FROM: usize = 64 * 1024;
-/// A splice of less than this makes a direction small again.
-const SPLICE_BELOW: usize = 16 * 1024;
-
 impl<'a> PlainCopy<'a> {
     pub(super) fn new(app: TcpStream, far: TcpStream, meter: &'a Meter) -> Self {
-        Self { app, far, meter, from_app: Direction::new(), to_app: Direction::new() }
+        Self { app, far, meter, from_app: Direction::default(), to_app: Direction::default() }
     }
 }
 
@@ -84,10 +62,6 @@ impl Future for PlainCopy<'_> {
 }
 
 impl Direction {
-    fn new() -> Self {
-        Self { held: Held::Nothing, bulk: false, ended: None }
-    }
-
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -100,24 +74,20 @@ impl Direction {
         }
         let mut moved = 0;
         while moved < TURN {
-            let written = match self.poll_drain(cx, to, &mut count) {
+            let passed = match self.poll_pass(cx, from, to) {
                 Poll::Pending => return,
-                Poll::Ready(Ok(written)) => written,
-                Poll::Ready(Err(error)) => return self.ended = Some(End::of(sink, error)),
+                Poll::Ready(passed) => passed,
             };
-            moved += written;
-            let read = match self.poll_fill(cx, from, to, &mut count) {
-                Poll::Pending => return,
-                Poll::Ready(read) => read,
-            };
-            let ended = match read {
-                Ok(Some(written)) => {
+            let ended = match passed {
+                Ok(0) => End::Complete,
+                Ok(written) => {
+                    count(written);
                     moved += written;
                     continue;
                 }
-                Ok(None) => End::Complete,
                 Err(Failed::Read(error)) => End::of(source, error),
-                Err(Failed::Write(error)) => End::of(sink, error),
+                // What is held has nowhere to go.
+                Err(Failed::Write(error)) => return self.ended = Some(End::of(sink, error)),
             };
             // Best effort: it may be gone.
             let _ = Pin::new(to).poll_shutdown(cx);
@@ -126,105 +96,42 @@ impl Direction {
         cx.waker().wake_by_ref();
     }
 
-    /// Writes what is held; ready when nothing is.
-    fn poll_drain(
-        &mut self,
-        cx: &mut Context<'_>,
-        to: &mut TcpStream,
-        count: &mut impl FnMut(usize),
-    ) -> Poll<io::Result<usize>> {
-        let mut moved = 0;
-        loop {
-            let written = match &mut self.held {
-                Held::Nothing => return Poll::Ready(Ok(moved)),
-                Held::Bytes(bytes) => {
-                    let written = ready!(Pin::new(&mut *to).poll_write(cx, bytes))?;
-                    bytes.advance(written);
-                    if bytes.is_empty() {
-                        self.held = Held::Nothing;
-                    }
-                    written
-                }
-                Held::Pipe(pipe, left) => {
-                    ready!(to.poll_write_ready(cx))?;
-                    let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
-                    let out = || Ok(splice(&pipe.out, None, &*to, None, *left, flags)?);
-                    let written = match to.try_io(Interest::WRITABLE, out) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                        written => written?,
-                    };
-                    *left = left.saturating_sub(written);
-                    if *left == 0
-                        && let Held::Pipe(pipe, _) = std::mem::replace(&mut self.held, Held::Nothing)
-                    {
-                        pipe.give_back();
-                    }
-                    written
-                }
-            };
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            count(written);
-            moved += written;
-        }
-    }
-
-    /// Reads what is there, and writes as much of it as goes at once; `None` at the end.
-    fn poll_fill(
+    /// Writes what is held, or else reads and writes at once; how much was written, and 0 at the end.
+    fn poll_pass(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
-        count: &mut impl FnMut(usize),
-    ) -> Poll<Result<Option<usize>, Failed>> {
-        if self.bulk {
-            let filled = ready!(self.poll_splice(cx, from)).map_err(Failed::Read)?;
-            return Poll::Ready(Ok(filled.then_some(0)));
-        }
-        let pass = |cx: &mut Context<'_>, bytes: &[u8]| {
-            let written = match Pin::new(to).poll_write(cx, bytes) {
-                Poll::Ready(written) => written?,
-                Poll::Pending => 0,
+    ) -> Poll<Result<usize, Failed>> {
+        while self.held.is_empty() {
+            let pass = |cx: &mut Context<'_>, bytes: &[u8]| {
+                let written = match Pin::new(&mut *to).poll_write(cx, bytes) {
+                    Poll::Ready(written) => written?,
+                    Poll::Pending => 0,
+                };
+                let rest = bytes.get(written..).unwrap_or_default();
+                Ok((written, if rest.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(rest) }))
             };
-            let rest = bytes.get(written..).unwrap_or_default();
-            let held =
-                if rest.is_empty() { Held::Nothing } else { Held::Bytes(Bytes::copy_from_slice(rest)) };
-            Ok((bytes.len(), written, held))
-        };
-        let passed: Option<io::Result<_>> =
-            ready!(scratch::poll_read_with(from, cx, pass)).map_err(Failed::Read)?;
-        let Some((read, written, held)) = passed.transpose().map_err(Failed::Write)? else {
-            return Poll::Ready(Ok(None));
-        };
-        self.bulk = read >= SPLICE_FROM;
-        self.held = held;
-        count(written);
-        Poll::Ready(Ok(Some(written)))
-    }
-
-    /// Moves what is there into a pipe; false at the end of the stream.
-    fn poll_splice(&mut self, cx: &mut Context<'_>, from: &mut TcpStream) -> Poll<io::Result<bool>> {
-        loop {
-            ready!(from.poll_read_ready(cx))?;
-            // Taken only now that bytes are there: a connection at rest has none.
-            let pipe = Pipe::take()?;
-            let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
-            let into = || Ok(splice(&*from, None, &pipe.into, None, PIPE_SIZE, flags)?);
-            match from.try_io(Interest::READABLE, into) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => pipe.give_back(),
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(0) => {
-                    pipe.give_back();
-                    return Poll::Ready(Ok(false));
-                }
-                Ok(moved) => {
-                    self.bulk = moved >= SPLICE_BELOW;
-                    self.held = Held::Pipe(pipe, moved);
-                    return Poll::Ready(Ok(true));
-                }
+            let passed: Option<io::Result<_>> =
+                ready!(scratch::poll_read_with(from, cx, pass)).map_err(Failed::Read)?;
+            let Some((written, rest)) = passed.transpose().map_err(Failed::Write)? else {
+                return Poll::Ready(Ok(0));
+            };
+            self.held = rest;
+            if written > 0 {
+                return Poll::Ready(Ok(written));
             }
         }
+        let written = ready!(Pin::new(to).poll_write(cx, &self.held)).map_err(Failed::Write)?;
+        if written == 0 {
+            return Poll::Ready(Err(Failed::Write(io::ErrorKind::WriteZero.into())));
+        }
+        self.held.advance(written);
+        if self.held.is_empty() {
+            // Gives the memory back.
+            self.held = Bytes::new();
+        }
+        Poll::Ready(Ok(written))
     }
 }
 
