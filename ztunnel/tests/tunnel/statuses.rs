@@ -4,7 +4,6 @@ use ambit_fixtures::mesh::{gateway, pod, service};
 use ambit_model::authz::Action;
 use ambit_wire::{codec::ADDRESS, hbone::headers::BAGGAGE};
 use http::{Method, Request};
-use tokio::io::AsyncReadExt as _;
 
 use crate::harness::*;
 
@@ -274,26 +273,4 @@ fn status(answer: Result<Stream, NoStream>) -> u16 {
         Ok(_) => 200,
         Err(refused) => refused.status().unwrap_or_else(|| panic!("no status: {refused:?}")),
     }
-}
-
-#[test]
-fn a_half_closed_stream_carries_the_other_half_in_both_directions() {
-    world(async |world: World| {
-        let _tunnel = world.tunnel().await;
-        let web = world.pod("web").await;
-        // The application answers only when all has been said, and then says the rest.
-        let _app = App::serve(web.listen(8080), |mut stream, _| async move {
-            let mut said = Vec::new();
-            let _ = stream.read_to_end(&mut said).await;
-            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &said.repeat(3)).await;
-        });
-        let client = world.stranger();
-        let peer = world.hbone(&client, "curl", &web).await;
-        let mut stream = peer.connect(web.at(8080)).await.unwrap();
-        tokio::io::AsyncWriteExt::write_all(&mut stream, b"abc").await.unwrap();
-        tokio::io::AsyncWriteExt::shutdown(&mut stream).await.unwrap();
-        let mut heard = Vec::new();
-        tokio::time::timeout(SOON, stream.read_to_end(&mut heard)).await.unwrap().unwrap();
-        assert_eq!(heard, b"abcabcabc");
-    });
 }
