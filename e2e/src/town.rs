@@ -188,7 +188,7 @@ impl Town {
 
     /// The end of what each daemon has said, for whoever looks for the fault.
     pub fn last_words(&self) -> String {
-        const LINES: usize = 12;
+        const LINES: usize = 20;
         let of_each = self.mesh.daemons().map(|daemon| {
             let said = daemon.said();
             let quiet = |line: &&str| line.contains("\"level\":\"info\"") || line.contains("\tinfo\t");

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -36,6 +37,12 @@ const LARGEST: usize = 65_535;
 
 /// After an error of a listening socket, which may persist, such as a full table of descriptors.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// Nobody sends from the discard port.
+const DISCARD: u16 = 9;
+
+/// Whoever takes over answers what comes from now on: what was queued here before is read in less.
+const SILENCE: Duration = Duration::from_millis(20);
 
 /// Answers the questions of one pod.
 pub struct Resolver<S> {
@@ -83,24 +90,28 @@ impl<S: Sockets> Resolver<S> {
         }
     }
 
-    /// Answers datagrams until `stop`, and then those that are under way.
+    /// Answers datagrams until `stop`, and then those that wait or are under way.
     pub async fn serve_udp(self: Arc<Self>, socket: UdpSocket, stop: impl Future<Output = ()>) {
         let (socket, under_way) = (Arc::new(socket), TaskTracker::new());
-        let receive = async {
-            let mut packet = vec![0; LARGEST];
-            loop {
-                match socket.recv_from(&mut packet).await {
-                    Ok((length, client)) => {
-                        let packet = packet.get(..length).unwrap_or_default();
-                        self.datagram(&socket, packet, client, &under_way).await;
-                    }
-                    Err(error) => paused(&error).await,
+        let (mut stop, mut leaving) = (pin!(stop), false);
+        let mut packet = vec![0; LARGEST];
+        loop {
+            let received = tokio::select! {
+                received = socket.recv_from(&mut packet) => received,
+                () = &mut stop, if !leaving => {
+                    leaving = true;
+                    leave(&socket).await;
+                    continue;
                 }
+                () = sleep(SILENCE), if leaving => break,
+            };
+            match received {
+                Ok((length, client)) => {
+                    let packet = packet.get(..length).unwrap_or_default();
+                    self.datagram(&socket, packet, client, &under_way).await;
+                }
+                Err(error) => paused(&error).await,
             }
-        };
-        tokio::select! {
-            () = stop => {}
-            () = receive => {}
         }
         under_way.close();
         under_way.wait().await;
@@ -285,6 +296,20 @@ impl Question {
 }
 
 /// `None` when the stream ended before a message began.
+/// Gives the port up without closing: the kernel hands a connected socket nothing but its peer's
+/// datagrams, and all others to the tunnel that shares the port. It can still read what it has, and
+/// reply.
+async fn leave(socket: &UdpSocket) {
+    let nobody = socket.local_addr().map(|own| SocketAddr::new(own.ip(), DISCARD));
+    let left = match nobody {
+        Ok(nobody) => socket.connect(nobody).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = left {
+        tracing::event!(target: "dns", tracing::Level::WARN, error = %error, "Questions that come while another tunnel takes over may be lost");
+    }
+}
+
 async fn read_message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     let length = match stream.read_u16().await {
         Ok(length) => usize::from(length),

@@ -252,11 +252,11 @@ async fn changed<T>(watched: Option<&mut watch::Receiver<T>>) {
 /// later finds the listener of the tunnel that takes over.
 async fn accept(listener: TcpListener, watch: Watch, mut serve: impl FnMut(tokio::net::TcpStream, Watch)) {
     let draining = watch.clone();
-    let mut drained = Box::pin(draining.signaled());
+    let (mut drained, mut leaving) = (Box::pin(draining.signaled()), false);
     loop {
         let accepted = poll_fn(|cx| match listener.poll_accept(cx) {
             Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
-            // The queue is empty, so nothing is lost by closing now.
+            Poll::Pending if leaving => Poll::Ready(None),
             Poll::Pending => drained.as_mut().poll(cx).map(|_| None),
         })
         .await;
@@ -269,7 +269,13 @@ async fn accept(listener: TcpListener, watch: Watch, mut serve: impl FnMut(tokio
             Some(Err(error)) => {
                 tracing::debug!(error = %error, "A connection went away before it was accepted")
             }
-            None => return,
+            // The queue is empty, so nothing is lost by closing now.
+            None if leaving => return,
+            // It was empty when the kernel was last asked: let it be asked once more.
+            None => {
+                leaving = true;
+                tokio::task::yield_now().await;
+            }
         }
     }
 }
