@@ -24,7 +24,7 @@ use ambit_runtime::{
 use ambit_wire::{
     ca,
     channel::{ControlStream, incoming},
-    codec::{ADDRESS, AUTHORIZATION},
+    codec::{ADDRESS, AUTHORIZATION, WORKLOAD},
     spawn::Spawner,
     tls::{Compliance, ComplianceError, Profile, Versions, revoked::Revocation},
     xds::{
@@ -59,8 +59,8 @@ use crate::{
 };
 
 /// What is pushed, in this order. Policies go before the workloads that name them: a tunnel takes a name that it does
-/// not know for no policy.
-const TYPES: [&str; 2] = [AUTHORIZATION, ADDRESS];
+/// not know for no policy. Workloads alone are for Envoy based proxies, which ask for no more (protocols 1.3).
+const TYPES: [&str; 3] = [AUTHORIZATION, ADDRESS, WORKLOAD];
 /// Connections whose handshake is done and that nobody has begun to serve yet.
 const ACCEPTED: usize = 64;
 

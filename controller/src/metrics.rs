@@ -9,7 +9,7 @@ use std::{
 
 use ambit_api::directory::Problem;
 use ambit_wire::{
-    codec::{ADDRESS, AUTHORIZATION},
+    codec::{ADDRESS, AUTHORIZATION, WORKLOAD},
     xds::{Publisher, Resource, metrics::Delays, metrics::PerType},
 };
 use prometheus_client::{
@@ -177,10 +177,11 @@ pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 11] {
     ]
 }
 
-/// Istio's short names of types.
+/// Short names of types: Istio's, and one for workloads alone, which Istio calls `wds` as well.
 pub fn short(type_url: &str) -> String {
     match type_url {
         ADDRESS => "wds".to_owned(),
+        WORKLOAD => "workload".to_owned(),
         AUTHORIZATION => "wads".to_owned(),
         other => other.to_owned(),
     }

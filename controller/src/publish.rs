@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ambit_model::workload::Workload;
-use ambit_wire::codec::{self, ADDRESS, AUTHORIZATION};
+use ambit_wire::codec::{self, ADDRESS, AUTHORIZATION, WORKLOAD};
 use ambit_wire::xds::{Publisher, Resource};
 use bytes::Bytes;
 use tracing::error;
@@ -81,7 +81,10 @@ impl Changes {
             sink.update(AUTHORIZATION, self.policies, &[]);
         }
         if !(self.addresses.is_empty() && self.removed_addresses.is_empty()) {
+            let workloads = self.addresses.iter().filter_map(bare).collect();
             sink.update(ADDRESS, self.addresses, &self.removed_addresses);
+            // A service was never there, and so is not missed.
+            sink.update(WORKLOAD, workloads, &self.removed_addresses);
         }
         if !self.removed_policies.is_empty() {
             sink.update(AUTHORIZATION, Vec::new(), &self.removed_policies);
@@ -161,6 +164,12 @@ fn encode(now: &Translated) -> Resource {
             ..Resource::default()
         },
     }
+}
+
+/// The same workload for those who want workloads alone; `None` for a service.
+fn bare(address: &Resource) -> Option<Resource> {
+    let body = codec::bare_workload(&address.body)?;
+    Some(Resource { version: version(&body), body, ..address.clone() })
 }
 
 /// Whoever asks for a service gets its endpoints too.

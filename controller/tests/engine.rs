@@ -10,7 +10,8 @@ use ambit_controller::cluster::Settings;
 use ambit_controller::engine::Engine;
 use ambit_controller::publish::Sink;
 use ambit_controller::source::Event;
-use ambit_wire::xds::{ADDRESS, Resource};
+use ambit_wire::codec::{ADDRESS, WORKLOAD};
+use ambit_wire::xds::Resource;
 use support::{objects, pod_yaml};
 use tokio::sync::mpsc;
 
@@ -26,6 +27,10 @@ impl Tape {
 
 impl Sink for Tape {
     fn update(&self, type_url: &str, upserts: Vec<Resource>, removals: &[String]) {
+        // The same again.
+        if type_url == WORKLOAD {
+            return;
+        }
         let mut tape = self.0.lock().unwrap();
         for name in removals {
             tape.push(format!("-{name}"));

@@ -18,7 +18,7 @@ mod daemon;
 mod page;
 mod programs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -164,6 +164,16 @@ pub enum MeshError {
         /// Which.
         pods: String,
     },
+    /// A tunnel has not heard in time that pods are in the mesh.
+    #[error("{tunnel} did not hear within {limit:?} that these are in the mesh: {pods}; the controller's log says why")]
+    NotTold {
+        /// Which tunnel.
+        tunnel: String,
+        /// The time it was given.
+        limit: Duration,
+        /// Which pods.
+        pods: String,
+    },
     /// Whoever watched wants it no more.
     #[error("stopped while the mesh was being brought up")]
     Interrupted,
@@ -253,6 +263,7 @@ impl MeshLab {
             daemon.wait_until_ready(READY_LIMIT)?;
         }
         mesh.settle(READY_LIMIT)?;
+        mesh.wait_until_told(READY_LIMIT)?;
         Ok(mesh)
     }
 
@@ -318,6 +329,28 @@ impl MeshLab {
                     return Err(MeshError::NotEnrolled { limit, pods });
                 }
                 agent.idle(PAUSE);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every tunnel reaches the pods that agents have enrolled through the mesh: until then it sends them
+    /// plain text.
+    fn wait_until_told(&self, limit: Duration) -> Result<(), MeshError> {
+        let deadline = Instant::now() + limit;
+        let enrolled: BTreeSet<_> = self.agents.values().flat_map(Daemon::enrolled).collect();
+        for tunnel in self.tunnels.values() {
+            loop {
+                let reached = tunnel.reached_through_the_mesh();
+                let missing: Vec<_> = enrolled.difference(&reached).map(String::as_str).collect();
+                if missing.is_empty() {
+                    break;
+                }
+                if Instant::now() >= deadline {
+                    let (tunnel, pods) = (tunnel.to_string(), missing.join(", "));
+                    return Err(MeshError::NotTold { tunnel, limit, pods });
+                }
+                tunnel.idle(PAUSE);
             }
         }
         Ok(())

@@ -253,9 +253,10 @@ fn mesh(
     profile: &Profile,
     metrics: Arc<ClientMetrics>,
 ) -> anyhow::Result<(Mesh, Option<xds::Handle>)> {
-    let (mesh, mut discovery) = Mesh::new(config.own.node.clone());
-    if let Some(source) = &config.xds.local {
-        local::load(source, &mut discovery)?;
+    let (mesh, discovery) = Mesh::new(config.own.node.clone());
+    let local = config.xds.local.as_ref().map(|source| local::load(source, discovery.writer()));
+    if let Some(followed) = local.transpose()?.flatten() {
+        task::spawn("local mesh", followed.run(std::future::pending()));
     }
     let Some(settings) = &config.xds.channel else { return Ok((mesh, None)) };
     let control_plane = ControlPlane::new(settings.clone(), profile).context("XDS")?;
@@ -273,12 +274,7 @@ fn mesh(
 fn demand(handle: xds::Handle) -> Demand {
     Demand::new(move |name| {
         let handle = handle.clone();
-        async move {
-            if let Err(error) = handle.demand(codec::ADDRESS, &name, DEMAND_LIMIT).await {
-                tracing::warn!(xds.resource = %name, error = %error, "Not answered by the control plane");
-            }
-        }
-        .boxed()
+        async move { handle.demand(codec::ADDRESS, &name, DEMAND_LIMIT).await }.boxed()
     })
 }
 
@@ -311,13 +307,12 @@ fn settings(config: &Config) -> Settings {
         Mode::Shared(in_pod) => (Some(in_pod.mark), in_pod.port_reuse),
         Mode::Dedicated(_) => (None, true),
     };
-    let own_ports = [config.ports.outbound, config.ports.inbound_plaintext, config.ports.inbound];
     Settings {
         sockets: socket::Options { mark, keepalive: config.keepalive, reuse_port },
         hbone: config.hbone.clone(),
         spread: Default::default(),
         network: config.own.network.clone(),
-        own_ports: own_ports.into(),
+        own_ports: config.ports.own().into(),
         response_baggage: config.response_baggage,
         tunnel_to_localhost: config.localhost_app_tunnel,
         original_source: config.original_source.into(),

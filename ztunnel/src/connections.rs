@@ -126,6 +126,19 @@ impl Connections {
         all.for_each(|connection| connection.end(refusal.clone()));
     }
 
+    /// Ends what is open by virtue of the pod's own identity: what came with a proven peer, and what
+    /// went out in a tunnel.
+    pub fn end_identified(&self, refusal: &Refusal) {
+        let registry = self.registry();
+        let tunnelled = |open: &&Arc<Open>| match open.onward.get() {
+            Some((_, Travels::Tunnel | Travels::TunnelInTunnel)) => true,
+            Some((_, Travels::Plain)) | None => false,
+        };
+        let came = registry.inbound.values().filter(|open| open.peer.is_some());
+        let went = registry.outbound.values().filter(tunnelled);
+        came.chain(went).for_each(|open| open.end(refusal.clone()));
+    }
+
     /// Resolves when none is open.
     pub async fn until_none(&self) {
         loop {
@@ -269,6 +282,23 @@ mod tests {
         all.judge(&mesh, &web);
         let work = std::future::pending::<()>();
         assert!(matches!(until_ended(&registration, work).await, Err(Refusal::NoLongerAllowed(_))));
+    }
+
+    #[test]
+    fn a_revoked_identity_ends_what_bears_it_and_nothing_else() {
+        let all = Connections::new(10);
+        let peer = Identity::new("td", "shop", "client");
+        let open = |direction, peer| {
+            all.register(direction, address("10.0.0.9:1"), address("10.0.0.1:80"), peer).expect("room")
+        };
+        let (plain_in, proven_in) = (open(Direction::Inbound, None), open(Direction::Inbound, Some(peer)));
+        let (plain_out, tunnel_out) = (open(Direction::Outbound, None), open(Direction::Outbound, None));
+        plain_out.carried(address("192.0.2.1:80"), Travels::Plain);
+        tunnel_out.carried(address("10.0.0.7:15008"), Travels::Tunnel);
+        all.end_identified(&Refusal::Revoked("spiffe://td/ns/shop/sa/web".into()));
+        let ended = |one: &Registration| one.open.ended.get().is_some();
+        assert!(ended(&proven_in) && ended(&tunnel_out));
+        assert!(!ended(&plain_in) && !ended(&plain_out));
     }
 
     #[tokio::test]

@@ -1,7 +1,10 @@
 //! A mesh out of a file instead of a control plane (`LOCAL_XDS_PATH`, `LOCAL_XDS`; protocols 1.8).
 //!
 //! YAML or JSON in the words of the config dump: `workloads`, `services`, `policies`. A mistake stops
-//! the start: a policy that was meant and is not in force would let in whom it should not.
+//! the start: a policy that was meant and is not in force would let in whom it should not. When the file
+//! changes later, it is read again; a mistake then leaves in force what was.
+
+mod follow;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
@@ -15,10 +18,11 @@ use ambit_model::{
     snapshot::Update,
     workload::{Capacity, Health, Locality, NetworkMode, Tunnel, Workload},
 };
-use ambit_wire::discovery::Discovery;
+use ambit_wire::{discovery::Writer, tls::file::WatchedFile};
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use self::follow::Followed;
 use crate::config::LocalXds;
 
 /// Why a local mesh cannot be used.
@@ -32,6 +36,9 @@ pub enum LocalError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// It is no text.
+    #[error("local mesh: not in UTF-8")]
+    NotText,
     /// It is not what it should be.
     #[error("local mesh: {0}")]
     Parse(#[from] serde_yaml_ng::Error),
@@ -47,16 +54,21 @@ pub enum LocalError {
     },
 }
 
-/// Loads the mesh that `source` describes.
-pub fn load(source: &LocalXds, discovery: &mut Discovery) -> Result<(), LocalError> {
-    let text = match source {
-        LocalXds::Inline(text) => text.clone(),
-        LocalXds::File(path) => {
-            std::fs::read_to_string(path).map_err(|error| LocalError::Read { path: path.clone(), error })?
+/// Loads the mesh that `source` describes; a file is to be followed.
+pub fn load(source: &LocalXds, mesh: Writer) -> Result<Option<Followed>, LocalError> {
+    match source {
+        LocalXds::Inline(text) => {
+            mesh.apply(&[], parse(text)?);
+            Ok(None)
         }
-    };
-    discovery.apply(&[], parse(&text)?);
-    Ok(())
+        LocalXds::File(path) => {
+            let unreadable = |error| LocalError::Read { path: path.clone(), error };
+            let (file, content) = WatchedFile::open(path).map_err(unreadable)?;
+            let mut followed = Followed::new(file, mesh);
+            followed.replace(&content)?;
+            Ok(Some(followed))
+        }
+    }
 }
 
 /// What `text` describes.

@@ -131,10 +131,10 @@ struct Proxy {
 
 impl Proxy {
     async fn start(nameservers: &[SocketAddr], limit: usize) -> Self {
-        let (mesh, mut discovery) = Mesh::new(None);
+        let (mesh, discovery) = Mesh::new(None);
         let client = Arc::new(pod("shop/client").build());
         let web = service("shop/web.shop.svc.cluster.local").vip("10.96.0.1").build();
-        discovery.apply(&[], [Update::Workload(client.clone()), Update::Service(Arc::new(web))]);
+        discovery.writer().apply(&[], [Update::Workload(client.clone()), Update::Service(Arc::new(web))]);
         let mut registry = Registry::new();
         let metrics = Metrics::register(&mut registry, &Build { tag: "test".to_owned() }, Arc::default());
         let conf = ResolvConf {

@@ -212,7 +212,8 @@ fn outgoing(redirect: &Redirect, families: Families) -> Vec<String> {
 }
 
 /// What the tunnel sends to the application comes in through `lo` with the tunnel's mark; it marks the
-/// connection, and the connection marks the application's answers.
+/// connection, and the connection marks the application's answers. The tunnel's own packets keep theirs:
+/// a changed mark would have the kernel look up the route of each of them again.
 fn marks(text: &mut String, families: Families) {
     chain(
         text,
@@ -229,7 +230,12 @@ fn marks(text: &mut String, families: Families) {
         text,
         "mangle-output",
         "route hook output priority mangle",
-        &[guard(families, &format!("ct mark & {MASK} == {CONNECTION_MARK} counter meta mark set ct mark"))],
+        &[guard(
+            families,
+            &format!(
+                "ct mark & {MASK} == {CONNECTION_MARK} meta mark & {MASK} != {TUNNEL_MARK} counter meta mark set ct mark"
+            ),
+        )],
     );
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ambit_wire::{
     channel::{ChannelSettings, ControlPlane, RootSource, TokenSource},
-    codec::{ADDRESS, AUTHORIZATION},
+    codec::{ADDRESS, AUTHORIZATION, WORKLOAD},
     tls::{Compliance, Profile, Versions, revoked::Revocation},
 };
 
@@ -27,6 +27,19 @@ async fn a_tunnel_is_told_everything_when_it_comes() {
     let held = tunnel.held();
     assert_eq!(held.names(ADDRESS), set([CART, PAY, WEB]));
     assert_eq!(held.names(AUTHORIZATION), set(["shop/only-cart"]));
+    stop(controller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_workloads_alone_gets_no_services() {
+    let mesh = Mesh::new();
+    let controller = mesh.start(&[]).await;
+    let proxy = mesh.subscriber(controller.address(), "n1", &[WORKLOAD]);
+    let held = proxy.until("workloads", |held| !held.responses.is_empty()).await;
+    assert_eq!(held.names(WORKLOAD), set([CART, PAY]));
+    mesh.remove("pay.yaml");
+    let held = proxy.until("the removal", |held| held.responses.len() > 1).await;
+    assert_eq!(held.since(1, WORKLOAD), (set([]), set([PAY])));
     stop(controller).await;
 }
 
@@ -193,7 +206,11 @@ async fn the_pages_show_what_is_sent_to_whom() {
     assert_eq!(names, BTreeSet::from([CART, PAY, WEB, "shop/only-cart"]));
     let held = tunnel.held();
     for one in config.as_array().unwrap() {
-        let url = if one["type"] == "wds" { ADDRESS } else { AUTHORIZATION };
+        let url = match one["type"].as_str() {
+            Some("wds") => ADDRESS,
+            Some("wads") => AUTHORIZATION,
+            _ => continue,
+        };
         let key = (url.to_owned(), one["name"].as_str().unwrap().to_owned());
         assert_eq!(held.resources[&key], one["version"].as_str().unwrap());
     }

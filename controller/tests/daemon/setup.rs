@@ -167,6 +167,11 @@ impl Mesh {
         Tunnel::start(self.channel(controller, &token(node)), &node_info(node))
     }
 
+    /// One that asks for these types, as tunnels do not.
+    pub(crate) fn subscriber(&self, controller: SocketAddr, node: &str, types: &[&'static str]) -> Tunnel {
+        Tunnel::with(self.channel(controller, &token(node)), &node_info(node), types, None)
+    }
+
     /// Asks the authority, with a node's token, for a certificate.
     pub(crate) async fn ask(
         &self,
@@ -271,20 +276,19 @@ impl Handler for Recorder {
 
 impl Tunnel {
     pub(crate) fn start(channel: ControlPlane, node: &NodeInfo) -> Self {
-        Self::with(channel, node, None)
+        Self::with(channel, node, &[ADDRESS, AUTHORIZATION], None)
     }
 
     /// One that rejects a resource.
     pub(crate) fn rejecting(channel: ControlPlane, node: &NodeInfo, name: &str) -> Self {
-        Self::with(channel, node, Some(name.to_owned()))
+        Self::with(channel, node, &[ADDRESS, AUTHORIZATION], Some(name.to_owned()))
     }
 
-    fn with(channel: ControlPlane, node: &NodeInfo, rejects: Option<String>) -> Self {
+    fn with(channel: ControlPlane, node: &NodeInfo, types: &[&'static str], rejects: Option<String>) -> Self {
         let (sender, held) = watch::channel(Held::default());
         let metrics = Arc::new(ClientMetrics::default());
         let recorder = Recorder { held: sender, rejects };
-        let types =
-            [(ADDRESS, ambit_wire::xds::Mode::Wildcard), (AUTHORIZATION, ambit_wire::xds::Mode::Wildcard)];
+        let types: Vec<_> = types.iter().map(|url| (*url, ambit_wire::xds::Mode::Wildcard)).collect();
         let (client, handle) = Client::new(node, types, channel, recorder, Arc::clone(&metrics));
         let _task = task::spawn("tunnel", client.run(std::future::pending())).owned();
         Self { handle, metrics, held, _task }

@@ -1,5 +1,6 @@
 //! One daemon of the mesh: started, watched, stopped, killed and started again by its handle.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -203,20 +204,44 @@ impl Daemon {
 
     /// Whether an agent has done with its node's pods; otherwise those it has not done with.
     pub(super) fn pods_are_settled(&self) -> Result<(), String> {
-        let page = self.admin.get("/debug/pods").map_err(|err| err.to_string())?;
-        let entries: Vec<Value> = serde_json::from_str(&page.body).map_err(|err| err.to_string())?;
-        let text = |entry: &Value, field: &str| {
-            entry.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
-        };
-        let waiting: Vec<_> = entries
+        let waiting: Vec<_> = self
+            .pods()?
             .iter()
-            .filter(|entry| matches!(text(entry, "state").as_str(), "pending" | "leaving"))
-            .map(|entry| {
-                format!("{}/{}: {}", text(entry, "namespace"), text(entry, "name"), text(entry, "reason"))
-            })
+            .filter(|entry| matches!(text(entry, "state"), "pending" | "leaving"))
+            .map(|entry| format!("{}: {}", name(entry), text(entry, "reason")))
             .collect();
         if waiting.is_empty() { Ok(()) } else { Err(waiting.join(", ")) }
     }
+
+    /// The pods, `namespace/name`, that an agent has brought into the mesh.
+    pub(super) fn enrolled(&self) -> BTreeSet<String> {
+        let pods = self.pods().unwrap_or_default();
+        pods.iter().filter(|entry| text(entry, "state") == "enabled").map(name).collect()
+    }
+
+    /// The workloads, `namespace/name`, that a tunnel reaches through the mesh.
+    pub(super) fn reached_through_the_mesh(&self) -> BTreeSet<String> {
+        let dump = self.json("/config_dump").unwrap_or_default();
+        let workloads = dump.get("workloads").and_then(Value::as_array).into_iter().flatten();
+        workloads.filter(|entry| text(entry, "protocol") == "HBONE").map(name).collect()
+    }
+
+    fn pods(&self) -> Result<Vec<Value>, String> {
+        serde_json::from_value(self.json("/debug/pods")?).map_err(|err| err.to_string())
+    }
+
+    fn json(&self, path: &str) -> Result<Value, String> {
+        let page = self.admin.get(path).map_err(|err| err.to_string())?;
+        serde_json::from_str(&page.body).map_err(|err| err.to_string())
+    }
+}
+
+fn text<'a>(entry: &'a Value, field: &str) -> &'a str {
+    entry.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn name(entry: &Value) -> String {
+    format!("{}/{}", text(entry, "namespace"), text(entry, "name"))
 }
 
 /// The last lines, which is where a program says why it gave up.

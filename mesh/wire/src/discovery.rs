@@ -5,7 +5,10 @@
 //! response is seen whole or not at all. A policy that cannot be decoded never disappears: the last
 //! good version stays, and where there is none a denial takes its place.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use ambit_model::{
     answer::{Answer, Asked, Missing},
@@ -14,11 +17,12 @@ use ambit_model::{
     snapshot::{Removal, Snapshot, Update},
 };
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
     codec::{self, Interner, InvalidResource},
-    xds::{Handler, Received, Rejected, Update as Response},
+    xds::{Handler, Received, Rejected, Update as Response, client::DemandError},
 };
 
 /// How many facts one decision may ask for before it is given up: a service, its waypoint, the
@@ -36,14 +40,18 @@ pub struct Mesh {
     demand: Option<Demand>,
 }
 
-/// Asks the control plane for a resource by name and resolves when it answered.
+/// Asks the control plane for a resource by name. Resolves when it has answered, if only that there is
+/// no such thing; an error is no answer.
 #[derive(Clone)]
-pub struct Demand(Arc<dyn Fn(String) -> futures_util::future::BoxFuture<'static, ()> + Send + Sync>);
+pub struct Demand(Arc<dyn Fn(String) -> Answered + Send + Sync>);
+
+/// Whether the control plane answered.
+type Answered = BoxFuture<'static, Result<(), DemandError>>;
 
 impl Demand {
     /// Asks through `ask`.
     pub fn new(
-        ask: impl Fn(String) -> futures_util::future::BoxFuture<'static, ()> + Send + Sync + 'static,
+        ask: impl Fn(String) -> BoxFuture<'static, Result<(), DemandError>> + Send + Sync + 'static,
     ) -> Self {
         Self(Arc::new(ask))
     }
@@ -72,7 +80,8 @@ impl Mesh {
     pub fn new(node: Option<Node>) -> (Self, Discovery) {
         let current = Arc::new(ArcSwap::from_pointee(Snapshot::empty(node)));
         let (announce, changed) = watch::channel(0);
-        let discovery = Discovery { current: current.clone(), announce, names: Interner::default() };
+        let writer = Writer { current: current.clone(), announce, turn: Arc::default() };
+        let discovery = Discovery { writer, names: Interner::default() };
         (Self { current, changed, demand: None }, discovery)
     }
 
@@ -111,10 +120,11 @@ impl Mesh {
             if asked.len() >= MAX_QUESTIONS {
                 return Err(Undecided::Endless(name));
             }
-            if timeout(FACT_TIMEOUT, (demand.0)(name.clone())).await.is_err() {
-                return Err(Undecided::Unanswered(name));
+            // Without an answer nothing is known: what is not known to be absent must not be treated so.
+            match timeout(FACT_TIMEOUT, (demand.0)(name.clone())).await {
+                Ok(Ok(())) => asked.push(missing),
+                Ok(Err(_)) | Err(_) => return Err(Undecided::Unanswered(name)),
             }
-            asked.push(missing);
         }
     }
 
@@ -140,20 +150,37 @@ impl Mesh {
     }
 }
 
+/// Replaces the snapshot. Clones replace the same one, each in its turn.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    current: Arc<ArcSwap<Snapshot>>,
+    announce: watch::Sender<u64>,
+    turn: Arc<Mutex<()>>,
+}
+
+impl Writer {
+    /// Replaces the snapshot by one with these changes, and tells everybody.
+    pub fn apply(&self, removals: &[Removal], updates: impl IntoIterator<Item = Update>) {
+        // It guards no value that a panic could leave half-changed.
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = self.current.load().apply(removals, updates);
+        self.current.store(Arc::new(next));
+        drop(turn);
+        self.announce.send_modify(|version| *version += 1);
+    }
+}
+
 /// Turns responses into snapshots.
 #[derive(Debug)]
 pub struct Discovery {
-    current: Arc<ArcSwap<Snapshot>>,
-    announce: watch::Sender<u64>,
+    writer: Writer,
     names: Interner,
 }
 
 impl Discovery {
-    /// Replaces the snapshot by one with these changes, and tells everybody.
-    pub fn apply(&mut self, removals: &[Removal], updates: impl IntoIterator<Item = Update>) {
-        let next = self.current.load().apply(removals, updates);
-        self.current.store(Arc::new(next));
-        self.announce.send_modify(|version| *version += 1);
+    /// The means to change the mesh from elsewhere, too.
+    pub fn writer(&self) -> Writer {
+        self.writer.clone()
     }
 
     fn decode(
@@ -177,7 +204,7 @@ impl Discovery {
 
     /// What is enforced while a policy cannot be decoded: the last version that could, else a denial.
     fn stand_in(&self, denial: Policy) -> Option<Policy> {
-        match self.current.load().policy(&denial.key).map(|known| &known.content) {
+        match self.writer.current.load().policy(&denial.key).map(|known| &known.content) {
             Some(Content::Rules { .. }) => None,
             Some(Content::Undecodable { .. }) | None => Some(denial),
         }
@@ -217,7 +244,63 @@ impl Handler for Discovery {
             }
         };
         let removals: Vec<_> = response.removed.into_iter().filter_map(removal).collect();
-        Self::apply(self, &removals, updates);
+        self.writer.apply(&removals, updates);
         rejected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    /// A decision that needs one fact and passes when that is known to be absent.
+    fn needs_one(_: &Snapshot, asked: &Asked) -> Answer<&'static str> {
+        let missing = Missing::Workload("w".into());
+        asked.yet(|| missing).map_or(Answer::Known("absent"), Answer::Need)
+    }
+
+    fn asking(answer: Result<(), DemandError>) -> (Mesh, Arc<Mutex<Vec<String>>>) {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let heard = told.clone();
+        let demand = Demand::new(move |name| {
+            heard.lock().expect("not poisoned").push(name);
+            async move { answer }.boxed()
+        });
+        (Mesh::new(None).0.on_demand(demand), told)
+    }
+
+    #[tokio::test]
+    async fn what_the_control_plane_says_is_absent_is_absent() {
+        let (mesh, asked) = asking(Ok(()));
+        assert_eq!(mesh.decide(needs_one).await, Ok("absent"));
+        assert_eq!(*asked.lock().expect("not poisoned"), ["w"]);
+    }
+
+    #[tokio::test]
+    async fn a_fact_that_nobody_answers_for_is_not_absent() {
+        for error in [DemandError::Timeout, DemandError::Busy, DemandError::Stopped] {
+            let (mesh, _) = asking(Err(error));
+            assert_eq!(mesh.decide(needs_one).await, Err(Undecided::Unanswered("w".into())), "{error}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_control_plane_that_stalls_is_not_waited_for_for_ever() {
+        let mesh = Mesh::new(None).0.on_demand(Demand::new(|_| std::future::pending().boxed()));
+        assert_eq!(mesh.decide(needs_one).await, Err(Undecided::Unanswered("w".into())));
+    }
+
+    #[tokio::test]
+    async fn one_fact_that_leads_to_another_ends_somewhere() {
+        let (mesh, _) = asking(Ok(()));
+        let endless = |_: &Snapshot, asked: &Asked| match asked {
+            Asked::These(known) => Answer::<()>::Need(Missing::Workload(known.len().to_string().into())),
+            Asked::Everything => Answer::Known(()),
+        };
+        assert!(matches!(mesh.decide(endless).await, Err(Undecided::Endless(_))));
     }
 }

@@ -38,12 +38,12 @@ struct Proxy {
 }
 
 static PROXY: LazyLock<Proxy> = LazyLock::new(|| {
-    let (mesh, mut discovery) = Mesh::new(None);
+    let (mesh, discovery) = Mesh::new(None);
     let client = Arc::new(pod("shop/client").build());
     let web = service("shop/web.shop.svc.cluster.local").vip("10.96.0.1").vip("fd96::1").build();
     let any = service("shop/*.example.com").vip("10.96.0.2").build();
     let services = [web, any].map(|one| Update::Service(Arc::new(one)));
-    discovery.apply(&[], [Update::Workload(client.clone())].into_iter().chain(services));
+    discovery.writer().apply(&[], [Update::Workload(client.clone())].into_iter().chain(services));
     let mut registry = Registry::new();
     let metrics = Metrics::register(&mut registry, &Build { tag: "fuzz".to_owned() }, Arc::default());
     let settings =

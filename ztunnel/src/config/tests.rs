@@ -73,8 +73,7 @@ fn nothing_set_gives_istios_defaults() {
     let pages =
         Pages { admin: at("127.0.0.1:15000"), metrics: at("[::]:15020"), readiness: at("[::]:15021") };
     assert_eq!(config.pages, pages);
-    assert!([15001, 15006, 15008].into_iter().all(|port| config.ports.are_own(port)));
-    assert!(!config.ports.are_own(15080));
+    assert_eq!(config.ports.own(), [15001, 15006, 15008]);
 }
 
 #[test]

@@ -36,9 +36,9 @@ impl Default for Ports {
 }
 
 impl Ports {
-    /// Whether a connection to this port would lead back into the tunnel.
-    pub fn are_own(&self, port: u16) -> bool {
-        [self.outbound, self.inbound_plaintext, self.inbound].contains(&port)
+    /// Those to which a connection would lead back into the tunnel.
+    pub fn own(&self) -> [u16; 3] {
+        [self.outbound, self.inbound_plaintext, self.inbound]
     }
 }
 

@@ -141,8 +141,8 @@ pub fn caller_at<'s>(
     identity.is_none_or(|identity| *identity == there.identity()).then_some(there)
 }
 
-/// What a tunnel of another network tells about its client, whose address is not seen here.
-pub fn caller_from_baggage(baggage: Baggage, network: Network, identity: Option<&Identity>) -> Workload {
+/// What a tunnel of another network tells about the pod at its end, whose address is not seen here.
+pub fn workload_from_baggage(baggage: Baggage, network: Network, identity: Option<&Identity>) -> Workload {
     let Baggage {
         cluster,
         namespace,

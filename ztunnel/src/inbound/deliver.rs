@@ -9,7 +9,7 @@ use crate::{
     permit::Permit,
     pods::{Pod, Unreached},
     refusal::Refusal,
-    socket::Source,
+    socket::{Reach, Source},
 };
 
 /// Connects to the application as `delivery` says, as if from `client`.
@@ -24,5 +24,5 @@ pub async fn deliver(
     // An application of one family cannot answer a client of the other.
     let keeps = keeps && client.is_ipv4() == delivery.dial.is_ipv4();
     let source = if keeps { Source::Of(client) } else { Source::Own };
-    pod.connect(delivery.dial, source).await.map_err(Unreached::of_application)
+    pod.connect(delivery.dial, source, Reach::Pod).await.map_err(Unreached::of_application)
 }

@@ -184,7 +184,7 @@ impl Inbound {
         let foreign = headers::forwarded_network(&incoming.headers).filter(|other| other != network);
         let source = foreign.map(|other| {
             let baggage = headers::Baggage::read(&incoming.headers);
-            Arc::new(arrive::caller_from_baggage(baggage, other, peer.identity.as_ref()))
+            Arc::new(arrive::workload_from_baggage(baggage, other, peer.identity.as_ref()))
         });
         Ok(Arriving {
             caller: Caller { address: peer.address, identity: peer.identity.clone() },

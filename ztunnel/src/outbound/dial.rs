@@ -10,13 +10,14 @@ use ambit_runtime::task;
 use ambit_wire::{
     hbone::{
         self, Connect, Connection, Key, OpenError, Pool, TunnelStream,
-        headers::{self, Forwarded, Traceparent},
+        headers::{self, Baggage, Forwarded, Traceparent},
         pool::PoolError,
     },
     spawn::Spawner,
     tls::{
         handshake::{self, HandshakeError},
         rejected::Rejected,
+        verify::peer_identity,
     },
 };
 use http::HeaderMap;
@@ -27,12 +28,12 @@ use tokio::{
 
 use super::plan::{Hop, Plan, Route};
 use crate::{
-    inbound::arrive::{Arrived, Arriving, arrive, baggage_of},
+    inbound::arrive::{Arrived, Arriving, arrive, baggage_of, workload_from_baggage},
     metrics::Direction,
     permit::Caller,
     pods::{Pod, Unreached},
     refusal::Refusal,
-    socket::Source,
+    socket::{Reach, Source},
     tunnel::SameNode,
 };
 
@@ -49,9 +50,20 @@ pub enum Onward {
         stream: TunnelStream,
         /// The tunnel that it is the only stream of.
         connection: Connection,
+        /// Who is at its end.
+        end: Box<FarEnd>,
     },
     /// A pod of this very node.
     Neighbour(Box<Arrived>),
+}
+
+/// The end of a tunnel in a tunnel, as it presented itself: here only its service was known.
+#[derive(Debug)]
+pub struct FarEnd {
+    /// What its 200 said about it (protocols 4.4), if that is listened to.
+    pub workload: Option<Arc<Workload>>,
+    /// The identity that its certificate proved.
+    pub identity: Option<Identity>,
 }
 
 /// Connects for one pod, on one worker.
@@ -87,7 +99,7 @@ impl Dial {
         match &plan.route {
             Route::Plain { to } => {
                 let to = self.resolve(to, plan, source).await?;
-                self.pod.connect(to, Source::Own).await.map(Onward::Plain).map_err(Unreached::of_application)
+                self.pod.connect(to, Source::Own, Reach::Network).await.map(Onward::Plain).map_err(Unreached::of_application)
             }
             Route::Tunnel { to, target, expect } => {
                 if let Some(arrived) = self.neighbour(plan, source, from, target).await {
@@ -103,7 +115,8 @@ impl Dial {
                 let headers = self.headers(plan, source, from);
                 let outer = Connect { authority: target.clone(), headers: headers.clone() };
                 let outer = self.open(source, to, expect_gateway, outer).await?;
-                self.open_inner(source, to, outer, target, expect, headers).await
+                let inner = Connect { authority: target.clone(), headers };
+                self.open_inner(source, to, outer, expect, inner, plan).await
             }
         }
     }
@@ -131,11 +144,11 @@ impl Dial {
         if !destination.addresses.contains(&asked.ip()) || destination.native_tunnel {
             return None;
         }
-        if let Err(refusal) = self.pod.certificate(source).await {
-            return Some(Err(refusal));
-        }
+        let own = match self.pod.certificate(source).await {
+            Ok(own) => own,
+            Err(refusal) => return Some(Err(refusal)),
+        };
         let certificate = pod.certificate(destination).await.ok()?;
-        let own = self.pod.certificate(source).await.ok()?;
         if [&own, &certificate].iter().any(|one| tunnel.revocation.is_revoked(one.chain())) {
             tunnel.metrics.revoked(Direction::Outbound);
             return Some(Err(Refusal::Revoked(destination.identity().to_string())));
@@ -179,7 +192,7 @@ impl Dial {
     /// Dials a tunnel: TCP, TLS as the pod itself, HTTP/2.
     async fn tunnel(&self, source: &Arc<Workload>, key: &Key) -> Result<Connection, Refusal> {
         let certificate = self.pod.certificate(source).await?;
-        let tcp = self.pod.connect(key.to, Source::Own).await.map_err(Unreached::of_tunnel)?;
+        let tcp = self.pod.connect(key.to, Source::Own, Reach::Network).await.map_err(Unreached::of_tunnel)?;
         let config = certificate.client_config(key.expected.clone());
         self.secure(tcp, config, key.to).await
     }
@@ -218,19 +231,26 @@ impl Dial {
         source: &Arc<Workload>,
         gateway: SocketAddr,
         outer: TunnelStream,
-        target: &Target,
         expect: &Arc<[Identity]>,
-        mut headers: HeaderMap,
+        mut connect: Connect,
+        plan: &Plan,
     ) -> Result<Onward, Refusal> {
         let certificate = self.pod.certificate(source).await?;
         let config = certificate.client_config(expect.clone());
         let connection = self.secure(hbone::stream::TunnelIo::from(outer), config, gateway).await?;
-        if let Ok(network) = self.pod.tunnel.settings.network.as_str().parse() {
-            headers.insert(headers::X_FORWARDED_NETWORK, network);
+        let settings = &self.pod.tunnel.settings;
+        if let Ok(network) = settings.network.as_str().parse() {
+            connect.headers.insert(headers::X_FORWARDED_NETWORK, network);
         }
-        let opened = connection.open(Connect { authority: target.clone(), headers }).await;
-        let (stream, _headers) = opened.map_err(|error| open_refusal(gateway, &error))?;
-        Ok(Onward::Inner { stream, connection })
+        let opened = connection.open(connect).await;
+        let (stream, told) = opened.map_err(|error| open_refusal(gateway, &error))?;
+        let identity = peer_identity(connection.peer());
+        let baggage = Baggage::read(&told);
+        let workload = (settings.response_baggage && baggage != Baggage::default()).then(|| {
+            let network = plan.workload.as_ref().map(|planned| planned.network.clone());
+            Arc::new(workload_from_baggage(baggage, network.unwrap_or_default(), identity.as_ref()))
+        });
+        Ok(Onward::Inner { stream, connection, end: Box::new(FarEnd { workload, identity }) })
     }
 
     /// What a CONNECT tells about the caller (protocols 4.3).

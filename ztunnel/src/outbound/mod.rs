@@ -70,7 +70,7 @@ impl Outbound {
             Onward::Tunnel(tunnel) => {
                 until_ended(&registration, copy::both_ways(client, tunnel, record.meter())).await
             }
-            Onward::Inner { stream, connection } => {
+            Onward::Inner { stream, connection, end: _ } => {
                 let copied =
                     until_ended(&registration, copy::both_ways(client, stream, record.meter())).await;
                 connection.close();
@@ -125,7 +125,8 @@ impl Outbound {
         match until_ended(&registration, self.connect(&workload, source, to)).await {
             Ok(Ok((plan, onward))) => {
                 registration.carried(address_of(&plan, to), travels(&plan));
-                let record = Record::open(metrics, opened(&workload, source, to, &plan));
+                let connection = met(opened(&workload, source, to, &plan), &onward);
+                let record = Record::open(metrics, connection);
                 Some(Carried { onward, record, registration })
             }
             Ok(Err(Failed { plan: Some(plan), refusal })) => {
@@ -211,6 +212,19 @@ fn address_of(plan: &Plan, to: SocketAddr) -> SocketAddr {
         Hop::Address(address) => *address,
         Hop::Name(_, port) => SocketAddr::new(to.ip(), *port),
     }
+}
+
+/// Who was found at the other end, where that was not known before.
+fn met(mut opened: Opened, onward: &Onward) -> Opened {
+    match onward {
+        Onward::Plain(_) | Onward::Tunnel(_) | Onward::Neighbour(_) => {}
+        Onward::Inner { end, .. } => {
+            let planned = opened.destination.workload.take();
+            opened.destination.workload = end.workload.clone().or(planned);
+            opened.destination.identity.clone_from(&end.identity);
+        }
+    }
+    opened
 }
 
 fn opened(source: &Arc<Workload>, from: SocketAddr, to: SocketAddr, plan: &Plan) -> Opened {

@@ -16,7 +16,7 @@ use super::Pod;
 use crate::{
     config::DnsListen,
     dns::{self, Forwarder, ResolvConf, Resolver},
-    socket::{self, Source},
+    socket::{self, Reach, Source},
 };
 
 /// How names are answered in every pod.
@@ -54,7 +54,7 @@ impl Names {
         };
         let open = |address| {
             let udp = socket::udp(address, options)?;
-            Ok(Arrivals { udp, tcp: socket::listen(address, options, false)? })
+            Ok(Arrivals { udp, tcp: socket::listen(address, options, false, Reach::Pod)? })
         };
         at.into_iter().map(open).collect()
     }
@@ -112,6 +112,6 @@ impl dns::Sockets for PodSockets {
 
     fn tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
         let options = &self.pod.tunnel.settings.sockets;
-        self.pod.netns.enter(|| socket::outgoing(to, Source::Own, options))
+        self.pod.netns.enter(|| socket::outgoing(to, Source::Own, options, Reach::Network))
     }
 }

@@ -15,7 +15,7 @@ use super::netns::Netns;
 use crate::{
     connections::Connections,
     refusal::Refusal,
-    socket::{self, Source},
+    socket::{self, Reach, Source},
     tunnel::{PodName, Tunnel},
 };
 
@@ -106,11 +106,17 @@ impl Pod {
     }
 
     /// Connects from inside the pod's namespace.
-    pub async fn connect(&self, to: SocketAddr, source: Source) -> Result<TcpStream, Unreached> {
+    pub async fn connect(
+        &self,
+        to: SocketAddr,
+        source: Source,
+        reach: Reach,
+    ) -> Result<TcpStream, Unreached> {
         let settings = &self.tunnel.settings;
         let limit = settings.limits.connect;
         let failed = |error: io::Error| Unreached::Failed { to, reason: error.to_string() };
-        let socket = self.netns.enter(|| socket::outgoing(to, source, &settings.sockets)).map_err(failed)?;
+        let open = || socket::outgoing(to, source, &settings.sockets, reach);
+        let socket = self.netns.enter(open).map_err(failed)?;
         match timeout(limit, socket.connect(to)).await {
             Ok(connected) => connected.map_err(failed),
             Err(_) => Err(Unreached::Silent { to, limit }),

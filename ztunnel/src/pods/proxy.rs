@@ -24,7 +24,7 @@ use crate::{
     inbound::{self, Inbound},
     outbound::Outbound,
     refusal::Refusal,
-    socket,
+    socket::{self, Reach},
     tunnel::wildcard,
 };
 
@@ -138,17 +138,19 @@ fn listen(pod: &Pod, ports: Ports, names: Option<&Names>) -> io::Result<Listener
     let settings = &pod.tunnel.settings;
     let ipv6 = settings.ipv6 && netns::has_ipv6();
     let any = |port| SocketAddr::new(wildcard(ipv6), port);
-    let open = |port| socket::listen(any(port), &settings.sockets, pod.transparent);
+    let open = |port, from| socket::listen(any(port), &settings.sockets, pod.transparent, from);
     let dns = match names {
         Some(names) => names.listen(pod, ipv6)?,
         None => Vec::new(),
     };
     Ok(Listeners {
         redirected: match ports.redirected {
-            Some(Redirected { outbound, plaintext }) => Some([open(outbound)?, open(plaintext)?]),
+            Some(Redirected { outbound, plaintext }) => {
+                Some([open(outbound, Reach::Pod)?, open(plaintext, Reach::Network)?])
+            }
             None => None,
         },
-        hbone: open(ports.hbone)?,
+        hbone: open(ports.hbone, Reach::Network)?,
         dns,
     })
 }
@@ -204,7 +206,8 @@ fn serve(
     Ok(outbound)
 }
 
-/// Keeps what is open in step with what changes: policies, the pod itself, certificates.
+/// Keeps what is open in step with what changes: policies, the pod itself, certificates. Until the last
+/// connection has ended: one that outlives the order to drain can still lose its right.
 async fn keep(pod: Arc<Pod>, outbound: Arc<[Arc<Outbound>]>, watch: Watch) {
     let tunnel = pod.tunnel.clone();
     let mut mesh_changes = tunnel.mesh.changes();
@@ -213,7 +216,11 @@ async fn keep(pod: Arc<Pod>, outbound: Arc<[Arc<Outbound>]>, watch: Watch) {
         Revocation::NotConfigured => None,
     };
     let mut certificate: Option<(Identity, watch::Receiver<Status>)> = None;
-    let mut draining = std::pin::pin!(watch.signaled());
+    let mut ended = std::pin::pin!(async {
+        // The watch goes at once, since the drain waits for it.
+        drained(watch).await;
+        pod.connections.until_none().await;
+    });
     loop {
         let mesh = tunnel.mesh.current();
         pod.judge(&mesh);
@@ -226,11 +233,17 @@ async fn keep(pod: Arc<Pod>, outbound: Arc<[Arc<Outbound>]>, watch: Watch) {
         }
         drop(mesh);
         tokio::select! {
-            _ = &mut draining => return,
+            () = &mut ended => return,
             changed = mesh_changes.changed() => if changed.is_err() { return },
             () = changed(revocations.as_mut()) => {
                 let revoked = |_: &_, chain: &[_]| tunnel.revocation.is_revoked(chain);
                 outbound.iter().for_each(|one| one.dial().pool().close_revoked(revoked));
+                // Neighbours on the node meet without TLS: nobody else would look at this certificate.
+                let own = certificate.as_ref().and_then(|(identity, _)| tunnel.certificates.held(identity));
+                if let Some(own) = own.filter(|own| tunnel.revocation.is_revoked(own.chain())) {
+                    let whose = own.identity().map(ToString::to_string).unwrap_or_default();
+                    pod.connections.end_identified(&Refusal::Revoked(whose));
+                }
             }
             () = changed(certificate.as_mut().map(|(_, status)| status)) => {
                 // New connections bear the new certificate; what is open was proven and goes on.
@@ -238,6 +251,10 @@ async fn keep(pod: Arc<Pod>, outbound: Arc<[Arc<Outbound>]>, watch: Watch) {
             }
         }
     }
+}
+
+async fn drained(watch: Watch) {
+    watch.signaled().await;
 }
 
 /// Resolves when the watched value changes; never when there is none, or no longer.

@@ -113,8 +113,12 @@ fn another_network_is_reached_through_its_gateway_with_a_tunnel_in_a_tunnel() {
         ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
-        near.line(&["connection complete", "direction=\"outbound\"", &format!("dst.service=\"{host}\"")])
-            .await;
+        // Here the far pod is known by what it said of itself.
+        let outbound = ["connection complete", "direction=\"outbound\"", &format!("dst.service=\"{host}\"")];
+        let line = near.line(&outbound).await;
+        for part in ["dst.workload=\"web\"", "dst.identity=\"spiffe://cluster.local/ns/default/sa/web\""] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
         // A far end that is nobody of the service is not talked to.
         let strangers = service(&key)
             .vip("near/10.96.0.1")

@@ -23,7 +23,7 @@ pub enum Update {
 }
 
 /// Something to be forgotten. What is not known is not missed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Removal {
     /// A workload or service, by the name of its resource (protocols 1.4): a workload's key, else
     /// `namespace/hostname`.

@@ -87,9 +87,15 @@ pub fn encode_workload(workload: &Workload) -> Bytes {
     pb::Address { r#type: Some(message) }.encode_to_vec().into()
 }
 
-/// The body of the [`WORKLOAD`] resource for a workload.
-pub fn encode_bare_workload(workload: &Workload) -> Bytes {
-    workload::encode(workload).encode_to_vec().into()
+/// The body of the [`WORKLOAD`] resource for a workload, which is a part of that of the [`ADDRESS`] resource:
+/// no byte is kept twice. `None` for a service.
+pub fn bare_workload(address: &Bytes) -> Option<Bytes> {
+    let mut rest = address.as_ref();
+    let (field, kind) = prost::encoding::decode_key(&mut rest).ok()?;
+    let length = prost::encoding::decode_varint(&mut rest).ok()?;
+    let is_workload = (field, kind) == (1, prost::encoding::WireType::LengthDelimited);
+    let whole = u64::try_from(rest.len()) == Ok(length);
+    (is_workload && whole).then(|| address.slice_ref(rest))
 }
 
 /// The body of the [`ADDRESS`] resource for a service.

@@ -14,12 +14,17 @@ proptest! {
         if let Ok(update) = decode_address(Bytes::from(bytes.clone()), &mut names) {
             match update {
                 Update::Workload(workload) => {
-                    let again = decode_address(encode_workload(&workload), &mut names);
+                    let body = encode_workload(&workload);
+                    let bare = bare_workload(&body).expect("a workload");
+                    prop_assert_eq!(bare, Bytes::from(workload::encode(&workload).encode_to_vec()));
+                    let again = decode_address(body, &mut names);
                     let same = matches!(again, Ok(Update::Workload(same)) if same == workload);
                     prop_assert!(same);
                 }
                 Update::Service(service) => {
-                    let again = decode_address(encode_service(&service), &mut names);
+                    let body = encode_service(&service);
+                    prop_assert_eq!(bare_workload(&body), None);
+                    let again = decode_address(body, &mut names);
                     let same = matches!(again, Ok(Update::Service(same)) if same == service);
                     prop_assert!(same);
                 }

@@ -2,9 +2,11 @@
 
 use std::cell::RefCell;
 
-/// Eight records, all but one of them whole: what one system call moves. Larger no longer fits into the
-/// second-level cache together with what the bytes are copied to.
-pub(super) const SIZE: usize = 128 * 1024;
+/// What one system call moves: eight records, all but one of them whole. It fills two of the largest segments
+/// that the kernel makes (64 KiB, whole frames of any usual size) and leaves no small third one, which would
+/// cost as much as either. Larger no longer fits into the second-level cache together with what the bytes
+/// are copied to.
+pub(super) const SIZE: usize = 122 * 1024;
 
 /// Kept by a thread: one or two are in use at any moment, the rest waits for a socket.
 const KEPT: usize = 4;
