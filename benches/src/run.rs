@@ -141,13 +141,20 @@ impl Bench {
         Ok(())
     }
 
+    /// Evenly spaced, which is the hardest: every request finds everybody asleep. And all clients on one beat, as
+    /// common load generators do it.
     fn rate(&mut self) -> anyhow::Result<()> {
-        for place in Place::ALL {
+        for (place, burst) in Place::ALL.into_iter().flat_map(|place| [(place, 1), (place, CONNECTIONS)]) {
             if !self.wants("rate") {
                 continue;
             }
-            let name = format!("{}, 3,200 requests/s", place.words());
-            let args = [("--connections", CONNECTIONS.to_string()), ("--rate", RATE.to_string())];
+            let bursts = if burst == 1 { "" } else { " in bursts of 64" };
+            let name = format!("{}, 3,200 requests/s{bursts}", place.words());
+            let args = [
+                ("--connections", CONNECTIONS.to_string()),
+                ("--rate", RATE.to_string()),
+                ("--burst", burst.to_string()),
+            ];
             let series = self.compare(place, "http", &args, self.seconds(4.0))?;
             let figure = |what: &str, unit, key: &str, by| {
                 Figure::of(format!("{name}: {what}"), unit, &series, key, by)

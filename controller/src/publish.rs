@@ -52,8 +52,10 @@ struct Held {
 pub struct Changes {
     /// Workloads and services that are new or changed.
     pub addresses: Vec<Resource>,
-    /// Names of workloads and services that are gone.
-    pub removed_addresses: Vec<String>,
+    /// Names of workloads that are gone.
+    pub removed_workloads: Vec<String>,
+    /// Names of services that are gone.
+    pub removed_services: Vec<String>,
     /// Policies that are new or changed.
     pub policies: Vec<Resource>,
     /// Names of policies that are gone.
@@ -69,7 +71,8 @@ impl Changes {
     /// How many resources differ.
     pub fn len(&self) -> usize {
         self.addresses.len()
-            + self.removed_addresses.len()
+            + self.removed_workloads.len()
+            + self.removed_services.len()
             + self.policies.len()
             + self.removed_policies.len()
     }
@@ -80,11 +83,13 @@ impl Changes {
         if !self.policies.is_empty() {
             sink.update(AUTHORIZATION, self.policies, &[]);
         }
-        if !(self.addresses.is_empty() && self.removed_addresses.is_empty()) {
-            let workloads = self.addresses.iter().filter_map(bare).collect();
-            sink.update(ADDRESS, self.addresses, &self.removed_addresses);
-            // A service was never there, and so is not missed.
-            sink.update(WORKLOAD, workloads, &self.removed_addresses);
+        let workloads: Vec<_> = self.addresses.iter().filter_map(bare).collect();
+        let removed = [self.removed_workloads.as_slice(), &self.removed_services].concat();
+        if !(self.addresses.is_empty() && removed.is_empty()) {
+            sink.update(ADDRESS, self.addresses, &removed);
+        }
+        if !(workloads.is_empty() && self.removed_workloads.is_empty()) {
+            sink.update(WORKLOAD, workloads, &self.removed_workloads);
         }
         if !self.removed_policies.is_empty() {
             sink.update(AUTHORIZATION, Vec::new(), &self.removed_policies);
@@ -98,7 +103,8 @@ impl Outputs {
         let Some(now) = now else {
             if let Some(held) = self.held.remove(&output) {
                 match output {
-                    Output::Workload(_) | Output::Service(_) => changes.removed_addresses.push(held.name),
+                    Output::Workload(_) => changes.removed_workloads.push(held.name),
+                    Output::Service(_) => changes.removed_services.push(held.name),
                     Output::Policy(_) => changes.removed_policies.push(held.name),
                 }
             }

@@ -157,9 +157,12 @@ fn versions_are_hashes_of_the_bytes() {
     let resources = Resources::default();
     Engine::new(Settings::default(), resources.clone()).absorb(upserts(&web()).chain([Event::Synced]));
     let got = resources.0.lock().unwrap().clone();
-    let [web] = got.as_slice() else { unreachable!("{got:?}") };
-    assert_eq!(web.version, format!("{:x}", xxhash_rust::xxh64::xxh64(&web.body, 0)));
-    assert_eq!((web.aliases.as_slice(), web.node.as_str()), (["/10.0.0.1".to_owned()].as_slice(), "n1"));
+    let [address, bare] = got.as_slice() else { unreachable!("{got:?}") };
+    for web in [address, bare] {
+        assert_eq!(web.version, format!("{:x}", xxhash_rust::xxh64::xxh64(&web.body, 0)));
+        assert_eq!((web.aliases.as_slice(), web.node.as_str()), (["/10.0.0.1".to_owned()].as_slice(), "n1"));
+    }
+    assert_ne!(address.version, bare.version);
 }
 
 #[tokio::test]

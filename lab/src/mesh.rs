@@ -165,7 +165,9 @@ pub enum MeshError {
         pods: String,
     },
     /// A tunnel has not heard in time that pods are in the mesh.
-    #[error("{tunnel} did not hear within {limit:?} that these are in the mesh: {pods}; the controller's log says why")]
+    #[error(
+        "{tunnel} did not hear within {limit:?} that these are in the mesh: {pods}; the controller's log says why"
+    )]
     NotTold {
         /// Which tunnel.
         tunnel: String,

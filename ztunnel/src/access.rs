@@ -116,8 +116,8 @@ impl Record {
     }
 
     /// Counts the bytes of this connection. The metrics see them at once.
-    pub fn meter(&self) -> &Meter {
-        &self.0.meter
+    pub fn meter(&self) -> Arc<Meter> {
+        self.0.meter.clone()
     }
 
     /// What was known when it was opened.

@@ -58,10 +58,28 @@ pub fn pages(shown: Shown, logs: LogControl, exit: Exit) -> Pages {
         exit.ask();
         Response::text("shutdown now\n")
     };
-    logs.pages(Pages::new("ztunnel"))
+    let pages = logs
+        .pages(Pages::new("ztunnel"))
         .page(Method::GET, "/config_dump", "everything that this tunnel knows, as JSON", dump)
         .page(Method::GET, "/debug/sync", "the state of the connection to the control plane", sync)
-        .page(Method::POST, "/quitquitquit", "drain and exit", quit)
+        .page(Method::POST, "/quitquitquit", "drain and exit", quit);
+    PROFILES.iter().fold(pages, |pages, path| {
+        pages.page(Method::GET, path, "not built in; says how to get a profile", |_| no_profiler())
+    })
+}
+
+/// Where the reference has profiles (protocols 10.3).
+const PROFILES: [&str; 3] = ["/debug/pprof/profile", "/debug/pprof/heap", "/debug/pprof/heap/profiling"];
+
+/// A profiler inside would be a megabyte on every node, and interrupt the process to look at itself; those outside
+/// see the kernel's part too, which is most of what a tunnel costs.
+fn no_profiler() -> Response {
+    let process = std::process::id();
+    Response::text(format!(
+        "This tunnel has no profiler inside. On its node:\n  perf record -g -p {process} -- sleep 10   # CPU\n  \
+         heaptrack -p {process}                     # memory\n"
+    ))
+    .with_status(StatusCode::NOT_IMPLEMENTED)
 }
 
 fn around(shown: &Shown) -> Around {

@@ -5,9 +5,9 @@
 
 use std::{
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    task::Poll,
+    task::{Context, Poll},
 };
 
 use ambit_model::{
@@ -19,6 +19,7 @@ use ambit_model::{
 };
 use futures_util::task::AtomicWaker;
 use hashbrown::HashMap;
+use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 
 use crate::{
@@ -63,13 +64,14 @@ pub struct Open {
     pub peer: Option<Identity>,
     /// Where it was carried to and how, once that is known.
     pub onward: OnceLock<(SocketAddr, Travels)>,
-    ended: OnceLock<Refusal>,
+    /// Boxed: few connections are ended from here, and all keep room for it.
+    ended: OnceLock<Box<Refusal>>,
     waker: AtomicWaker,
 }
 
 impl Open {
     fn end(&self, refusal: Refusal) {
-        if self.ended.set(refusal).is_ok() {
+        if self.ended.set(Box::new(refusal)).is_ok() {
             self.waker.wake();
         }
     }
@@ -184,13 +186,10 @@ impl Registration {
         let _ = self.open.onward.set((to, travels));
     }
 
-    /// Resolves when the connection must end, with the reason.
-    pub async fn ended(&self) -> Refusal {
-        std::future::poll_fn(|cx| {
-            self.open.waker.register(cx.waker());
-            self.open.ended.get().cloned().map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
+    /// Ready when the connection must end, with the reason.
+    pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<Refusal> {
+        self.open.waker.register(cx.waker());
+        self.open.ended.get().map_or(Poll::Pending, |refusal| Poll::Ready(Refusal::clone(refusal)))
     }
 
     /// Judges the connection by the policies on `workload`.
@@ -218,19 +217,32 @@ impl Drop for Registration {
 }
 
 /// Runs `work` until it is done or the connection must end.
-pub async fn until_ended<T>(
-    registration: &Registration,
-    work: impl Future<Output = T>,
-) -> Result<T, Refusal> {
-    let mut work = pin!(work);
-    let mut ended = pin!(registration.ended());
-    std::future::poll_fn(|cx| {
-        if let Poll::Ready(refusal) = ended.as_mut().poll(cx) {
+pub fn until_ended<F: Future>(registration: &Registration, work: F) -> UntilEnded<'_, F> {
+    UntilEnded { registration, work }
+}
+
+pin_project! {
+    /// See [`until_ended`]. Hand-written, as an `async` function would keep room for the work twice, and a
+    /// connection's task should be small.
+    #[must_use = "futures do nothing unless polled"]
+    #[derive(Debug)]
+    pub struct UntilEnded<'a, F> {
+        registration: &'a Registration,
+        #[pin]
+        work: F,
+    }
+}
+
+impl<F: Future> Future for UntilEnded<'_, F> {
+    type Output = Result<F::Output, Refusal>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(refusal) = this.registration.poll_ended(cx) {
             return Poll::Ready(Err(refusal));
         }
-        work.as_mut().poll(cx).map(Ok)
-    })
-    .await
+        this.work.poll(cx).map(Ok)
+    }
 }
 
 #[cfg(test)]
@@ -264,7 +276,7 @@ mod tests {
         assert!(registration.judge(&mesh, &web.clone().build()).is_ok(), "not attached yet");
         let attached = web.policies(&["shop/new"]).build();
         all.judge(&mesh, &attached);
-        let refusal = registration.ended().await;
+        let refusal = std::future::poll_fn(|cx| registration.poll_ended(cx)).await;
         assert_eq!(
             refusal.to_string(),
             "connection closed due to policy change: explicitly denied by: shop/new"

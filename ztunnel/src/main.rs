@@ -12,13 +12,9 @@ use ambit_ztunnel::{
     config::{Config, Disk, LogFormat},
 };
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
-    // Before anything large is allocated. The kernel would back an arena that is mostly empty by whole
-    // huge pages: two thirds of an idle tunnel's memory, and three times what an idle connection needs.
-    // Refused by nobody we know of; without it the tunnel is merely larger.
+    // Before anything large is allocated. The kernel would back a heap that is mostly empty by whole huge
+    // pages. Refused by nobody we know of; without it the tunnel is merely larger.
     let _ = nix::sys::prctl::set_thp_disable(true);
     match start() {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,14 +1,14 @@
 //! The right to carry a connection to a pod.
 //!
 //! A [`Permit`] is made here and nowhere else, by judging the connection; nothing is delivered
-//! without one. It can be taken away: [`Permit::revoked`] resolves when a policy no longer grants it.
+//! without one. It can be taken away: what was delivered ends when a policy no longer grants it.
 
 use std::net::SocketAddr;
 
 use ambit_model::{authz::By, identity::Identity, workload::Workload};
 
 use crate::{
-    connections::{Registration, until_ended},
+    connections::{Registration, UntilEnded, until_ended},
     metrics::Direction,
     pods::Pod,
     refusal::Refusal,
@@ -68,13 +68,15 @@ impl Permit {
         &self.granted_by
     }
 
-    /// Resolves when it is taken away.
-    pub async fn revoked(&self) -> Refusal {
-        self.registration.ended().await
-    }
-
     /// Runs `work` until it is done or the permit is taken away.
-    pub async fn while_held<T>(&self, work: impl Future<Output = T>) -> Result<T, Refusal> {
-        until_ended(&self.registration, work).await
+    pub fn while_held<F: Future>(&self, work: F) -> UntilEnded<'_, F> {
+        until_ended(&self.registration, work)
+    }
+}
+
+impl From<Permit> for Registration {
+    /// What has been delivered needs no further right, and is still told when it must end.
+    fn from(permit: Permit) -> Self {
+        permit.registration
     }
 }

@@ -33,9 +33,15 @@ pub struct Options {
 pub enum Source {
     /// Its own namespace's.
     Own,
-    /// This one, which need not exist here (`IP_TRANSPARENT`, protocols 5.8).
-    Of(IpAddr),
+    /// This one, which need not exist here (`IP_TRANSPARENT`, protocols 5.8), and this port, or 0 for one that
+    /// the kernel chooses when connecting.
+    Of(IpAddr, u16),
 }
+
+/// Ports for sockets that bear a client's address: below those that clients' own kernels choose from by default.
+/// The client's own connection to the same port of the pod passes through the same connection tracking, which
+/// cannot tell it from ours if both come from the same port: one is refused, the other reset.
+pub const BORROWED_PORTS: std::ops::RangeInclusive<u16> = 10_000..=32_767;
 
 /// How far the other end of a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +85,16 @@ pub fn outgoing(
     reach: Reach,
 ) -> io::Result<tokio::net::TcpSocket> {
     let socket = tcp(to, options, reach)?;
-    if let Source::Of(ip) = source {
+    if let Source::Of(ip, port) = source {
         set_transparent(&socket)?;
-        // The port is chosen when connecting, so that many clients' sockets do not exhaust one range.
         socket.set_freebind_v4(true)?;
-        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
-        socket.bind(&SocketAddr::new(ip, 0).into())?;
+        if port == 0 {
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
+        } else {
+            // Others may have it too, as long as they are connected elsewhere.
+            socket.set_reuse_address(true)?;
+        }
+        socket.bind(&SocketAddr::new(ip, port).into())?;
     }
     Ok(tokio::net::TcpSocket::from_std_stream(socket.into()))
 }

@@ -31,6 +31,15 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// Answers still under way at the end are waited for this long.
 const LAST: Duration = Duration::from_secs(5);
 
+/// How often requests are due.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// So many a second.
+    pub rate: u32,
+    /// So many at the same instant.
+    pub burst: u32,
+}
+
 struct Connection {
     /// When the request under way was due.
     asked: Option<Instant>,
@@ -55,7 +64,7 @@ struct Client<'a> {
 pub(super) fn run(
     to: SocketAddr,
     connections: usize,
-    rate: Option<u32>,
+    pace: Option<Pace>,
     time: Duration,
 ) -> anyhow::Result<Outcome> {
     // Timers of 50 µs precision would be most of what is measured.
@@ -78,8 +87,8 @@ pub(super) fn run(
         requests: 0,
         failures: 0,
     };
-    match rate {
-        Some(rate) => client.open_loop(started, until, Duration::from_secs(1) / rate)?,
+    match pace {
+        Some(pace) => client.open_loop(started, until, pace)?,
         None => client.closed_loop(until)?,
     }
     let Client { mut latencies, requests, failures, .. } = client;
@@ -96,7 +105,8 @@ pub(super) fn run(
 }
 
 impl Client<'_> {
-    fn open_loop(&mut self, started: Instant, until: Instant, interval: Duration) -> io::Result<()> {
+    fn open_loop(&mut self, started: Instant, until: Instant, pace: Pace) -> io::Result<()> {
+        let interval = Duration::from_secs(1) * pace.burst / pace.rate;
         let mut due = started;
         let mut turn = (0..self.connections.len()).cycle();
         let streams = self.streams;
@@ -104,7 +114,7 @@ impl Client<'_> {
         loop {
             let now = Instant::now();
             while due <= now && due < until {
-                if let Some(at) = turn.next() {
+                for at in turn.by_ref().take(usize::try_from(pace.burst).unwrap_or(usize::MAX)) {
                     self.due(at, due);
                 }
                 due += interval;

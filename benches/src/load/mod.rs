@@ -45,6 +45,9 @@ pub enum Load {
         /// So many a second, due at fixed instants whatever the answers do; as fast as they go without it.
         #[arg(long)]
         rate: Option<u32>,
+        /// With a rate: so many of them are due at the same instant, and then none for as long as they take.
+        #[arg(long, default_value = "1", requires = "rate")]
+        burst: u32,
         /// For how long.
         #[arg(long)]
         seconds: f64,
@@ -99,8 +102,9 @@ pub fn run(load: &Load) -> anyhow::Result<()> {
     ambit_runtime::rlimit::raise_open_files()?;
     let outcome = match *load {
         Load::Bulk { to, streams, seconds } => bulk::run(to, streams, Duration::from_secs_f64(seconds))?,
-        Load::Http { to, connections, rate, seconds } => {
-            http::run(to, connections, rate, Duration::from_secs_f64(seconds))?
+        Load::Http { to, connections, rate, burst, seconds } => {
+            let pace = rate.map(|rate| http::Pace { rate, burst });
+            http::run(to, connections, pace, Duration::from_secs_f64(seconds))?
         }
         Load::Churn { to, clients, seconds } => churn::run(to, clients, Duration::from_secs_f64(seconds))?,
         Load::Hold { to, connections, bytes } => hold::run(to, connections, bytes)?,

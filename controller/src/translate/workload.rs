@@ -209,7 +209,7 @@ fn common(
         namespace,
         network: cluster.network(),
         trust_domain: settings.trust_domain.clone(),
-        waypoint: binding.bound().map(|bound| bound.address.clone()),
+        waypoint: binding.bound().map(|bound| Box::new(bound.address.clone())),
         canonical_name: label(&name).unwrap_or_else(|| owner.clone()),
         canonical_revision: label(&revision).unwrap_or_else(|| "latest".into()),
         workload_type: WorkloadType::Pod,

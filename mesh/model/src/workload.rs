@@ -32,10 +32,10 @@ pub struct Workload {
     pub trust_domain: TrustDomain,
     /// The account it runs as.
     pub service_account: ServiceAccount,
-    /// The proxy for traffic addressed to the workload itself.
-    pub waypoint: Option<GatewayAddress>,
+    /// The proxy for traffic addressed to the workload itself. Boxed, like the next: most have none.
+    pub waypoint: Option<Box<GatewayAddress>>,
     /// How it is reached from another network.
-    pub network_gateway: Option<GatewayAddress>,
+    pub network_gateway: Option<Box<GatewayAddress>>,
     /// The node it runs on.
     pub node: Node,
     /// For telemetry.

@@ -118,7 +118,7 @@ fn tunnel(way: Way, configs: &Configs, listen: TcpListener, to: SocketAddr) -> V
                     let far = tokio::net::TcpStream::connect(to).await.unwrap();
                     near.set_nodelay(true).unwrap();
                     far.set_nodelay(true).unwrap();
-                    both_ways(near, far, &Meter::default()).await;
+                    both_ways(near, far, Arc::<Meter>::default()).await;
                 });
             }
         })];
@@ -159,7 +159,7 @@ fn tunnel(way: Way, configs: &Configs, listen: TcpListener, to: SocketAddr) -> V
                 let authority = parse_authority("10.0.0.9:80").unwrap();
                 let (stream, _) =
                     connection.open(Connect { authority, headers: HeaderMap::new() }).await.unwrap();
-                both_ways(app, stream, &Meter::default()).await;
+                both_ways(app, stream, Arc::<Meter>::default()).await;
             });
         }
     });
@@ -171,7 +171,7 @@ async fn serve(io: impl Transport, to: SocketAddr) {
         task(async move {
             let app = tokio::net::TcpStream::connect(to).await.unwrap();
             app.set_nodelay(true).unwrap();
-            both_ways(app, incoming.accept(None).unwrap(), &Meter::default()).await;
+            both_ways(app, incoming.accept(None).unwrap(), Arc::<Meter>::default()).await;
         });
     };
     let _ = hbone::serve(io, &Settings::default(), take, pending(), pending()).await;

@@ -116,7 +116,7 @@ fn a_complete_connection_is_written_in_the_order_of_the_protocol() {
 }
 
 /// Copies what the application sends, and what it gets, over real sockets.
-fn move_bytes(meter: &Meter, from_app: &[u8], to_app: &[u8]) {
+fn move_bytes(meter: Arc<Meter>, from_app: &[u8], to_app: &[u8]) {
     use tokio::{io::AsyncWriteExt, net::TcpListener, net::TcpStream};
 
     async fn pair() -> (TcpStream, TcpStream) {

@@ -70,8 +70,8 @@ fn shown(workload: &Workload) -> Shown<'_> {
     Shown {
         uid: workload.uid.as_str(),
         workload_ips: &workload.addresses,
-        waypoint: workload.waypoint.as_ref().map(Gateway::from),
-        network_gateway: workload.network_gateway.as_ref().map(Gateway::from),
+        waypoint: workload.waypoint.as_deref().map(Gateway::from),
+        network_gateway: workload.network_gateway.as_deref().map(Gateway::from),
         protocol: workload.tunnel,
         network_mode: workload.network_mode,
         name: workload.name.as_str(),

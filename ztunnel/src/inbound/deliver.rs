@@ -9,7 +9,7 @@ use crate::{
     permit::Permit,
     pods::{Pod, Unreached},
     refusal::Refusal,
-    socket::{Reach, Source},
+    socket::Reach,
 };
 
 /// Connects to the application as `delivery` says, as if from `client`.
@@ -23,6 +23,10 @@ pub async fn deliver(
     let keeps = delivery.keep_source && pod.transparent && client != delivery.dial.ip();
     // An application of one family cannot answer a client of the other.
     let keeps = keeps && client.is_ipv4() == delivery.dial.is_ipv4();
-    let source = if keeps { Source::Of(client) } else { Source::Own };
-    pod.connect(delivery.dial, source, Reach::Pod).await.map_err(Unreached::of_application)
+    let connected = if keeps {
+        pod.connect_as(client, delivery.dial).await
+    } else {
+        pod.connect(delivery.dial, Reach::Pod).await
+    };
+    connected.map_err(Unreached::of_application)
 }

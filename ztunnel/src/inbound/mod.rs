@@ -31,7 +31,7 @@ use crate::{
     permit::Caller,
     pods::Pod,
     refusal::Refusal,
-    story,
+    story::{self, Carrying, Story},
 };
 
 /// The accepting side of TLS.
@@ -76,8 +76,7 @@ impl Inbound {
         };
         let peer = Arc::new(peer);
         let on_connect = |incoming| {
-            let (inbound, peer) = (self.clone(), peer.clone());
-            task::spawn("inbound stream", async move { inbound.stream(incoming, peer).await });
+            task::spawn("inbound stream", Story::new(self.clone().stream(incoming, peer.clone())));
         };
         let draining = async {
             drain.signaled().await;
@@ -121,12 +120,12 @@ impl Inbound {
     }
 
     /// One stream: what does it ask for, may it, deliver, copy.
-    async fn stream(&self, incoming: Incoming, peer: Arc<Peer>) {
-        let Some((arrived, tunnel)) = Box::pin(self.answer(incoming, &peer)).await else { return };
+    async fn stream(self: Arc<Self>, incoming: Incoming, peer: Arc<Peer>) -> Option<Carrying> {
+        let (arrived, tunnel) = self.answer(incoming, &peer).await?;
         let Arrived { permit, opened, app, .. } = arrived;
         let record = Record::open(&self.pod.tunnel.metrics, opened);
-        let copied = permit.while_held(copy::both_ways(app, tunnel, record.meter())).await;
-        record.close(story::outcome(&copied).as_ref().map_or(Ok(()), Err));
+        let copying = copy::both_ways(app, tunnel, record.meter());
+        Some(story::carry(copying, permit.into(), record, ()))
     }
 
     async fn answer(&self, incoming: Incoming, peer: &Peer) -> Option<(Arrived, hbone::TunnelStream)> {

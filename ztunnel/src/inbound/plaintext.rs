@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use ambit_model::address::canonical;
+use ambit_runtime::drain::Watch;
 use ambit_wire::copy;
 use tokio::net::TcpStream;
 
@@ -17,25 +18,31 @@ use crate::{
     pods::Pod,
     refusal::Refusal,
     socket::original_destination,
-    story,
+    story::{self, Carrying, Story},
 };
 
-/// Serves one connection that was redirected here.
-pub async fn serve(pod: Arc<Pod>, client: TcpStream) {
+/// Serves one connection that was redirected here; `held` has the drain wait for it.
+pub fn serve(pod: Arc<Pod>, client: TcpStream, held: Watch) -> impl Future<Output = ()> {
+    Story::new(begin(pod, client, held))
+}
+
+async fn begin(pod: Arc<Pod>, client: TcpStream, held: Watch) -> Option<Carrying> {
     let (Ok(address), Ok(destination)) = (client.peer_addr().map(canonical), original_destination(&client))
     else {
-        return;
+        // The client has reset it already (protocols 12, line 3).
+        return None;
     };
     let metrics = &pod.tunnel.metrics;
-    let _socket = metrics.socket(Direction::Inbound);
+    let guard = (metrics.socket(Direction::Inbound), held);
     if pod.tunnel.settings.own_ports.contains(&destination.port()) {
         let refusal = Refusal::Recursive(destination.port());
-        return refused_early(metrics, Direction::Inbound, address, destination, &refusal);
+        refused_early(metrics, Direction::Inbound, address, destination, &refusal);
+        return None;
     }
-    let Some((permit, record, app)) = Box::pin(receive(&pod, address, destination)).await else { return };
+    let (permit, record, app) = receive(&pod, address, destination).await?;
     // Seen from the application: what it sends goes to the client.
-    let copied = permit.while_held(copy::both_ways(app, client, record.meter())).await;
-    record.close(story::outcome(&copied).as_ref().map_or(Ok(()), Err));
+    let copying = copy::both_ways(app, client, record.meter());
+    Some(story::carry(copying, permit.into(), record, guard))
 }
 
 async fn receive(

@@ -85,7 +85,7 @@ fn validate(mesh: &Snapshot, request: &Request<'_>, asked: SocketAddr) -> Result
     let from = &request.local.namespace;
     let serves = |waypoint| mesh.stands_behind(request.local, waypoint, from);
     let served = match mesh.addressed(&address, from) {
-        Some(Addressed::Workload(workload)) => workload.waypoint.as_ref().is_some_and(serves),
+        Some(Addressed::Workload(workload)) => workload.waypoint.as_deref().is_some_and(serves),
         Some(Addressed::Service(service)) => {
             let weighted = service.weighted_waypoints.iter().map(|one| &one.destination);
             service.waypoint.iter().chain(weighted).any(serves)

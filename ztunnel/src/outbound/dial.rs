@@ -33,7 +33,7 @@ use crate::{
     permit::Caller,
     pods::{Pod, Unreached},
     refusal::Refusal,
-    socket::{Reach, Source},
+    socket::Reach,
     tunnel::SameNode,
 };
 
@@ -99,7 +99,11 @@ impl Dial {
         match &plan.route {
             Route::Plain { to } => {
                 let to = self.resolve(to, plan, source).await?;
-                self.pod.connect(to, Source::Own, Reach::Network).await.map(Onward::Plain).map_err(Unreached::of_application)
+                self.pod
+                    .connect(to, Reach::Network)
+                    .await
+                    .map(Onward::Plain)
+                    .map_err(Unreached::of_application)
             }
             Route::Tunnel { to, target, expect } => {
                 if let Some(arrived) = self.neighbour(plan, source, from, target).await {
@@ -192,7 +196,7 @@ impl Dial {
     /// Dials a tunnel: TCP, TLS as the pod itself, HTTP/2.
     async fn tunnel(&self, source: &Arc<Workload>, key: &Key) -> Result<Connection, Refusal> {
         let certificate = self.pod.certificate(source).await?;
-        let tcp = self.pod.connect(key.to, Source::Own, Reach::Network).await.map_err(Unreached::of_tunnel)?;
+        let tcp = self.pod.connect(key.to, Reach::Network).await.map_err(Unreached::of_tunnel)?;
         let config = certificate.client_config(key.expected.clone());
         self.secure(tcp, config, key.to).await
     }

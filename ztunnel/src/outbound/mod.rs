@@ -6,8 +6,10 @@ pub mod plan;
 use std::{net::SocketAddr, sync::Arc};
 
 use ambit_model::{address::canonical, answer::Answer, name::Uid, workload::Workload};
+use ambit_runtime::drain::Watch;
 use ambit_wire::copy;
 use dial::{Dial, Onward};
+use futures_util::FutureExt as _;
 use plan::{Call, Hop, Plan, Route};
 use tokio::net::TcpStream;
 
@@ -20,7 +22,7 @@ use crate::{
     pods::Pod,
     refusal::Refusal,
     socket::original_destination,
-    story,
+    story::{self, Carrying, Story},
 };
 
 /// How many endpoints are tried for one connection. The first may be dead and not known to be; two
@@ -53,51 +55,38 @@ impl Outbound {
         &self.dial
     }
 
-    /// Serves one connection that was redirected here, until it ends.
-    pub async fn serve(self: Arc<Self>, client: TcpStream) {
-        let (Ok(source), Ok(to)) = (client.peer_addr().map(canonical), original_destination(&client)) else {
-            // The application has reset it already (protocols 12, line 3).
-            return;
-        };
-        let _socket = self.pod.tunnel.metrics.socket(Direction::Outbound);
-        // Boxed: what it takes to get there is not kept while bytes move.
-        let Some(carried) = Box::pin(self.carry(source, to)).await else { return };
-        let Carried { onward, record, registration } = carried;
-        let copied = match onward {
-            Onward::Plain(server) => {
-                until_ended(&registration, copy::both_ways(client, server, record.meter())).await
-            }
-            Onward::Tunnel(tunnel) => {
-                until_ended(&registration, copy::both_ways(client, tunnel, record.meter())).await
-            }
-            Onward::Inner { stream, connection, end: _ } => {
-                let copied =
-                    until_ended(&registration, copy::both_ways(client, stream, record.meter())).await;
-                connection.close();
-                copied
-            }
-            Onward::Neighbour(arrived) => {
-                return self.with_neighbour(client, *arrived, record, registration).await;
-            }
-        };
-        record.close(story::outcome(&copied).as_ref().map_or(Ok(()), Err));
+    /// Serves one connection that was redirected here, until it ends; `held` has the drain wait for it.
+    pub fn serve(self: Arc<Self>, client: TcpStream, held: Watch) -> impl Future<Output = ()> {
+        Story::new(self.begin(client, held))
     }
 
-    /// Both ends are here: one copy, two records.
-    async fn with_neighbour(
-        &self,
-        client: TcpStream,
-        arrived: Arrived,
-        record: Record,
-        registration: Registration,
-    ) {
-        let Arrived { permit, opened, app, .. } = arrived;
-        let arrival = Record::same_node(&record, opened);
-        let copying = permit.while_held(copy::both_ways(client, app, record.meter()));
-        let copied = until_ended(&registration, copying).await.and_then(|copied| copied);
-        let outcome = story::outcome(&copied);
-        arrival.close(outcome.as_ref().map_or(Ok(()), Err));
-        record.close(outcome.as_ref().map_or(Ok(()), Err));
+    async fn begin(self: Arc<Self>, client: TcpStream, held: Watch) -> Option<Carrying> {
+        let (Ok(source), Ok(to)) = (client.peer_addr().map(canonical), original_destination(&client)) else {
+            // The application has reset it already (protocols 12, line 3).
+            return None;
+        };
+        let guard = (self.pod.tunnel.metrics.socket(Direction::Outbound), held);
+        let Carried { onward, record, registration } = self.carry(source, to).await?;
+        let meter = record.meter();
+        Some(match onward {
+            Onward::Plain(server) => {
+                story::carry(copy::both_ways(client, server, meter), registration, record, guard)
+            }
+            Onward::Tunnel(tunnel) => {
+                story::carry(copy::both_ways(client, tunnel, meter), registration, record, guard)
+            }
+            Onward::Inner { stream, connection, end: _ } => {
+                let copying = copy::both_ways(client, stream, meter);
+                let carrying = story::carry(copying, registration, record, guard);
+                Box::pin(carrying.map(move |()| connection.close()))
+            }
+            Onward::Neighbour(arrived) => {
+                let Arrived { permit, opened, app, .. } = *arrived;
+                let arrival = Record::same_node(&record, opened);
+                let copying = copy::both_ways(client, app, meter);
+                story::carry_to_neighbour(copying, (registration, record), (permit.into(), arrival), guard)
+            }
+        })
     }
 
     /// Decides and connects; what is refused is recorded here.

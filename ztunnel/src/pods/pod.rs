@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -106,20 +106,31 @@ impl Pod {
     }
 
     /// Connects from inside the pod's namespace.
-    pub async fn connect(
-        &self,
-        to: SocketAddr,
-        source: Source,
-        reach: Reach,
-    ) -> Result<TcpStream, Unreached> {
+    pub async fn connect(&self, to: SocketAddr, reach: Reach) -> Result<TcpStream, Unreached> {
+        self.connect_from(Source::Own, to, reach).await.map_err(|error| error.of(to))
+    }
+
+    /// Connects from inside the pod's namespace to its application, with the address of `client`.
+    pub async fn connect_as(&self, client: IpAddr, to: SocketAddr) -> Result<TcpStream, Unreached> {
+        for _ in 0..PORTS_TRIED {
+            let source = Source::Of(client, rand::random_range(socket::BORROWED_PORTS));
+            match self.connect_from(source, to, Reach::Pod).await {
+                // The port has such a connection already, or somebody listens at it.
+                Err(Failed::Io(error)) if is_taken(&error) => {}
+                connected => return connected.map_err(|error| error.of(to)),
+            }
+        }
+        self.connect_from(Source::Of(client, 0), to, Reach::Pod).await.map_err(|error| error.of(to))
+    }
+
+    async fn connect_from(&self, source: Source, to: SocketAddr, reach: Reach) -> Result<TcpStream, Failed> {
         let settings = &self.tunnel.settings;
         let limit = settings.limits.connect;
-        let failed = |error: io::Error| Unreached::Failed { to, reason: error.to_string() };
         let open = || socket::outgoing(to, source, &settings.sockets, reach);
-        let socket = self.netns.enter(open).map_err(failed)?;
+        let socket = self.netns.enter(open).map_err(Failed::Io)?;
         match timeout(limit, socket.connect(to)).await {
-            Ok(connected) => connected.map_err(failed),
-            Err(_) => Err(Unreached::Silent { to, limit }),
+            Ok(connected) => connected.map_err(Failed::Io),
+            Err(_) => Err(Failed::Silent(limit)),
         }
     }
 
@@ -138,6 +149,29 @@ impl Pod {
         let changed = !judged_on.are(&grounds);
         *judged_on = grounds;
         changed
+    }
+}
+
+/// How many ports are tried for a socket with a client's address before the kernel chooses: with half of them
+/// in use by the same client, one in 256 connections goes so far.
+const PORTS_TRIED: usize = 8;
+
+/// What went wrong when connecting.
+enum Failed {
+    Io(io::Error),
+    Silent(Duration),
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse)
+}
+
+impl Failed {
+    fn of(self, to: SocketAddr) -> Unreached {
+        match self {
+            Self::Io(error) => Unreached::Failed { to, reason: error.to_string() },
+            Self::Silent(limit) => Unreached::Silent { to, limit },
+        }
     }
 }
 

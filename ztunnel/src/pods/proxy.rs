@@ -172,11 +172,7 @@ fn serve(
             worker,
             "outbound",
             accept(outgoing, watch.clone(), move |stream, held| {
-                let outbound = opening.clone();
-                task::spawn("outbound connection", async move {
-                    let _held = held;
-                    outbound.serve(stream).await;
-                });
+                task::spawn("outbound connection", opening.clone().serve(stream, held));
             }),
         );
         let served = pod.clone();
@@ -184,11 +180,7 @@ fn serve(
             worker,
             "inbound plaintext",
             accept(plaintext, watch.clone(), move |stream, held| {
-                let pod = served.clone();
-                task::spawn("plaintext connection", async move {
-                    let _held = held;
-                    inbound::plaintext::serve(pod, stream).await;
-                });
+                task::spawn("plaintext connection", inbound::plaintext::serve(served.clone(), stream, held));
             }),
         );
     }

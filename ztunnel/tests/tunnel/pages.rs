@@ -109,6 +109,11 @@ fn quitquitquit_drains_and_ends_with_status_0() {
         let _app = App::echo(&web, 8080);
         let (mut open, _) = call(&client, web.at(8080)).await.unwrap();
         assert_eq!(tunnel.get("/quitquitquit").await.status, 405);
+        for page in ["profile", "heap", "heap/profiling"] {
+            let profile = tunnel.get(&format!("/debug/pprof/{page}")).await;
+            assert_eq!(profile.status, 501, "no profile, and no pretence of one");
+            assert!(profile.body.contains("perf record"), "{profile:?}");
+        }
         assert_eq!(tunnel.post("/quitquitquit").await.status, 200);
         tunnel.line(&["Draining"]).await;
         exchange(&mut open, b"still here").await.unwrap();

@@ -40,6 +40,27 @@ fn the_application_sees_its_clients_address_in_both_families() {
     }
 }
 
+/// Connection tracking knows a client's own connection and the one that the tunnel makes in its name by the same
+/// four numbers: had both the same port, one of them would be torn.
+#[test]
+fn a_borrowed_address_comes_with_a_port_that_its_owner_would_not_choose() {
+    world(async |world: World| {
+        let _tunnel = world.tunnel().await;
+        let (web, client) = (world.pod("web").await, world.stranger());
+        let _app = App::echo(&web, 8080);
+        let mut held = Vec::new();
+        for n in 0..500 {
+            let (stream, seen) =
+                call(&client, web.at(8080)).await.unwrap_or_else(|error| panic!("{n}: {error}"));
+            let seen: SocketAddr = seen.parse().unwrap();
+            let own = stream.local_addr().unwrap();
+            assert_eq!(seen.ip(), own.ip());
+            assert!((10_000..32_768).contains(&seen.port()) && own.port() >= 32_768, "{own} came as {seen}");
+            held.push(stream);
+        }
+    });
+}
+
 #[test]
 fn without_original_source_the_application_sees_its_own_pod() {
     world(async |world: World| {

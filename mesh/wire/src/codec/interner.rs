@@ -1,27 +1,44 @@
-//! Equal names share one allocation.
+//! Equal names share one allocation, and so do equal ports.
 
 use std::sync::Arc;
 
 use ambit_model::{
     identity::TrustDomain,
     name::{Cluster, Hostname, Label, Namespace, Network, Node, ServiceAccount},
+    service::PortMap,
 };
 use hashbrown::HashSet;
 
 /// How many new names are taken in before those that nobody holds any more are looked for.
 const SWEEP_AFTER: usize = 4096;
 
+/// How many different ports are remembered. A cluster has a few dozen kinds; who has more shares less.
+const MOST_PORTS: usize = 1024;
+
 /// Remembers the names in use, so that ten thousand workloads hold one copy of their cluster's name.
 #[derive(Debug, Default)]
 pub struct Interner {
     seen: HashSet<Arc<str>>,
     since_sweep: usize,
+    ports: HashSet<PortMap>,
 }
 
 impl Interner {
     /// The name of type `N` that `text` is.
     pub(crate) fn name<N: Shared>(&mut self, text: &str) -> N {
         N::shared(self.text(text))
+    }
+
+    /// The same ports, shared with whoever has them too.
+    pub(crate) fn ports(&mut self, ports: PortMap) -> PortMap {
+        if let Some(known) = self.ports.get(&ports) {
+            return known.clone();
+        }
+        if self.ports.len() >= MOST_PORTS {
+            self.ports.clear();
+        }
+        self.ports.insert(ports.clone());
+        ports
     }
 
     fn text(&mut self, text: &str) -> Arc<str> {

@@ -1,6 +1,9 @@
 //! `istio.workload.Workload` (protocols 2.1).
 
+use std::sync::Arc;
+
 use ambit_model::{
+    identity::DEFAULT_TRUST_DOMAIN,
     name::{PolicyKey, ServiceKey, Uid},
     workload::{
         ApplicationProtocol, ApplicationTunnel, Capacity, Health, Locality, NetworkMode, Tunnel, Workload,
@@ -40,7 +43,7 @@ pub(super) fn decode(message: pb::Workload, names: &mut Interner) -> Result<Work
                 InvalidResource::field("services", format!("{key:?} is not namespace/hostname"))
             })?;
             let key = ServiceKey { namespace: names.name(namespace), hostname: names.name(hostname) };
-            Ok((key, decode_ports("services", &ports.ports)?))
+            Ok((key, names.ports(decode_ports("services", &ports.ports)?)))
         })
         .collect::<Result<Vec<_>, InvalidResource>>()?;
     services.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -53,7 +56,7 @@ pub(super) fn decode(message: pb::Workload, names: &mut Interner) -> Result<Work
             })?;
             Ok(PolicyKey { namespace: names.name(namespace), name: names.name(name) })
         })
-        .collect::<Result<_, InvalidResource>>()?;
+        .collect::<Result<Vec<_>, InvalidResource>>()?;
     let locality = message.locality.unwrap_or_default();
     Ok(Workload {
         uid: Uid::from(message.uid),
@@ -63,12 +66,15 @@ pub(super) fn decode(message: pb::Workload, names: &mut Interner) -> Result<Work
         hostname: names.name(&message.hostname),
         network: names.name(&message.network),
         tunnel,
-        trust_domain: names.name(&message.trust_domain),
+        trust_domain: names.name(or(&message.trust_domain, DEFAULT_TRUST_DOMAIN)),
         service_account: names.name(or(&message.service_account, DEFAULT_ACCOUNT)),
-        waypoint: message.waypoint.map(|gateway| decode_gateway("waypoint", gateway, names)).transpose()?,
+        waypoint: message
+            .waypoint
+            .map(|gateway| decode_gateway("waypoint", gateway, names).map(Box::new))
+            .transpose()?,
         network_gateway: message
             .network_gateway
-            .map(|gateway| decode_gateway("network_gateway", gateway, names))
+            .map(|gateway| decode_gateway("network_gateway", gateway, names).map(Box::new))
             .transpose()?,
         node: names.name(&message.node),
         canonical_name: names.name(&message.canonical_name),
@@ -82,8 +88,8 @@ pub(super) fn decode(message: pb::Workload, names: &mut Interner) -> Result<Work
         workload_name: names.name(&message.workload_name),
         native_tunnel: message.native_tunnel,
         application_tunnel: message.application_tunnel.map(decode_tunnel).transpose()?,
-        services: services.into(),
-        authorization_policies: policies,
+        services: shared(services),
+        authorization_policies: shared(policies),
         health: match decode_enum("status", message.status)? {
             pb::WorkloadStatus::Healthy => Health::Healthy,
             pb::WorkloadStatus::Unhealthy => Health::Unhealthy,
@@ -100,6 +106,11 @@ pub(super) fn decode(message: pb::Workload, names: &mut Interner) -> Result<Work
         },
         capacity: message.capacity.map_or_else(Capacity::default, Capacity),
     })
+}
+
+/// All empty lists are the same one.
+fn shared<T>(items: Vec<T>) -> Arc<[T]> {
+    if items.is_empty() { Arc::default() } else { items.into() }
 }
 
 fn or<'t>(text: &'t str, default: &'t str) -> &'t str {
@@ -140,8 +151,8 @@ pub(super) fn encode(workload: &Workload) -> pb::Workload {
             workload.trust_domain.to_string()
         },
         service_account: workload.service_account.to_string(),
-        waypoint: workload.waypoint.as_ref().map(encode_gateway),
-        network_gateway: workload.network_gateway.as_ref().map(encode_gateway),
+        waypoint: workload.waypoint.as_deref().map(encode_gateway),
+        network_gateway: workload.network_gateway.as_deref().map(encode_gateway),
         node: workload.node.to_string(),
         canonical_name: workload.canonical_name.to_string(),
         canonical_revision: workload.canonical_revision.to_string(),

@@ -10,7 +10,10 @@ mod tunnel;
 
 use std::{
     io,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::net::TcpStream;
@@ -24,31 +27,31 @@ pub use tunnel::TunnelCopy;
 ///
 /// When one side ends its direction, the other is told so and goes on; the future is ready when both have
 /// ended, or when one has failed in a way that ends both. Dropping it ends both at once.
-pub fn both_ways<F: Far>(app: TcpStream, far: F, meter: &Meter) -> F::Copy<'_> {
+pub fn both_ways<F: Far>(app: TcpStream, far: F, meter: Arc<Meter>) -> F::Copy {
     far.copy(app, meter)
 }
 
 /// What can be behind an application's connection: another connection, or a tunnel.
 pub trait Far {
     /// The future that does the copying.
-    type Copy<'a>: Future<Output = End> + Send + 'a;
+    type Copy: Future<Output = End> + Send + Unpin + 'static;
 
     /// Starts copying between `app` and this.
-    fn copy(self, app: TcpStream, meter: &Meter) -> Self::Copy<'_>;
+    fn copy(self, app: TcpStream, meter: Arc<Meter>) -> Self::Copy;
 }
 
 impl Far for TunnelStream {
-    type Copy<'a> = TunnelCopy<'a>;
+    type Copy = TunnelCopy;
 
-    fn copy(self, app: TcpStream, meter: &Meter) -> TunnelCopy<'_> {
+    fn copy(self, app: TcpStream, meter: Arc<Meter>) -> TunnelCopy {
         TunnelCopy::new(app, self, meter)
     }
 }
 
 impl Far for TcpStream {
-    type Copy<'a> = PlainCopy<'a>;
+    type Copy = PlainCopy;
 
-    fn copy(self, app: TcpStream, meter: &Meter) -> PlainCopy<'_> {
+    fn copy(self, app: TcpStream, meter: Arc<Meter>) -> PlainCopy {
         PlainCopy::new(app, self, meter)
     }
 }

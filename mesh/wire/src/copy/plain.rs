@@ -6,6 +6,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -16,10 +17,10 @@ use super::{End, Meter, Side, TURN, scratch};
 
 /// Copies between two sockets. See [`super::both_ways`].
 #[derive(Debug)]
-pub struct PlainCopy<'a> {
+pub struct PlainCopy {
     app: TcpStream,
     far: TcpStream,
-    meter: &'a Meter,
+    meter: Arc<Meter>,
     from_app: Direction,
     to_app: Direction,
 }
@@ -32,13 +33,13 @@ struct Direction {
     ended: Option<End>,
 }
 
-impl<'a> PlainCopy<'a> {
-    pub(super) fn new(app: TcpStream, far: TcpStream, meter: &'a Meter) -> Self {
+impl PlainCopy {
+    pub(super) fn new(app: TcpStream, far: TcpStream, meter: Arc<Meter>) -> Self {
         Self { app, far, meter, from_app: Direction::default(), to_app: Direction::default() }
     }
 }
 
-impl Future for PlainCopy<'_> {
+impl Future for PlainCopy {
     type Output = End;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {

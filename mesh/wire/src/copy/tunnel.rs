@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     io::{self, IoSlice},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -15,10 +16,10 @@ use crate::hbone::TunnelStream;
 
 /// Copies between a socket and a tunnel. See [`super::both_ways`].
 #[derive(Debug)]
-pub struct TunnelCopy<'a> {
+pub struct TunnelCopy {
     app: TcpStream,
     tunnel: TunnelStream,
-    meter: &'a Meter,
+    meter: Arc<Meter>,
     from_app: Option<End>,
     to_app: Option<End>,
     waiting: Waiting,
@@ -38,8 +39,8 @@ const MAX_PIECES: usize = 16;
 /// Bytes gathered before they are written: what a socket takes at once.
 const ENOUGH: usize = 256 * 1024;
 
-impl<'a> TunnelCopy<'a> {
-    pub(super) fn new(app: TcpStream, tunnel: TunnelStream, meter: &'a Meter) -> Self {
+impl TunnelCopy {
+    pub(super) fn new(app: TcpStream, tunnel: TunnelStream, meter: Arc<Meter>) -> Self {
         Self { app, tunnel, meter, from_app: None, to_app: None, waiting: Waiting::default() }
     }
 
@@ -130,7 +131,7 @@ enum Gathered {
     Failed(io::Error),
 }
 
-impl Future for TunnelCopy<'_> {
+impl Future for TunnelCopy {
     type Output = End;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
