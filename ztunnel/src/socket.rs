@@ -101,8 +101,8 @@ pub fn outgoing(
 
 /// A UDP socket at `address`.
 pub fn udp(address: SocketAddr, options: &Options) -> io::Result<std::net::UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_nonblocking(true)?;
+    let kind = Type::DGRAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::UDP))?;
     if let Some(mark) = options.mark {
         socket.set_mark(mark)?;
     }
@@ -132,8 +132,8 @@ pub fn can_be_transparent() -> bool {
 }
 
 fn tcp(address: SocketAddr, options: &Options, reach: Reach) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
+    let kind = Type::STREAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     if let Some(mark) = options.mark {
         socket.set_mark(mark)?;

@@ -65,7 +65,8 @@ impl Outbound {
             // The application has reset it already (protocols 12, line 3).
             return None;
         };
-        let guard = (self.pod.tunnel.metrics.socket(Direction::Outbound), held);
+        // With the last of us goes the pool, and with it the tunnels.
+        let guard = (self.pod.tunnel.metrics.socket(Direction::Outbound), held, self.clone());
         let Carried { onward, record, registration } = self.carry(source, to).await?;
         let meter = record.meter();
         Some(match onward {
