@@ -23,7 +23,8 @@ check: ## Format, lints, house rules, licences and advisories, documentation.
 	@.ci/setup build check
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo test --locked -p ambit-e2e --test tidy
+	cargo test --locked --workspace --test tidy
+	cargo fetch --locked
 	cargo deny --offline --all-features check bans licenses sources
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 

@@ -109,7 +109,8 @@ impl ProbeSet {
         }
     }
 
-    /// The whole table, in the place of the old one.
+    /// The whole table, in the place of the old one. Its chain is before `srcnat`, where other CNIs stand with
+    /// rules for everything: who translates first decides (protocols 12, line 41).
     fn ruleset(&self, prober: u32) -> String {
         let v4 = self.elements(IpAddr::is_ipv4);
         let v6 = self.elements(IpAddr::is_ipv6);
@@ -122,7 +123,7 @@ impl ProbeSet {
 		type ipv6_addr{v6}
 	}}
 	chain postrouting {{
-		type nat hook postrouting priority srcnat; policy accept;
+		type nat hook postrouting priority srcnat - 1; policy accept;
 		meta l4proto tcp meta skuid {prober} ip daddr @probes-v4 counter snat ip to {PROBE_V4}
 		meta l4proto tcp meta skuid {prober} ip6 daddr @probes-v6 counter snat ip6 to {PROBE_V6}
 	}}

@@ -380,6 +380,10 @@ async fn a_pod_that_is_gone_or_finished_is_removed_from_the_tunnel_only() {
         return;
     }
     let mut mesh = Mesh::make();
+    // Another CNI was here first, and gives everything the node's address (protocols 12, line 41).
+    let other =
+        "table inet other { chain postrouting { type nat hook postrouting priority srcnat; masquerade; }; }";
+    mesh.place.in_node(|| place::run("nft", &[other]));
     mesh.label(Some("ambient"));
     mesh.start(&["--probes", "0"]);
     let (asked, _session) = Played::start(mesh.tunnel().await);

@@ -10,6 +10,7 @@ use ambit_model::{
     authz::{Action, Content, Policy, Scope},
     name::{Hostname, Namespace, PolicyKey, ServiceKey, Uid},
     snapshot::{Addressed, Removal, Snapshot, Update},
+    workload::Health,
 };
 use proptest::prelude::*;
 
@@ -65,6 +66,18 @@ fn a_workload_that_leaves_a_service_is_no_endpoint_any_more() {
     let gone = mesh.apply(&[Removal::Address("Kubernetes//Pod/shop/web-1".into())], []);
     assert_eq!(endpoints(&gone, WEB), Vec::<String>::new());
     assert_eq!(endpoints(&mesh, WEB), ["web-1"], "the old snapshot stays as it was");
+}
+
+#[test]
+fn a_workload_that_is_replaced_by_an_ill_one_takes_nothing_any_more() {
+    let mesh = told([of(service(WEB)), workload(pod("shop/web-1").behind(WEB, &[]))]);
+    let removal = [Removal::Address("Kubernetes//Pod/shop/web-1".into())];
+    for removals in [&removal[..], &[]] {
+        let replaced = mesh.apply(removals, [workload(pod("shop/web-1").behind(WEB, &[]).unhealthy())]);
+        let all: Vec<_> = replaced.endpoints(&key(WEB)).iter().flat_map(|all| all.as_slice()).collect();
+        assert_eq!(all.len(), 1, "the old endpoint is gone");
+        assert_eq!(all[0].workload.health, Health::Unhealthy);
+    }
 }
 
 #[test]

@@ -253,6 +253,7 @@ impl Handler for Discovery {
 mod tests {
     use std::sync::Mutex;
 
+    use ambit_model::workload::Workload;
     use futures_util::FutureExt as _;
 
     use super::*;
@@ -271,6 +272,30 @@ mod tests {
             async move { answer }.boxed()
         });
         (Mesh::new(None).0.on_demand(demand), told)
+    }
+
+    fn workload(uid: &str) -> Update {
+        Update::Workload(Arc::new(Workload { uid: uid.into(), ..Workload::default() }))
+    }
+
+    /// Each change wakes who waits, and finds a new wait (protocols 12, line 22).
+    #[tokio::test(start_paused = true)]
+    async fn what_is_waited_for_is_found_after_any_number_of_other_changes() {
+        let (mesh, discovery) = Mesh::new(None);
+        let writer = discovery.writer();
+        let limit = Duration::from_secs(5);
+        let wanted = |snapshot: &Snapshot| snapshot.workload(&"wanted".into()).map(|found| found.uid.clone());
+        let telling = async {
+            for other in 0..20 {
+                writer.apply(&[], [workload(&other.to_string())]);
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(limit / 2).await;
+            writer.apply(&[], [workload("wanted")]);
+        };
+        let (found, ()) = tokio::join!(mesh.wait_for(limit, wanted), telling);
+        assert_eq!(found, Some("wanted".into()));
+        assert_eq!(mesh.wait_for(limit, |_| None::<()>).await, None, "and not for ever");
     }
 
     #[tokio::test]

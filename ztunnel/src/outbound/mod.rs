@@ -61,13 +61,15 @@ impl Outbound {
     }
 
     async fn begin(self: Arc<Self>, client: TcpStream, held: Watch) -> Option<Carrying> {
-        let (Ok(source), Ok(to)) = (client.peer_addr().map(canonical), original_destination(&client)) else {
+        let ends = (client.peer_addr(), client.local_addr(), original_destination(&client));
+        let (Ok(source), Ok(at), Ok(to)) = ends else {
             // The application has reset it already (protocols 12, line 3).
             return None;
         };
+        let (source, at) = (canonical(source), canonical(at));
         // With the last of us goes the pool, and with it the tunnels.
         let guard = (self.pod.tunnel.metrics.socket(Direction::Outbound), held, self.clone());
-        let Carried { onward, record, registration } = self.carry(source, to).await?;
+        let Carried { onward, record, registration } = self.carry(source, at, to).await?;
         let meter = record.meter();
         Some(match onward {
             Onward::Plain(server) => {
@@ -91,10 +93,10 @@ impl Outbound {
     }
 
     /// Decides and connects; what is refused is recorded here.
-    async fn carry(&self, source: SocketAddr, to: SocketAddr) -> Option<Carried> {
+    async fn carry(&self, source: SocketAddr, at: SocketAddr, to: SocketAddr) -> Option<Carried> {
         let metrics = &self.pod.tunnel.metrics;
         let early = |refusal: &Refusal| refused_early(metrics, Direction::Outbound, source, to, refusal);
-        if plan::is_recursive(to, &self.pod.tunnel.settings.own_ports) {
+        if plan::is_recursive(to, at, &self.pod.tunnel.settings.own_ports) {
             early(&Refusal::Recursive(to.port()));
             return None;
         }

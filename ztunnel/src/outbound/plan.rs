@@ -358,9 +358,10 @@ fn ask(asked: &Asked, missing: impl FnOnce() -> Missing) -> Result<(), Stop> {
     asked.yet(missing).map_or(Ok(()), |missing| Err(Stop::Ask(missing)))
 }
 
-/// Whether a connection to `to` would come back to the tunnel itself.
-pub fn is_recursive(to: SocketAddr, own_ports: &[u16]) -> bool {
-    to.ip().is_loopback() && own_ports.contains(&to.port())
+/// Whether a connection to `to` that arrived `at` would come back to the tunnel itself. One that was not
+/// redirected was opened to the listener: over loopback, or by the pod's own address.
+pub fn is_recursive(to: SocketAddr, at: SocketAddr, own_ports: &[u16]) -> bool {
+    own_ports.contains(&to.port()) && (to.ip().is_loopback() || to == at)
 }
 
 #[cfg(test)]

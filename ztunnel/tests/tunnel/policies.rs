@@ -24,6 +24,34 @@ async fn open(world: &World, from: &PodNet, account: &str, to: &Pod) -> Open {
     Open { peer, stream }
 }
 
+/// Registered first, then judged: whoever comes while a policy arrives is refused or cut (protocols 12, line 21).
+#[test]
+fn nobody_slips_in_while_a_policy_arrives() {
+    world(async |world: World| {
+        let _tunnel = world.tunnel().await;
+        let web = world.pod("web").await;
+        let _app = App::echo(&web, 8080);
+        let client = world.stranger();
+        for round in 0..5 {
+            let mut streams = Vec::new();
+            for n in 0..60 {
+                if n == 20 {
+                    world.publish_policies([policy("nobody", Action::Deny, without_identity())]);
+                }
+                if let Ok((stream, _)) = call(&client, web.at(8080)).await {
+                    streams.push(stream);
+                }
+            }
+            assert!(streams.len() >= 20, "round {round}: {}", streams.len());
+            for stream in &mut streams {
+                until_closed(stream).await;
+            }
+            world.plane.remove(AUTHORIZATION, &["default/nobody"]);
+            until_true("all are let in again", async || call(&client, web.at(8080)).await.is_ok()).await;
+        }
+    });
+}
+
 #[test]
 fn a_changed_policy_cuts_the_connection_that_lost_its_right_and_no_other() {
     world(async |world: World| {

@@ -306,8 +306,17 @@ fn on_demand_asks_before_it_passes_through() {
 #[test]
 fn the_tunnels_own_ports_on_loopback_are_recursive() {
     let own = [15001, 15006, 15008];
-    assert!(is_recursive("127.0.0.1:15001".parse().expect("an address"), &own));
-    assert!(is_recursive("[::1]:15008".parse().expect("an address"), &own));
-    assert!(!is_recursive("127.0.0.1:80".parse().expect("an address"), &own));
-    assert!(!is_recursive("10.0.0.1:15008".parse().expect("an address"), &own));
+    let address = |text: &str| text.parse().expect("an address");
+    // Redirected connections arrive at loopback, whatever they were opened to.
+    let redirected = address("127.0.0.1:15001");
+    for (to, at, recursive) in [
+        ("127.0.0.1:15001", redirected, true),
+        ("[::1]:15008", address("[::1]:15001"), true),
+        ("127.0.0.1:80", redirected, false),
+        ("10.0.0.1:15008", redirected, false),
+        ("10.0.0.1:15001", address("10.0.0.1:15001"), true),
+        ("10.0.0.1:80", address("10.0.0.1:15001"), false),
+    ] {
+        assert_eq!(is_recursive(address(to), at, &own), recursive, "{to} at {at}");
+    }
 }
