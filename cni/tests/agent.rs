@@ -254,11 +254,25 @@ async fn a_label_enrols_a_running_pod_and_its_removal_lets_it_go() {
     mesh.wait_for_annotation(None);
     mesh.until("the pod is clean", |mesh| mesh.place.is_clean());
 
-    // And back again.
+    // And back again; out and in at once, while the rules of the farewell are still there (protocols 12, line 40).
     mesh.label(Some("ambient"));
     assert!(is_add(&hear(&mut tunnel).await, "u1", &mesh.place.path()));
     tunnel.ack(Ok(())).await.unwrap();
     mesh.wait_for_annotation(Some("enabled"));
+    mesh.label(None);
+    assert!(matches!(hear(&mut tunnel).await, Request::Del { uid } if uid == "u1"));
+    tunnel.ack(Ok(())).await.unwrap();
+    mesh.label(Some("ambient"));
+    assert!(is_add(&hear(&mut tunnel).await, "u1", &mesh.place.path()));
+    tunnel.ack(Ok(())).await.unwrap();
+    mesh.wait_for_annotation(Some("enabled"));
+    let since = Instant::now();
+    mesh.until("the farewell is over", |_| since.elapsed() > Duration::from_millis(800));
+    mesh.place.in_pod(|| {
+        let outbound = listen(any(families.pod, 15001));
+        let mut client = dial(SocketAddr::new(families.node, 80));
+        exchange(&mut client, &mut outbound.accept());
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

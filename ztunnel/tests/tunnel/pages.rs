@@ -197,6 +197,13 @@ fn the_metrics_have_their_names_and_labels() {
         ] {
             assert!(text.lines().any(|line| line.starts_with(name)), "{name} is missing in {text}");
         }
+        // The limit was raised as far as it goes (protocols 12, line 52).
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", tunnel.pid())).unwrap();
+        let files: Vec<_> = limits.lines().find(|line| line.starts_with("Max open files")).unwrap()
+            ["Max open files".len()..]
+            .split_whitespace()
+            .collect();
+        assert_eq!(files[0], files[1], "{limits}");
         let page = tunnel.metrics_at("/stats/prometheus").await;
         assert!(page.contains("istio_build"), "{page}");
     });
