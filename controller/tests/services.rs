@@ -7,7 +7,9 @@ mod support;
 use ambit_controller::cluster::object::Kind;
 use ambit_controller::cluster::{EntryVisibility, Settings};
 use ambit_controller::source::Event;
-use ambit_model::service::{HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope, Service, Visibility};
+use ambit_model::service::{
+    AppProtocol, HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope, Service, Visibility,
+};
 use support::{cluster, cluster_with, conditions, inline, objects, of_objects, service};
 
 fn kube(spec: &str) -> String {
@@ -43,6 +45,17 @@ fn a_kubernetes_service_is_a_service() {
     assert!(got.canonical);
     assert_eq!(got.load_balancing, LoadBalancing::default());
     assert_eq!(got.visibility, Visibility::Public);
+}
+
+#[test]
+fn what_ports_carry_is_told() {
+    let got = web("ports: [{name: http-a, port: 80}, {name: b, port: 81, appProtocol: kubernetes.io/h2c}, \
+                   {name: c, port: 82}, {name: tls-d, port: 53, protocol: UDP}]");
+    assert_eq!(got.app_protocols.as_ref(), [(80, AppProtocol::Http11), (81, AppProtocol::Http2)]);
+    let spec = "hosts: [a.example.com], resolution: DNS, ports: [{number: 80, name: x, protocol: HTTPS}, \
+                {number: 81, name: http-y}, {number: 82, name: z, protocol: UDP}]";
+    let entry = service(&cluster(&entry("ext", "shop", 20, spec)), "shop/a.example.com").unwrap();
+    assert_eq!(entry.app_protocols.as_ref(), [(80, AppProtocol::Tls), (81, AppProtocol::Http11)]);
 }
 
 #[test]

@@ -1,10 +1,14 @@
 //! Services, as the mesh knows them (protocols 11.6).
 
+use std::sync::Arc;
+
 use ambit_api::labels;
 use ambit_model::{
     address::{NetworkAddress, NetworkRange},
     name::{Hostname, ServiceKey},
-    service::{HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope, Service, TargetPort, Visibility},
+    service::{
+        AppProtocol, HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope, Service, TargetPort, Visibility,
+    },
 };
 
 use crate::cluster::object::{
@@ -95,6 +99,7 @@ fn of_kubernetes(cluster: &Cluster, object: &KubeService, hostname: &Hostname) -
         hostname: hostname.clone(),
         vips: object.cluster_ips.iter().map(|ip| NetworkAddress::new(network.clone(), *ip)).collect(),
         ports: object.ports.iter().map(|port| (port.number, target(&port.target))).collect(),
+        app_protocols: protocols(object.ports.iter().map(|port| (port.number, port.protocol))),
         load_balancing,
         ip_families: object.ip_families,
         canonical: true,
@@ -134,6 +139,7 @@ fn of_entry(cluster: &Cluster, object: &ServiceEntry, hostname: &Hostname, owner
             .iter()
             .map(|port| (port.number, TargetPort::Number(port.default_target())))
             .collect(),
+        app_protocols: protocols(object.ports.iter().map(|port| (port.number, port.protocol))),
         subject_alt_names: object.subject_alt_names.iter().map(|name| name.as_str().into()).collect(),
         load_balancing,
         ip_families: IpFamilies::Automatic,
@@ -145,6 +151,14 @@ fn of_entry(cluster: &Cluster, object: &ServiceEntry, hostname: &Hostname, owner
         ..Service::default()
     };
     through(waypoint_of_entry(cluster, object).bound(), service)
+}
+
+/// One for each number, the first, as with the ports themselves.
+fn protocols(ports: impl Iterator<Item = (u16, Option<AppProtocol>)>) -> Arc<[(u16, AppProtocol)]> {
+    let mut all: Vec<_> = ports.collect();
+    all.sort_by_key(|(number, _)| *number);
+    all.dedup_by_key(|(number, _)| *number);
+    all.into_iter().filter_map(|(number, protocol)| Some((number, protocol?))).collect()
 }
 
 fn through(bound: Option<&Bound>, service: Service) -> Service {

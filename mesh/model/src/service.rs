@@ -25,6 +25,8 @@ pub struct Service {
     pub ranges: Box<[NetworkRange]>,
     /// Its ports.
     pub ports: PortMap,
+    /// What its ports carry, of those of which that is said. For waypoints: a tunnel moves bytes.
+    pub app_protocols: Arc<[(u16, AppProtocol)]>,
     /// Further identities that endpoints may present, as SPIFFE URIs or not.
     pub subject_alt_names: Box<[Label]>,
     /// The proxy for traffic to it.
@@ -56,6 +58,21 @@ impl Service {
             Visibility::Namespace => self.namespace == *namespace,
         }
     }
+}
+
+/// What a port carries (protocols 2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AppProtocol {
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/2.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// Bytes of a protocol that is not looked into.
+    Tcp,
+    /// TLS, which the application ends.
+    Tls,
 }
 
 /// Service port → target port, sorted; few, so searched in order.

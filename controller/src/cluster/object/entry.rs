@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use ambit_api::{service_entry as api, workload_entry as api_workload};
 use ambit_model::{
     name::{Hostname, Label, Namespace, Network, ServiceAccount},
+    service::AppProtocol,
     workload::Locality,
 };
 use ipnet::IpNet;
 
-use super::{Labels, Meta, Rejection, Selector};
+use super::{Labels, Meta, Rejection, Selector, protocol};
 
 /// What the mesh needs of a ServiceEntry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub struct EntryPort {
     pub number: u16,
     /// The number at the endpoint, when it is another.
     pub target: Option<u16>,
+    /// What it carries, if that is said.
+    pub protocol: Option<AppProtocol>,
 }
 
 impl EntryPort {
@@ -128,7 +131,9 @@ impl ServiceEntry {
         }
         let addresses = spec.addresses.iter().map(|text| parse_range("spec.addresses", text));
         let ports = spec.ports.into_iter().map(|port| {
+            let said = Some(port.protocol.as_str()).filter(|word| !word.is_empty());
             Ok(EntryPort {
+                protocol: protocol::of_port(said, &port.name),
                 name: port.name.into(),
                 number: super::port("spec.ports[].number", port.number)?,
                 target: match port.target_port {

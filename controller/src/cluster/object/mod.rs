@@ -8,6 +8,7 @@ mod meta;
 mod namespace;
 mod peer_authentication;
 mod pod;
+mod protocol;
 mod service;
 mod slice;
 

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use ambit_api::k8s_openapi::{api::core::v1 as k8s, apimachinery::pkg::util::intstr::IntOrString};
 use ambit_model::{
     name::{Label, Namespace},
-    service::IpFamilies,
+    service::{AppProtocol, IpFamilies},
 };
 
-use super::{Meta, Rejection, Selector};
+use super::{Meta, Rejection, Selector, protocol};
 
 /// What the mesh needs of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Port {
     pub number: u16,
     /// Where it leads.
     pub target: Target,
+    /// What it carries, if that is said.
+    pub protocol: Option<AppProtocol>,
 }
 
 /// Where a service port leads on an endpoint.
@@ -77,7 +79,6 @@ impl Service {
     pub(super) fn parse(namespace: Namespace, object: k8s::Service) -> Result<Self, Rejection> {
         let meta = Meta::parse(namespace, object.metadata);
         let spec = object.spec.unwrap_or_default();
-        let is_tcp = |port: &k8s::ServicePort| port.protocol.as_deref().is_none_or(|word| word == "TCP");
         let mut declared = spec.ports.unwrap_or_default();
         // A number may be used by TCP and by UDP; the mesh carries TCP.
         declared.sort_by_key(|port| !is_tcp(port));
@@ -122,8 +123,14 @@ impl Service {
     }
 }
 
+fn is_tcp(port: &k8s::ServicePort) -> bool {
+    port.protocol.as_deref().is_none_or(|word| word == "TCP")
+}
+
 fn parse_port(port: k8s::ServicePort) -> Result<Port, Rejection> {
     let number = super::port("spec.ports[].port", port.port)?;
+    let named = port.name.as_deref().unwrap_or_default();
+    let protocol = protocol::of_port(port.app_protocol.as_deref(), named).filter(|_| is_tcp(&port));
     let target = match port.target_port {
         None | Some(IntOrString::Int(0)) => Target::Number(number),
         Some(IntOrString::Int(target)) => Target::Number(super::port("spec.ports[].targetPort", target)?),
@@ -133,5 +140,5 @@ fn parse_port(port: k8s::ServicePort) -> Result<Port, Rejection> {
             Ok(_) | Err(_) => Target::Named(name.into()),
         },
     };
-    Ok(Port { name: port.name.unwrap_or_default().into(), number, target })
+    Ok(Port { name: port.name.unwrap_or_default().into(), number, target, protocol })
 }

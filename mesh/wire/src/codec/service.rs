@@ -1,9 +1,11 @@
 //! `istio.workload.Service` (protocols 2.1).
 
+use std::sync::Arc;
+
 use ambit_model::{
     address::{NetworkAddress, NetworkRange},
     gateway::WeightedWaypoint,
-    service::{HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope, Service, Visibility},
+    service::{AppProtocol, HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope, Service, Visibility},
 };
 use ambit_proto::workload as pb;
 use ipnet::IpNet;
@@ -34,6 +36,7 @@ pub(super) fn decode(message: pb::Service, names: &mut Interner) -> Result<Servi
         vips: vips.into(),
         ranges: ranges.into(),
         ports: decode_ports("ports", &message.ports)?,
+        app_protocols: decode_protocols(&message.ports),
         subject_alt_names: message.subject_alt_names.iter().map(|name| names.name(name)).collect(),
         waypoint: message.waypoint.map(|gateway| decode_gateway("waypoint", gateway, names)).transpose()?,
         weighted_waypoints: message
@@ -62,6 +65,38 @@ pub(super) fn decode(message: pb::Service, names: &mut Interner) -> Result<Servi
             Ok(pb::service::Visibility::Public) | Err(_) => Visibility::Public,
         },
     })
+}
+
+/// A protocol that is not known here is one of which nothing is said: it decides nothing that a tunnel does.
+fn decode_protocols(ports: &[pb::Port]) -> Arc<[(u16, AppProtocol)]> {
+    let known = ports.iter().filter_map(|port| {
+        let protocol = match pb::AppProtocol::try_from(port.app_protocol) {
+            Ok(pb::AppProtocol::Http11) => AppProtocol::Http11,
+            Ok(pb::AppProtocol::Http2) => AppProtocol::Http2,
+            Ok(pb::AppProtocol::Grpc) => AppProtocol::Grpc,
+            Ok(pb::AppProtocol::Tcp) => AppProtocol::Tcp,
+            Ok(pb::AppProtocol::Tls) => AppProtocol::Tls,
+            Ok(pb::AppProtocol::Unknown) | Err(_) => return None,
+        };
+        Some((u16::try_from(port.service_port).ok()?, protocol))
+    });
+    known.collect()
+}
+
+fn encode_protocols(mut ports: Vec<pb::Port>, protocols: &[(u16, AppProtocol)]) -> Vec<pb::Port> {
+    for port in &mut ports {
+        let said = protocols.iter().find(|(number, _)| u32::from(*number) == port.service_port);
+        let protocol = match said.map(|(_, protocol)| protocol) {
+            None => pb::AppProtocol::Unknown,
+            Some(AppProtocol::Http11) => pb::AppProtocol::Http11,
+            Some(AppProtocol::Http2) => pb::AppProtocol::Http2,
+            Some(AppProtocol::Grpc) => pb::AppProtocol::Grpc,
+            Some(AppProtocol::Tcp) => pb::AppProtocol::Tcp,
+            Some(AppProtocol::Tls) => pb::AppProtocol::Tls,
+        };
+        port.app_protocol = protocol.into();
+    }
+    ports
 }
 
 /// The range that `ip/length` is, or none when it is a single address.
@@ -128,7 +163,7 @@ pub(super) fn encode(service: &Service) -> pb::Service {
         namespace: service.namespace.to_string(),
         hostname: service.hostname.to_string(),
         addresses: single.chain(ranges).collect(),
-        ports: encode_ports(&service.ports),
+        ports: encode_protocols(encode_ports(&service.ports), &service.app_protocols),
         subject_alt_names: service.subject_alt_names.iter().map(ToString::to_string).collect(),
         waypoint: service.waypoint.as_ref().map(encode_gateway),
         load_balancing: encode_balancing(&service.load_balancing),

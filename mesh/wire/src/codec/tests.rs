@@ -38,6 +38,28 @@ proptest! {
     }
 }
 
+#[test]
+fn what_ports_carry_survives_and_a_protocol_of_the_future_is_no_mistake() {
+    use ambit_model::service::AppProtocol::{Grpc, Http2, Http11, Tcp, Tls};
+    let mut names = Interner::default();
+    let all = [(80, Http11), (81, Http2), (82, Grpc), (83, Tcp), (84, Tls)];
+    let service = Service {
+        hostname: "web.test".into(),
+        ports: (80..86).map(|port| (port, TargetPort::Number(port))).collect(),
+        app_protocols: all.into(),
+        ..Service::default()
+    };
+    let decoded = decode_address(encode_service(&service), &mut names);
+    assert!(matches!(&decoded, Ok(Update::Service(same)) if **same == service), "{decoded:?}");
+    let port = |app_protocol| pb::Port { service_port: 80, target_port: 80, app_protocol };
+    let future = pb::Service { hostname: "web.test".into(), ports: vec![port(99)], ..Default::default() };
+    let message = pb::Address { r#type: Some(pb::address::Type::Service(future)) };
+    let Ok(Update::Service(read)) = decode_address(message.encode_to_vec().into(), &mut names) else {
+        panic!("refused")
+    };
+    assert!(read.app_protocols.is_empty());
+}
+
 fn policy(matches: sec::Match) -> sec::Authorization {
     sec::Authorization {
         name: "name".into(),
