@@ -340,7 +340,11 @@ impl MeshLab {
     /// plain text.
     fn wait_until_told(&self, limit: Duration) -> Result<(), MeshError> {
         let deadline = Instant::now() + limit;
-        let enrolled: BTreeSet<_> = self.agents.values().flat_map(Daemon::enrolled).collect();
+        let mut enrolled = BTreeSet::new();
+        for agent in self.agents.values() {
+            // An agent that cannot be asked is not one without pods.
+            enrolled.extend(agent.enrolled().map_err(|pods| MeshError::NotEnrolled { limit, pods })?);
+        }
         for tunnel in self.tunnels.values() {
             loop {
                 let reached = tunnel.reached_through_the_mesh();

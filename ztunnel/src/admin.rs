@@ -71,8 +71,7 @@ pub fn pages(shown: Shown, logs: LogControl, exit: Exit) -> Pages {
 /// Where the reference has profiles (protocols 10.3).
 const PROFILES: [&str; 3] = ["/debug/pprof/profile", "/debug/pprof/heap", "/debug/pprof/heap/profiling"];
 
-/// A profiler inside would be a megabyte on every node, and interrupt the process to look at itself; those outside
-/// see the kernel's part too, which is most of what a tunnel costs.
+/// Profilers outside see the kernel's part too, which is most of what a tunnel costs, and need no room on every node.
 fn no_profiler() -> Response {
     let process = std::process::id();
     Response::text(format!(

@@ -214,9 +214,9 @@ impl Daemon {
     }
 
     /// The pods, `namespace/name`, that an agent has brought into the mesh.
-    pub(super) fn enrolled(&self) -> BTreeSet<String> {
-        let pods = self.pods().unwrap_or_default();
-        pods.iter().filter(|entry| text(entry, "state") == "enabled").map(name).collect()
+    pub(super) fn enrolled(&self) -> Result<Vec<String>, String> {
+        let pods = self.pods()?;
+        Ok(pods.iter().filter(|entry| text(entry, "state") == "enabled").map(name).collect())
     }
 
     /// The workloads, `namespace/name`, that a tunnel reaches through the mesh.

@@ -14,7 +14,7 @@ pub(super) fn of_port(app_protocol: Option<&str>, name: &str) -> Option<AppProto
 }
 
 /// By a word of Istio's, in any case; `None` for a word that says nothing.
-pub(super) fn of_word(word: &str) -> Option<AppProtocol> {
+fn of_word(word: &str) -> Option<AppProtocol> {
     let word = word.to_ascii_lowercase();
     if word == "grpc-web" || word.starts_with("grpc-web-") {
         return Some(AppProtocol::Http11);
