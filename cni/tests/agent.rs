@@ -13,7 +13,7 @@ mod place;
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::{fd::OwnedFd, unix::fs::MetadataExt as _, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -22,6 +22,7 @@ use std::{
 };
 
 use ambit_api::directory::Directory;
+use ambit_cni::redirect::rules::{PROBE_V4, PROBE_V6};
 use ambit_runtime::task::{self, Ended, Task};
 use ambit_wire::zds::{PodInfo, Request, Session};
 use nix::{
@@ -394,14 +395,14 @@ async fn a_pod_that_is_gone_or_finished_is_removed_from_the_tunnel_only() {
         return;
     }
     let mut mesh = Mesh::make();
-    // Another CNI was here first, and gives everything the node's address (protocols 12, line 41).
-    let other =
-        "table inet other { chain postrouting { type nat hook postrouting priority srcnat; masquerade; }; }";
-    mesh.place.in_node(|| place::run("nft", &[other]));
     mesh.label(Some("ambient"));
     mesh.start(&["--probes", "0"]);
     let (asked, _session) = Played::start(mesh.tunnel().await);
     mesh.wait_for_annotation(Some("enabled"));
+    // Another CNI comes later, whose chain is asked first among equals, and gives everything the node's address (protocols 12, line 41).
+    let other =
+        "table inet other { chain postrouting { type nat hook postrouting priority srcnat; masquerade; }; }";
+    mesh.place.in_node(|| place::run("nft", &[other]));
     let probes = || mesh.place.in_node(|| place::run("nft", &["list", "table", "inet", "ambit-probes"]));
     assert!(probes().contains("10.99.0.2 comment \"u1\""));
     // Another pod of the same name, with the same address.
@@ -437,7 +438,8 @@ async fn kubelets_probes_reach_the_application_and_other_users_do_not() {
         let to = SocketAddr::new(families.pod, 8080);
         let mut probe = mesh.place.in_node(|| dial(to));
         let mut server = application.accept();
-        assert_ne!(server.peer_addr().unwrap().ip(), families.node);
+        let probes: [IpAddr; 2] = [PROBE_V4, PROBE_V6].map(|ip| ip.parse().unwrap());
+        assert!(probes.contains(&server.peer_addr().unwrap().ip()), "{server:?}");
         exchange(&mut probe, &mut server);
         let script = format!("exec 3<>/dev/tcp/{}/8080", families.pod);
         mesh.place.in_node(|| {

@@ -116,6 +116,9 @@ fn a_recursive_call_is_refused_and_logged() {
             }
         }
         scene.tunnel.lines(&["\twarn\t", "connection failed", "recursive call"], 4).await;
+        // Where they came in, and not only at the other end of a tunnel to oneself.
+        let outbound = ["connection failed", "recursive call", "direction=\"outbound\""];
+        scene.tunnel.lines(&outbound, 2).await;
     });
 }
 
