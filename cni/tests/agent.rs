@@ -399,10 +399,6 @@ async fn a_pod_that_is_gone_or_finished_is_removed_from_the_tunnel_only() {
     mesh.start(&["--probes", "0"]);
     let (asked, _session) = Played::start(mesh.tunnel().await);
     mesh.wait_for_annotation(Some("enabled"));
-    // Another CNI comes later, whose chain is asked first among equals, and gives everything the node's address (protocols 12, line 41).
-    let other =
-        "table inet other { chain postrouting { type nat hook postrouting priority srcnat; masquerade; }; }";
-    mesh.place.in_node(|| place::run("nft", &[other]));
     let probes = || mesh.place.in_node(|| place::run("nft", &["list", "table", "inet", "ambit-probes"]));
     assert!(probes().contains("10.99.0.2 comment \"u1\""));
     // Another pod of the same name, with the same address.
@@ -432,6 +428,13 @@ async fn kubelets_probes_reach_the_application_and_other_users_do_not() {
     mesh.start(&["--probes", "0"]);
     let (_, _session) = Played::start(mesh.tunnel().await);
     mesh.wait_for_annotation(Some("enabled"));
+    // Another CNI gives everything the node's address (protocols 12, line 41).
+    mesh.place.in_node(|| {
+        place::run("nft", &["add table inet other"]);
+        let chain = "{ type nat hook postrouting priority srcnat; }";
+        place::run("nft", &[&format!("add chain inet other postrouting {chain}")]);
+        place::run("nft", &["add rule inet other postrouting masquerade"]);
+    });
     for families in families() {
         let (application, captor) =
             mesh.place.in_pod(|| (listen(any(families.pod, 8080)), listen(any(families.pod, 15006))));
