@@ -131,6 +131,15 @@ pub fn provider(compliance: Compliance, versions: Versions) -> Result<Arc<Crypto
     Ok(Arc::new(provider))
 }
 
+/// Makes BoringSSL the provider of whatever in this process does TLS without being told how: the client of the
+/// Kubernetes API. To be called at the start of `main`; a second call changes nothing.
+pub fn install_provider() -> Result<(), ComplianceError> {
+    let provider = provider(Compliance::None, Versions::Tls12And13)?;
+    // Refused if there is one already: then it is this one.
+    let _ = CryptoProvider::install_default(Arc::unwrap_or_clone(provider));
+    Ok(())
+}
+
 /// What the operator demands of the algorithms: `COMPLIANCE_POLICY`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compliance {
