@@ -1,6 +1,7 @@
 //! `ambit`, the operator's command: reads what was typed, does it, and says by the exit status how it went.
 
 mod args;
+mod cluster;
 mod cmd;
 mod connect;
 mod output;
