@@ -46,15 +46,7 @@ pub struct Shown {
 /// All pages.
 pub fn pages(shown: Shown, metrics: &Metrics) -> Pages {
     let pages = shown.ready.pages(metrics.pages(Pages::new("Ambit controller")));
-    let pages =
-        pages.page(Method::GET, "/healthz", "200 while the process lives", |_| Response::text("ok\n"));
-    let ready = shown.ready.clone();
-    let pages = ["/readyz", "/ready"].into_iter().fold(pages, |pages, path| {
-        let ready = ready.clone();
-        pages.page(Method::GET, path, "200 when ready, else 503 and what is pending", move |_| {
-            readiness(&ready)
-        })
-    });
+    let pages = health_pages(pages, &shown.ready);
     let pages = pages.page(Method::GET, "/version", "which build this is", |_| {
         Response::text(format!("{}\n", version::line()))
     });
@@ -78,6 +70,18 @@ pub fn pages(shown: Shown, metrics: &Metrics) -> Pages {
         "how many objects there are, what is wrong with documents, conditions of objects",
         move |_| document(&objects(&shown)),
     )
+}
+
+/// Whether it lives, and whether it is ready: all that a kubelet needs to know.
+pub fn health_pages(pages: Pages, ready: &Ready) -> Pages {
+    let pages =
+        pages.page(Method::GET, "/healthz", "200 while the process lives", |_| Response::text("ok\n"));
+    ["/readyz", "/ready"].into_iter().fold(pages, |pages, path| {
+        let ready = ready.clone();
+        pages.page(Method::GET, path, "200 when ready, else 503 and what is pending", move |_| {
+            readiness(&ready)
+        })
+    })
 }
 
 fn readiness(ready: &Ready) -> Response {

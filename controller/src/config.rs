@@ -26,8 +26,8 @@ use crate::cluster::{EntryVisibility, L7Deny, Settings};
 #[derive(Debug, Clone, Parser)]
 #[command(name = "controller", version = ambit_runtime::version::VERSION)]
 pub struct Config {
-    /// Where objects come from: `directory:PATH`.
-    #[arg(long, env = "SOURCE", value_name = "KIND:WHERE")]
+    /// Where objects come from: `kubernetes`, or `directory:PATH`.
+    #[arg(long, env = "SOURCE", value_name = "KIND[:WHERE]")]
     pub source: Source,
 
     /// Where tunnels connect, for configuration and certificates; TLS only.
@@ -39,6 +39,14 @@ pub struct Config {
     /// there.
     #[arg(long, env = "ADMIN_ADDR", value_name = "ADDRESS", default_value = "localhost:15014")]
     pub admin: Address,
+
+    /// Where health is told to whoever asks, and nothing else: `IP:PORT`. Unset: with the other pages only.
+    #[arg(long, env = "HEALTH_ADDR", value_name = "ADDRESS")]
+    pub health: Option<Address>,
+
+    /// Where metrics are for whoever asks, and nothing else: `IP:PORT`. Unset: with the other pages only.
+    #[arg(long, env = "TELEMETRY_ADDR", value_name = "ADDRESS")]
+    pub telemetry: Option<Address>,
 
     /// What holds for the whole mesh.
     #[command(flatten)]
@@ -122,9 +130,19 @@ impl Mesh {
 #[derive(Debug, Clone, Args)]
 pub struct Access {
     /// A directory with a token for each node: the file's name is the node's, its content what the node's tunnel sends.
-    /// It is read again when it changes.
+    /// It is read again when it changes. In Kubernetes, callers show tokens of service accounts instead.
     #[arg(long, env = "TOKENS", value_name = "DIR")]
-    pub tokens: PathBuf,
+    pub tokens: Option<PathBuf>,
+
+    /// What tokens of service accounts must be meant for, in Kubernetes.
+    #[arg(
+        long = "audience",
+        env = "TOKEN_AUDIENCES",
+        value_name = "NAME",
+        value_delimiter = ',',
+        default_value = "istio-ca"
+    )]
+    pub audiences: Vec<String>,
 
     /// The account that the tunnels of nodes with a token run as, in the system namespace.
     #[arg(long, env = "TUNNEL_ACCOUNT", value_name = "NAME", default_value = "ztunnel")]
@@ -221,6 +239,8 @@ impl Authority {
 /// Where objects come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
+    /// The API server.
+    Kubernetes,
     /// A directory of YAML.
     Directory(PathBuf),
 }
@@ -231,6 +251,7 @@ impl FromStr for Source {
     fn from_str(text: &str) -> Result<Self, NoSource> {
         match text.split_once(':') {
             Some(("directory", path)) if !path.is_empty() => Ok(Self::Directory(path.into())),
+            None if text == "kubernetes" => Ok(Self::Kubernetes),
             Some(_) | None => Err(NoSource(text.to_owned())),
         }
     }
@@ -239,6 +260,7 @@ impl FromStr for Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Kubernetes => f.write_str("kubernetes"),
             Self::Directory(path) => write!(f, "directory:{}", path.display()),
         }
     }
@@ -246,7 +268,7 @@ impl fmt::Display for Source {
 
 /// A source that is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no source of objects; write directory:PATH")]
+#[error("{0:?} is no source of objects; write kubernetes or directory:PATH")]
 pub struct NoSource(String);
 
 /// A service account with its namespace.
@@ -334,7 +356,7 @@ mod tests {
     #[test]
     fn a_mistake_says_what_to_write() {
         for (flags, remedy) in [
-            (["--source", "kubernetes"], "directory:PATH"),
+            (["--source", "etcd"], "directory:PATH"),
             (["--trusted-node-accounts", "ztunnel"], "namespace/name"),
             (["--default-workload-ttl", "soon"], "24h"),
             (["--max-workload-ttl", "0h"], "24h"),

@@ -17,6 +17,7 @@
 pub mod admin;
 pub mod app;
 pub mod ca;
+pub mod callers;
 pub mod cluster;
 pub mod config;
 pub mod engine;
@@ -24,5 +25,6 @@ pub mod impact;
 pub mod metrics;
 pub mod nodes;
 pub mod publish;
+pub mod reviewer;
 pub mod source;
 pub mod translate;

@@ -33,7 +33,7 @@ pub struct Figures {
     /// The authority.
     pub desk: Desk,
     /// Who may connect.
-    pub nodes: Arc<Nodes>,
+    pub nodes: Option<Arc<Nodes>>,
     /// How long changes took.
     pub changes: Changes,
     /// When the authority ends, in seconds since 1970.
@@ -133,7 +133,10 @@ impl Figures {
             "Documents that are not used as written",
             self.problems.borrow().len(),
         )?;
-        gauge(to, "ambit_nodes_with_token", "Nodes that may connect", self.nodes.len())
+        match &self.nodes {
+            Some(nodes) => gauge(to, "ambit_nodes_with_token", "Nodes that may connect", nodes.len()),
+            None => Ok(()),
+        }
     }
 
     fn certificates(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), Error> {

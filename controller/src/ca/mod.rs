@@ -1,4 +1,4 @@
-//! The certificate authority: who calls ([`crate::nodes`]), what may it ask for ([`caller`]), for how long
+//! The certificate authority: who calls ([`crate::callers`]), what may it ask for ([`caller`]), for how long
 //! ([`authority`]), signed by what ([`root`]).
 
 pub mod authority;
@@ -35,9 +35,9 @@ use self::{
     caller::{Caller, Refusal, entitled},
 };
 use crate::{
+    callers::{Callers, Stranger},
     config::Account,
     engine::View,
-    nodes::{Nodes, Stranger},
 };
 
 /// A caller that comes while the controller starts waits so long for it to know which pods there are. Tunnels give an
@@ -54,7 +54,7 @@ pub struct Desk(Arc<Inner>);
 struct Inner {
     authority: Authority,
     terms: Terms,
-    nodes: Arc<Nodes>,
+    callers: Callers,
     trusted: Vec<Account>,
     cluster: View,
     synced: watch::Receiver<bool>,
@@ -63,19 +63,19 @@ struct Inner {
 }
 
 impl Desk {
-    /// A desk that signs with `authority`, on `terms`, for callers known to `nodes`. Which pods there are it reads
+    /// A desk that signs with `authority`, on `terms`, for those that `callers` knows. Which pods there are it reads
     /// from `cluster`, once that is `synced`.
     pub fn new(
         authority: Authority,
         terms: Terms,
-        nodes: Arc<Nodes>,
+        callers: Callers,
         trusted: Vec<Account>,
         cluster: View,
         synced: watch::Receiver<bool>,
     ) -> Self {
         let turns = Semaphore::new(AT_ONCE);
         let counts = Counts::default();
-        Self(Arc::new(Inner { authority, terms, nodes, trusted, cluster, synced, turns, counts }))
+        Self(Arc::new(Inner { authority, terms, callers, trusted, cluster, synced, turns, counts }))
     }
 
     /// What happened so far.
@@ -85,11 +85,7 @@ impl Desk {
 
     async fn answer(self, application: Application) -> Result<Vec<String>, NotSigned> {
         let _turn = self.0.turns.acquire().await.map_err(|_| NotSigned::Interrupted)?;
-        let token = application.token.clone();
-        let desk = self.clone();
-        let caller = spawn_blocking(move || desk.0.nodes.identify(token.as_deref()))
-            .await
-            .map_err(|_| NotSigned::Interrupted)??;
+        let caller = self.0.callers.identify(application.token.clone()).await?;
         if application.impersonated.is_some() {
             let mut synced = self.0.synced.clone();
             let known = timeout(PATIENCE, synced.wait_for(|synced| *synced)).await;
@@ -165,6 +161,7 @@ impl NotSigned {
     /// In the log and in metrics.
     pub fn word(&self) -> &'static str {
         match self {
+            Self::Stranger(why) if why.is_temporary() => "unreviewed",
             Self::Stranger(_) => "unauthenticated",
             Self::Refused(_) => "impersonation",
             Self::Lifetime(_) => "lifetime",
@@ -179,7 +176,8 @@ impl NotSigned {
     fn status(&self) -> Status {
         let text = self.to_string();
         match self {
-            Self::Stranger(_) | Self::Refused(_) => Status::unauthenticated(text),
+            Self::Stranger(why) => why.clone().into(),
+            Self::Refused(_) => Status::unauthenticated(text),
             Self::Lifetime(_) | Self::Sign(SignError::Request(_)) => Status::invalid_argument(text),
             Self::Sign(SignError::SignerExpired | SignError::Time | SignError::Crypto(_)) => {
                 Status::internal(text)
@@ -209,6 +207,7 @@ pub struct Counts {
 impl Counts {
     fn refused(&self, why: &NotSigned) -> &AtomicU64 {
         match why {
+            NotSigned::Stranger(why) if why.is_temporary() => &self.failures,
             NotSigned::Stranger(_) => &self.strangers,
             NotSigned::Refused(_) => &self.impersonations,
             NotSigned::Lifetime(_) | NotSigned::Sign(SignError::Request(_)) => &self.requests,

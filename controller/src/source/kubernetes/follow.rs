@@ -6,8 +6,8 @@ use ambit_runtime::backoff::Backoff;
 use futures_util::{Stream, StreamExt as _, stream::BoxStream};
 use kube::{
     Api, Client,
-    core::Status,
-    runtime::{metadata_watcher, watcher},
+    core::{PartialObjectMeta, Status},
+    runtime::watcher,
 };
 use tokio::time::sleep;
 use tracing::debug;
@@ -125,14 +125,17 @@ impl Follower {
     }
 
     fn events(&self, version: &str) -> BoxStream<'static, watcher::Result<watcher::Event<Raw>>> {
-        let api = Api::<Raw>::all_with(self.client.clone(), &self.watched.resource(version));
+        let resource = self.watched.resource(version);
         let config = match self.lists {
             Lists::Streamed => watcher::Config::default().streaming_lists(),
             Lists::Paged => watcher::Config::default().page_size(PAGE),
         };
         match self.watched.depth {
-            Depth::Whole => watcher(api, config).boxed(),
-            Depth::Metadata => bare(metadata_watcher(api, config)).boxed(),
+            Depth::Whole => watcher(Api::<Raw>::all_with(self.client.clone(), &resource), config).boxed(),
+            Depth::Metadata => {
+                let api = Api::<PartialObjectMeta<Raw>>::all_with(self.client.clone(), &resource);
+                bare(watcher(api, config)).boxed()
+            }
         }
     }
 
@@ -148,14 +151,12 @@ impl Follower {
 }
 
 /// Metadata as an object that has nothing else.
-fn bare<K>(
-    events: impl Stream<Item = watcher::Result<watcher::Event<kube::core::PartialObjectMeta<K>>>> + Send,
+fn bare(
+    events: impl Stream<Item = watcher::Result<watcher::Event<PartialObjectMeta<Raw>>>> + Send,
 ) -> impl Stream<Item = watcher::Result<watcher::Event<Raw>>> + Send {
-    fn object<K>(partial: kube::core::PartialObjectMeta<K>) -> Raw {
-        Raw::bare(partial.metadata)
-    }
-    events.map(|event| {
-        event.map(|event| match event {
+    let object = |partial: PartialObjectMeta<Raw>| Raw::bare(partial.metadata);
+    events.map(move |event| {
+        Ok(match event? {
             watcher::Event::Apply(one) => watcher::Event::Apply(object(one)),
             watcher::Event::Delete(one) => watcher::Event::Delete(object(one)),
             watcher::Event::Init => watcher::Event::Init,

@@ -1,8 +1,10 @@
 //! The only file that knows everyone: builds the controller, starts it, ends it.
 
+mod parts;
+mod site;
+
 use std::{
     convert::Infallible,
-    future::Future,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -10,20 +12,19 @@ use std::{
     time::SystemTime,
 };
 
-use ambit_api::directory::{Directory, DirectoryError};
+use ambit_api::directory::DirectoryError;
 use ambit_runtime::{
-    admin,
-    drain::{self, Drain, Mode, Outcome, Watch},
+    admin::{self, Address, BindError, Pages},
+    drain::{self, Drain, Mode, Outcome},
     metrics::Registry,
     ready::{Pending, Ready},
     signal,
-    task::{self, Task},
     telemetry::LogControl,
     version,
 };
 use ambit_wire::{
     ca,
-    channel::{ControlStream, incoming},
+    channel::incoming,
     codec::{ADDRESS, AUTHORIZATION, WORKLOAD},
     spawn::Spawner,
     tls::{Compliance, ComplianceError, Profile, Versions, revoked::Revocation},
@@ -37,12 +38,12 @@ use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
-use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, metadata::MetadataMap};
 use tracing::{error, info, warn};
 
+use self::{parts::Parts, site::Site};
 use crate::{
-    admin::{Shown, pages},
+    admin::{Shown, health_pages, pages},
     ca::{
         Desk,
         authority::{Terms, TermsError},
@@ -51,18 +52,17 @@ use crate::{
         root::{self, REVOCATION_LISTS, Root, RootError},
         serving::{Serving, ServingError},
     },
-    config::{Config, Source},
-    engine::{self, Engine},
+    callers::Callers,
+    config::Config,
+    engine::{self, Engine, View},
     metrics::{Figures, Measured},
-    nodes::{Nodes, NodesError},
-    source::directory,
+    nodes::NodesError,
+    reviewer::Unreviewed,
 };
 
 /// What is pushed, in this order. Policies go before the workloads that name them: a tunnel takes a name that it does
 /// not know for no policy. Workloads alone are for Envoy based proxies, which ask for no more (protocols 1.3).
 const TYPES: [&str; 3] = [AUTHORIZATION, ADDRESS, WORKLOAD];
-/// Connections whose handshake is done and that nobody has begun to serve yet.
-const ACCEPTED: usize = 64;
 
 /// Runs the controller until a signal, or until a part of it fails.
 pub async fn run(config: Config, logs: &LogControl) -> Result<(), StartError> {
@@ -99,13 +99,7 @@ impl Controller {
     pub async fn start(config: &Config, logs: Option<&LogControl>) -> Result<Self, StartError> {
         let terms = Terms::new(&config.authority)?;
         let profile = Profile::new(Compliance::None, Versions::Tls13, Revocation::NotConfigured)?;
-        let Source::Directory(path) = &config.source;
-        let source = Directory::open(path)?;
-        let nodes = Nodes::open(&config.access.tokens, config.access.tunnel_identity(&config.mesh))?;
-        let nodes = Arc::new(nodes);
-        if nodes.is_empty() {
-            warn!(tokens.path = %config.access.tokens.display(), "No node has a token yet, so nobody can connect");
-        }
+        let site = Site::open(config).await?;
         let (root, lists) = authority(config).await?;
         let serving = Serving::new(
             &profile,
@@ -117,21 +111,24 @@ impl Controller {
             listen(config.listen).await.map_err(|source| StartError::Listen(config.listen, source))?;
         let address = listener.local_addr().map_err(|source| StartError::Listen(config.listen, source))?;
         let admin = admin::Server::bind(std::slice::from_ref(&config.admin)).await?;
+        let health = bind(config.health.as_ref()).await?;
+        let telemetry = bind(config.telemetry.as_ref()).await?;
 
         let ready = Ready::new();
         let configured = ready.task("configuration");
-        let authenticator = ByToken(Arc::clone(&nodes));
+        let cluster = View::new(config.mesh.settings());
+        let callers = site.callers(config, &cluster)?;
+        let authenticator = ByToken(callers.clone());
         let spawner = Spawner::new(|name, future| {
-            task::spawn(name, future);
+            ambit_runtime::task::spawn(name, future);
         });
         let (server, publisher) = Server::new(TYPES, Limits::default(), authenticator, spawner);
         let sink = Measured::new(publisher.clone());
         let changes = sink.changes();
-        let engine = Engine::new(config.mesh.settings(), sink);
-        let (cluster, synced) = (engine.view(), engine.synced());
+        let engine = Engine::on(cluster.clone(), sink);
+        let synced = engine.synced();
         let trusted = config.access.trusted(&config.mesh);
-        let desk =
-            Desk::new(root.authority, terms, Arc::clone(&nodes), trusted, cluster.clone(), synced.clone());
+        let desk = Desk::new(root.authority, terms, callers, trusted, cluster.clone(), synced.clone());
         let (problems, seen_problems) = watch::channel(Vec::new());
 
         let mut registry = Registry::new();
@@ -140,13 +137,14 @@ impl Controller {
             cluster: cluster.clone(),
             problems: seen_problems.clone(),
             desk: desk.clone(),
-            nodes,
+            nodes: site.nodes(),
             changes,
             expires: root.expires,
         });
         let shown =
             Shown { publisher: publisher.clone(), cluster, problems: seen_problems, ready: ready.clone() };
-        let pages = pages(shown, &registry.share());
+        let metrics = registry.share();
+        let pages = pages(shown, &metrics);
         let pages = logs.map(|logs| logs.pages(pages.clone())).unwrap_or(pages);
 
         let (drain, watch) = drain::channel();
@@ -156,8 +154,16 @@ impl Controller {
         let admin_addresses = admin.local_addresses();
         let tls = serving.tls();
         parts.start("admin pages", |stop| admin.serve(pages, stop));
+        if let Some(server) = health {
+            let pages = health_pages(Pages::new("Health of an Ambit controller"), &ready);
+            parts.start("health pages", |stop| server.serve(pages, stop));
+        }
+        if let Some(server) = telemetry {
+            let pages = metrics.pages(Pages::new("Metrics of an Ambit controller"));
+            parts.start("metrics pages", |stop| server.serve(pages, stop));
+        }
         parts.start("engine", |stop| engine.run(received, stop));
-        parts.start("source", |stop| directory::run_telling(source, events, problems, stop));
+        site.tell(&parts, events, problems);
         parts.start("own certificate", |stop| serving.rotate(root.expires, stop));
         if let Some(lists) = lists {
             parts.start("revocation lists", |stop| lists.follow(stop));
@@ -223,78 +229,12 @@ impl Controller {
     }
 }
 
-/// The parts of a controller, each ended by the drain.
-struct Parts {
-    watch: Watch,
-    failed: mpsc::Sender<&'static str>,
-}
-
-impl Parts {
-    /// Starts a part. It is told to stop by the future that `run` is given, and cut off when the drain is out of
-    /// patience; if it ends by itself, that is a failure.
-    fn start<F>(&self, name: &'static str, run: impl FnOnce(Stop) -> F) -> Task
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let (watch, failed) = (self.watch.clone(), self.failed.clone());
-        let told = self.watch.clone();
-        let part = run(Box::pin(async move {
-            told.signaled().await;
-        }));
-        let part = task::spawn(name, async move {
-            let forced = watch.clone();
-            tokio::select! {
-                () = part => {}
-                () = forced.forced() => {}
-            }
-        });
-        let watch = self.watch.clone();
-        task::spawn("supervisor", async move {
-            part.await;
-            if watch.mode().is_none() {
-                // Full: another part has failed already.
-                let _ = failed.try_send(name);
-            }
-        })
-    }
-
-    /// Hands connections on until the drain starts, and then closes the listener, so that the next connection is
-    /// refused at once and not left waiting.
-    fn accept(
-        &self,
-        connections: impl Stream<Item = io::Result<ControlStream>> + Send + 'static,
-    ) -> ReceiverStream<io::Result<ControlStream>> {
-        let (hand_on, accepted) = mpsc::channel(ACCEPTED);
-        self.start("listener", |stop| async move {
-            tokio::pin!(connections, stop);
-            loop {
-                let next = tokio::select! {
-                    () = &mut stop => return,
-                    next = connections.next() => next,
-                };
-                let Some(connection) = next else { return };
-                if hand_on.send(connection).await.is_err() {
-                    return;
-                }
-            }
-        });
-        ReceiverStream::new(accepted)
-    }
-}
-
-type Stop = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Subscribers are known by the token of their node.
-struct ByToken(Arc<Nodes>);
+/// Subscribers are known by their token.
+struct ByToken(Callers);
 
 impl Authenticator for ByToken {
     async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
-        let token = ca::bearer(metadata);
-        let nodes = Arc::clone(&self.0);
-        let identified = tokio::task::spawn_blocking(move || nodes.identify(token.as_deref())).await;
-        let caller = identified
-            .map_err(|_| Status::unavailable("the controller is ending; try again"))?
-            .map_err(|stranger| Status::unauthenticated(stranger.to_string()))?;
+        let caller = self.0.identify(ca::bearer(metadata)).await.map_err(Status::from)?;
         let node = caller.node.map(|node| node.to_string());
         Ok(Caller {
             name: match &node {
@@ -334,6 +274,14 @@ async fn tell_when(mut synced: watch::Receiver<bool>, configured: Pending) -> In
     std::future::pending().await
 }
 
+/// Pages at an address of their own, if they should have one.
+async fn bind(address: Option<&Address>) -> Result<Option<admin::Server>, BindError> {
+    match address {
+        Some(address) => admin::Server::bind(std::slice::from_ref(address)).await.map(Some),
+        None => Ok(None),
+    }
+}
+
 /// On a machine without IPv6, "every address" is every IPv4 address.
 async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
@@ -355,6 +303,12 @@ fn is_no_ipv6(error: &io::Error) -> bool {
     error.raw_os_error() == Some(NO_FAMILY) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
+impl StartError {
+    fn kubernetes(error: kube::Error) -> Self {
+        Self::Kubernetes(Box::new(error))
+    }
+}
+
 /// Why the controller does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -364,9 +318,18 @@ pub enum StartError {
     /// No source.
     #[error(transparent)]
     Source(#[from] DirectoryError),
+    /// Nobody is said to be a node.
+    #[error("--tokens is needed with --source directory:PATH: a directory with a token for each node")]
+    NoTokens,
     /// No tokens.
     #[error(transparent)]
     Tokens(#[from] NodesError),
+    /// No way to the API server.
+    #[error("the API server cannot be found: {0}; run in a pod with a service account, or set KUBECONFIG")]
+    Kubernetes(#[source] Box<kube::Error>),
+    /// Nobody could be reviewed.
+    #[error(transparent)]
+    Reviewer(#[from] Unreviewed),
     /// Lifetimes that make no sense.
     #[error(transparent)]
     Terms(#[from] TermsError),
@@ -392,7 +355,7 @@ pub enum StartError {
     Listen(SocketAddr, #[source] io::Error),
     /// So is that of the pages.
     #[error("{0}; --admin chooses another address")]
-    Admin(#[from] admin::BindError),
+    Admin(#[from] BindError),
     /// A part ended.
     #[error("the {0} of the controller ended; the log says why")]
     Failed(&'static str),
