@@ -196,10 +196,7 @@ impl Inner {
         let asked = async {
             let _turn = self.turns.acquire().await.map_err(|error| unreachable(&error))?;
             let question = TokenReview {
-                spec: TokenReviewSpec {
-                    audiences: Some(self.audiences.clone()),
-                    token: token.to_owned(),
-                },
+                spec: TokenReviewSpec { audiences: Some(self.audiences.clone()), token: token.to_owned() },
                 ..TokenReview::default()
             };
             let api: Api<TokenReview> = Api::all(self.client.clone());
