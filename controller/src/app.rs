@@ -44,9 +44,11 @@ use tracing::{error, info, warn};
 use crate::{
     admin::{Shown, pages},
     ca::{
-        Desk,
+        Desk, Signer,
         authority::{Terms, TermsError},
+        figures,
         file::{self, FileError},
+        in_force::InForce,
         revocation::{PassOn, PassOnError},
         root::{self, REVOCATION_LISTS, Root, RootError},
         serving::{Serving, ServingError},
@@ -107,9 +109,10 @@ impl Controller {
             warn!(tokens.path = %config.access.tokens.display(), "No node has a token yet, so nobody can connect");
         }
         let (root, lists) = authority(config).await?;
+        let in_force = InForce::fixed(root);
         let serving = Serving::new(
             &profile,
-            root.authority.clone(),
+            in_force.clone(),
             config.authority.server_names(&config.mesh),
             config.authority.server_ttl,
         )?;
@@ -130,8 +133,15 @@ impl Controller {
         let engine = Engine::new(config.mesh.settings(), sink);
         let (cluster, synced) = (engine.view(), engine.synced());
         let trusted = config.access.trusted(&config.mesh);
-        let desk =
-            Desk::new(root.authority, terms, Arc::clone(&nodes), trusted, cluster.clone(), synced.clone());
+        let desk = Desk::new(
+            in_force.clone(),
+            Signer::Authority,
+            terms,
+            Arc::clone(&nodes),
+            trusted,
+            cluster.clone(),
+            synced.clone(),
+        );
         let (problems, seen_problems) = watch::channel(Vec::new());
 
         let mut registry = Registry::new();
@@ -142,8 +152,8 @@ impl Controller {
             desk: desk.clone(),
             nodes,
             changes,
-            expires: root.expires,
         });
+        registry.collect(figures::Figures { in_force, desk: desk.clone(), kept: None, told: None });
         let shown =
             Shown { publisher: publisher.clone(), cluster, problems: seen_problems, ready: ready.clone() };
         let pages = pages(shown, &registry.share());
@@ -158,7 +168,7 @@ impl Controller {
         parts.start("admin pages", |stop| admin.serve(pages, stop));
         parts.start("engine", |stop| engine.run(received, stop));
         parts.start("source", |stop| directory::run_telling(source, events, problems, stop));
-        parts.start("own certificate", |stop| serving.rotate(root.expires, stop));
+        parts.start("own certificate", |stop| serving.rotate(stop));
         if let Some(lists) = lists {
             parts.start("revocation lists", |stop| lists.follow(stop));
         }
