@@ -6,6 +6,7 @@
 //! | `/metrics` | for Prometheus |
 //! | `/debug/configz` | every published resource with its version; `?type=` and `?name=` narrow it |
 //! | `/debug/syncz` | every subscriber: which node, since when, what was sent and acknowledged, the last NACK |
+//! | `/debug/ca` | what signs, who is trusted, how a rotation stands |
 //! | `/debug/objects` | how many objects there are, what is wrong with documents, conditions of objects |
 
 use std::time::SystemTime;
@@ -25,6 +26,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::watch;
 
 use crate::{
+    ca::Desk,
     engine::View,
     metrics::{objects_of, short},
     translate::status,
@@ -41,6 +43,8 @@ pub struct Shown {
     pub problems: watch::Receiver<Vec<Problem>>,
     /// Whether the process is ready.
     pub ready: Ready,
+    /// Who signs.
+    pub desk: Desk,
 }
 
 /// All pages.
@@ -63,6 +67,13 @@ pub fn pages(shown: Shown, metrics: &Metrics) -> Pages {
         "/debug/syncz",
         "every subscriber: node, since when, what was sent and acknowledged, last NACK",
         move |_| document(&subscribers(&of.publisher, SystemTime::now())),
+    );
+    let desk = shown.desk.clone();
+    let pages = pages.page(
+        Method::GET,
+        "/debug/ca",
+        "what signs, which roots are trusted, how a rotation stands",
+        move |_| document(&desk.page(SystemTime::now())),
     );
     pages.page(
         Method::GET,

@@ -20,7 +20,11 @@ use ambit_runtime::{
 };
 use clap::{Args, Parser};
 
-use crate::cluster::{EntryVisibility, L7Deny, Settings};
+use crate::{
+    ca::{cert_manager::Issuer, serving::service_names},
+    cluster::{EntryVisibility, L7Deny, Settings},
+    leader::identity,
+};
 
 /// Tells tunnels and waypoints what the mesh is, and signs their certificates.
 #[derive(Debug, Clone, Parser)]
@@ -60,6 +64,10 @@ pub struct Config {
     #[command(flatten)]
     pub authority: Authority,
 
+    /// Which of several controllers this is.
+    #[command(flatten)]
+    pub replica: Replica,
+
     /// What to log: a level, or `scope:level` pairs, separated by commas.
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = filter)]
     pub log: Filter,
@@ -71,6 +79,51 @@ pub struct Config {
     /// How long subscribers may take to leave when the controller ends.
     #[arg(long, env = "DRAIN_DEADLINE", value_name = "TIME", value_parser = duration, default_value = "5s")]
     pub drain_deadline: Duration,
+}
+
+impl Config {
+    /// Everything that this controller is called by.
+    pub fn server_names(&self) -> Vec<String> {
+        let mesh = &self.mesh;
+        let services = service_names(self.replica.revision(), &mesh.system_namespace, &mesh.cluster_domain);
+        let mut names = self.authority.server_names(mesh);
+        names.extend(services);
+        let mut once = std::collections::HashSet::new();
+        names.retain(|name| once.insert(name.clone()));
+        names
+    }
+}
+
+/// Which of several controllers this is, in Kubernetes.
+#[derive(Debug, Clone, Args)]
+pub struct Replica {
+    /// The name of its pod.
+    #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "controller")]
+    pub pod_name: String,
+
+    /// Its revision: several revisions serve side by side, each with a leader of its own.
+    #[arg(long, env = "REVISION", value_name = "NAME")]
+    pub revision: Option<String>,
+}
+
+impl Replica {
+    /// The revision, unless it is the default one.
+    pub fn revision(&self) -> Option<&str> {
+        self.revision.as_deref().filter(|revision| !matches!(*revision, "" | "default"))
+    }
+
+    /// The Lease of those that share its revision.
+    pub fn lease(&self) -> String {
+        match self.revision() {
+            Some(revision) => format!("ambit-leader-{revision}"),
+            None => "ambit-leader".to_owned(),
+        }
+    }
+
+    /// Who it is, as holder of a Lease.
+    pub fn identity(&self) -> String {
+        identity(&self.pod_name)
+    }
 }
 
 /// What holds for the whole mesh and is not written in objects.
@@ -213,6 +266,14 @@ pub struct Authority {
     #[arg(long, env = "CITADEL_SELF_SIGNED_CA_CERT_TTL", value_name = "TIME", value_parser = duration, default_value = "87600h")]
     pub root_ttl: Duration,
 
+    /// Who signs for workloads instead, by cert-manager: `NAME` of a ClusterIssuer, `KIND/NAME`, or `GROUP/KIND/NAME`.
+    #[arg(long = "ca-issuer", env = "CA_ISSUER", value_name = "[[GROUP/]KIND/]NAME", value_parser = issuer)]
+    pub issuer: Option<Issuer>,
+
+    /// The roots of that issuer, PEM, where cert-manager does not tell them.
+    #[arg(long = "ca-issuer-roots", env = "CA_ISSUER_ROOTS", value_name = "FILE", requires = "issuer")]
+    pub issuer_roots: Option<PathBuf>,
+
     /// How long this controller's own certificate is valid. It is replaced at half of that.
     #[arg(long = "server-cert-ttl", env = "SERVER_CERT_TTL", value_name = "TIME", value_parser = duration, default_value = "24h")]
     pub server_ttl: Duration,
@@ -307,6 +368,20 @@ fn duration(text: &str) -> Result<Duration, String> {
     let length = words.duration("").optional();
     words.finish().map_err(|_| wrong())?;
     length.filter(|length| !length.is_zero()).ok_or_else(wrong)
+}
+
+fn issuer(text: &str) -> Result<Issuer, String> {
+    let parts: Vec<&str> = text.split('/').collect();
+    let (group, kind, name) = match parts.as_slice() {
+        [name] => ("cert-manager.io", "ClusterIssuer", *name),
+        [kind, name] => ("cert-manager.io", *kind, *name),
+        [group, kind, name] => (*group, *kind, *name),
+        _ => ("", "", ""),
+    };
+    if group.is_empty() || kind.is_empty() || name.is_empty() {
+        return Err(format!("{text:?} is no issuer; write NAME, KIND/NAME or GROUP/KIND/NAME"));
+    }
+    Ok(Issuer { name: name.to_owned(), kind: kind.to_owned(), group: group.to_owned() })
 }
 
 fn filter(text: &str) -> Result<Filter, String> {

@@ -36,8 +36,6 @@ pub struct Figures {
     pub nodes: Option<Arc<Nodes>>,
     /// How long changes took.
     pub changes: Changes,
-    /// When the authority ends, in seconds since 1970.
-    pub expires: std::time::SystemTime,
 }
 
 /// A publisher that notes how long each batch of events took.
@@ -152,7 +150,7 @@ impl Figures {
         counter(to, "citadel_server_csr_parsing_err_count", help, of(&counts.requests))?;
         let help = "Certificate requests that failed here";
         counter(to, "citadel_server_csr_sign_err_count", help, of(&counts.failures))?;
-        let expires = self.expires.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let expires = self.desk.in_force().expires().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let help = "When the first certificate of the signing chain ends, in seconds since 1970";
         each(
             to,

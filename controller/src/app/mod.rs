@@ -1,15 +1,14 @@
 //! The only file that knows everyone: builds the controller, starts it, ends it.
 
 mod parts;
+mod signing;
 mod site;
 
 use std::{
     convert::Infallible,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
     sync::Arc,
-    time::SystemTime,
 };
 
 use ambit_api::directory::DirectoryError;
@@ -47,9 +46,11 @@ use crate::{
     ca::{
         Desk,
         authority::{Terms, TermsError},
-        file::{self, FileError},
-        revocation::{PassOn, PassOnError},
-        root::{self, REVOCATION_LISTS, Root, RootError},
+        figures,
+        file::FileError,
+        keeping::KeepError,
+        revocation::PassOnError,
+        root::RootError,
         serving::{Serving, ServingError},
     },
     callers::Callers,
@@ -100,13 +101,10 @@ impl Controller {
         let terms = Terms::new(&config.authority)?;
         let profile = Profile::new(Compliance::None, Versions::Tls13, Revocation::NotConfigured)?;
         let site = Site::open(config).await?;
-        let (root, lists) = authority(config).await?;
-        let serving = Serving::new(
-            &profile,
-            root.authority.clone(),
-            config.authority.server_names(&config.mesh),
-            config.authority.server_ttl,
-        )?;
+        let signing = site.signing(config).await?;
+        let in_force = signing.in_force.clone();
+        let serving =
+            Serving::new(&profile, in_force.clone(), config.server_names(), config.authority.server_ttl)?;
         let listener =
             listen(config.listen).await.map_err(|source| StartError::Listen(config.listen, source))?;
         let address = listener.local_addr().map_err(|source| StartError::Listen(config.listen, source))?;
@@ -128,7 +126,15 @@ impl Controller {
         let engine = Engine::on(cluster.clone(), sink);
         let synced = engine.synced();
         let trusted = config.access.trusted(&config.mesh);
-        let desk = Desk::new(root.authority, terms, callers, trusted, cluster.clone(), synced.clone());
+        let desk = Desk::new(
+            in_force.clone(),
+            signing.signer.clone(),
+            terms,
+            callers,
+            trusted,
+            cluster.clone(),
+            synced.clone(),
+        );
         let (problems, seen_problems) = watch::channel(Vec::new());
 
         let mut registry = Registry::new();
@@ -139,10 +145,16 @@ impl Controller {
             desk: desk.clone(),
             nodes: site.nodes(),
             changes,
-            expires: root.expires,
         });
-        let shown =
-            Shown { publisher: publisher.clone(), cluster, problems: seen_problems, ready: ready.clone() };
+        let (kept, told) = (signing.kept.clone(), signing.told.clone());
+        registry.collect(figures::Figures { in_force, desk: desk.clone(), kept, told });
+        let shown = Shown {
+            publisher: publisher.clone(),
+            cluster,
+            problems: seen_problems,
+            ready: ready.clone(),
+            desk: desk.clone(),
+        };
         let metrics = registry.share();
         let pages = pages(shown, &metrics);
         let pages = logs.map(|logs| logs.pages(pages.clone())).unwrap_or(pages);
@@ -163,11 +175,11 @@ impl Controller {
             parts.start("metrics pages", |stop| server.serve(pages, stop));
         }
         parts.start("engine", |stop| engine.run(received, stop));
+        let (leads, leader) = watch::channel(false);
+        site.lead(config, &parts, leads);
+        signing.keep_up(&parts, &leader);
         site.tell(&parts, events, problems);
-        parts.start("own certificate", |stop| serving.rotate(root.expires, stop));
-        if let Some(lists) = lists {
-            parts.start("revocation lists", |stop| lists.follow(stop));
-        }
+        parts.start("own certificate", |stop| serving.rotate(stop));
         parts.start("readiness", |stop| async move {
             tokio::select! {
                 () = stop => {}
@@ -248,23 +260,6 @@ impl Authenticator for ByToken {
     }
 }
 
-/// What signs, its root where tunnels find it, and the revocation lists passed on.
-async fn authority(config: &Config) -> Result<(Root, Option<PassOn>), StartError> {
-    let settings = config.authority.clone();
-    let trust_domain = config.mesh.trust_domain.as_str().into();
-    // It may wait for another controller that makes the root.
-    let made = tokio::task::spawn_blocking(move || {
-        let root = root::open(&settings.ca_dir, &trust_domain, settings.root_ttl, SystemTime::now())?;
-        if let Some(path) = &settings.root_cert {
-            file::publish(path, root.authority.roots().as_bytes())?;
-        }
-        let lists =
-            settings.crl_out.map(|to: PathBuf| PassOn::start(settings.ca_dir.join(REVOCATION_LISTS), to));
-        Ok((root, lists.transpose()?))
-    });
-    made.await.map_err(|_| StartError::Failed("authority"))?
-}
-
 /// Tells that the configuration is known and published; then has nothing more to do.
 async fn tell_when(mut synced: watch::Receiver<bool>, configured: Pending) -> Infallible {
     if synced.wait_for(|synced| *synced).await.is_ok() {
@@ -336,6 +331,9 @@ pub enum StartError {
     /// No authority.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// No authority in Kubernetes.
+    #[error(transparent)]
+    Keep(#[from] KeepError),
     /// The root cannot be given to tunnels.
     #[error(transparent)]
     File(#[from] FileError),

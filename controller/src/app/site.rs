@@ -7,11 +7,12 @@ use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
-use super::{StartError, parts::Parts};
+use super::{StartError, parts::Parts, signing::Signing};
 use crate::{
     callers::Callers,
     config::{Config, Source},
     engine::View,
+    leader::{self, LeaseName},
     nodes::Nodes,
     reviewer::Reviewer,
     source::{Event, directory, kubernetes},
@@ -54,6 +55,30 @@ impl Site {
                 let audiences = config.access.audiences.clone();
                 let reviewer = Reviewer::new(client.clone(), audiences, trust_domain, cluster.clone())?;
                 Ok(Callers::Kubernetes(reviewer))
+            }
+        }
+    }
+
+    /// What signs.
+    pub(super) async fn signing(&self, config: &Config) -> Result<Signing, StartError> {
+        match self {
+            Self::Directory { .. } => Signing::from_files(config).await,
+            Self::Kubernetes { client } => Signing::from_secrets(client, config).await,
+        }
+    }
+
+    /// Starts the part that lets one replica lead.
+    pub(super) fn lead(&self, config: &Config, parts: &Parts, leads: watch::Sender<bool>) {
+        match self {
+            // It is alone.
+            Self::Directory { .. } => drop(leads.send_replace(true)),
+            Self::Kubernetes { client } => {
+                let lease = LeaseName {
+                    namespace: config.mesh.system_namespace.clone(),
+                    name: config.replica.lease(),
+                };
+                let (client, me) = (client.clone(), config.replica.identity());
+                parts.start("leader", |stop| leader::run(client, lease, me, leads, stop));
             }
         }
     }
