@@ -114,11 +114,14 @@ pub(super) fn bare_meta(written: &Written<'_>) -> Meta {
     } else {
         format!("undecodable_{}", written.name)
     };
+    let metadata = |field: &str| written.value.get("metadata").and_then(|metadata| metadata.get(field));
     Meta {
         name: Name::new(written.namespace, name),
         labels: Labels::default(),
         annotations: Labels::default(),
         created: None,
-        generation: None,
+        // Only conditions tell of these two.
+        generation: metadata("generation").and_then(serde_json::Value::as_i64),
+        uid: metadata("uid").and_then(serde_json::Value::as_str).unwrap_or_default().into(),
     }
 }
