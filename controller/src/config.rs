@@ -52,6 +52,10 @@ pub struct Config {
     #[arg(long, env = "TELEMETRY_ADDR", value_name = "ADDRESS")]
     pub telemetry: Option<Address>,
 
+    /// Where the API server asks whether objects are sound, in Kubernetes; TLS only. Unset: it is not asked to.
+    #[arg(long, env = "WEBHOOK_ADDR", value_name = "IP:PORT")]
+    pub webhook: Option<SocketAddr>,
+
     /// What holds for the whole mesh.
     #[command(flatten)]
     pub mesh: Mesh,
@@ -117,6 +121,14 @@ impl Replica {
         match self.revision() {
             Some(revision) => format!("ambit-leader-{revision}"),
             None => "ambit-leader".to_owned(),
+        }
+    }
+
+    /// The configuration by which the API server finds this revision's webhook.
+    pub fn webhook(&self, system_namespace: &str) -> String {
+        match self.revision() {
+            Some(revision) => format!("ambit-validator-{revision}-{system_namespace}"),
+            None => format!("ambit-validator-{system_namespace}"),
         }
     }
 

@@ -188,7 +188,7 @@ pub fn short(type_url: &str) -> String {
     }
 }
 
-fn each<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
+pub(crate) fn each<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -201,11 +201,21 @@ fn each<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
     Ok(())
 }
 
-fn counter(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, count: u64) -> Result<(), Error> {
+pub(crate) fn counter(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    count: u64,
+) -> Result<(), Error> {
     ConstCounter::new(count).encode(to.encode_descriptor(name, help, None, MetricType::Counter)?)
 }
 
-fn gauge(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, count: usize) -> Result<(), Error> {
+pub(crate) fn gauge(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    count: usize,
+) -> Result<(), Error> {
     let count = u64::try_from(count).unwrap_or(u64::MAX);
     ConstGauge::new(count).encode(to.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }

@@ -273,7 +273,7 @@ fn extra(user: &UserInfo, key: &str) -> Option<String> {
 fn node_of(cluster: &Cluster, account: &Account) -> Option<Node> {
     let (name, uid) = account.pod.as_ref()?;
     let pod = cluster.pods.get(&Name::new(account.namespace.as_str(), name.as_str()))?;
-    let same = pod.uid.as_str() == uid && pod.service_account.as_str() == account.name;
+    let same = pod.meta.uid.as_str() == uid && pod.service_account.as_str() == account.name;
     (same && !pod.node.is_empty()).then(|| pod.node.clone())
 }
 

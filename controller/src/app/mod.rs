@@ -1,5 +1,6 @@
 //! The only file that knows everyone: builds the controller, starts it, ends it.
 
+mod duties;
 mod parts;
 mod signing;
 mod site;
@@ -40,7 +41,11 @@ use tokio::{
 use tonic::{Status, metadata::MetadataMap};
 use tracing::{error, info, warn};
 
-use self::{parts::Parts, site::Site};
+use self::{
+    duties::{Duties, Needs, bundles},
+    parts::Parts,
+    site::Site,
+};
 use crate::{
     admin::{Shown, health_pages, pages},
     ca::{
@@ -59,6 +64,7 @@ use crate::{
     metrics::{Figures, Measured},
     nodes::NodesError,
     reviewer::Unreviewed,
+    status,
 };
 
 /// What is pushed, in this order. Policies go before the workloads that name them: a tunnel takes a name that it does
@@ -124,7 +130,7 @@ impl Controller {
         let sink = Measured::new(publisher.clone());
         let changes = sink.changes();
         let engine = Engine::on(cluster.clone(), sink);
-        let synced = engine.synced();
+        let (synced, changed) = (engine.synced(), engine.changes());
         let trusted = config.access.trusted(&config.mesh);
         let desk = Desk::new(
             in_force.clone(),
@@ -147,11 +153,12 @@ impl Controller {
             changes,
         });
         let (kept, told) = (signing.kept.clone(), signing.told.clone());
-        registry.collect(figures::Figures { in_force, desk: desk.clone(), kept, told });
+        registry.collect(figures::Figures { in_force: in_force.clone(), desk: desk.clone(), kept, told });
+        let duties = Duties::open(config, &mut registry).await?;
         let shown = Shown {
             publisher: publisher.clone(),
-            cluster,
-            problems: seen_problems,
+            cluster: cluster.clone(),
+            problems: seen_problems.clone(),
             ready: ready.clone(),
             desk: desk.clone(),
         };
@@ -176,7 +183,21 @@ impl Controller {
         }
         parts.start("engine", |stop| engine.run(received, stop));
         let (leads, leader) = watch::channel(false);
-        site.lead(config, &parts, leads);
+        match site.client() {
+            // It is alone.
+            None => drop(leads.send_replace(true)),
+            Some(client) => {
+                let status = status::Inputs {
+                    view: cluster,
+                    synced: synced.clone(),
+                    changed,
+                    problems: seen_problems,
+                    leader: leader.clone(),
+                };
+                let needs = Needs { leads, status, tls: serving.tls(), bundle: bundles(&parts, in_force) };
+                duties.start(&parts, &client, config, needs);
+            }
+        }
         signing.keep_up(&parts, &leader);
         site.tell(&parts, events, problems);
         parts.start("own certificate", |stop| serving.rotate(stop));
@@ -351,6 +372,9 @@ pub enum StartError {
         "cannot listen on {0}: {1}; is another controller running there? --listen chooses another address"
     )]
     Listen(SocketAddr, #[source] io::Error),
+    /// So is that of the webhook.
+    #[error("cannot listen on {0} for the API server: {1}; --webhook chooses another address")]
+    Webhook(SocketAddr, #[source] io::Error),
     /// So is that of the pages.
     #[error("{0}; --admin chooses another address")]
     Admin(#[from] BindError),

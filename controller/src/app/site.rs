@@ -12,7 +12,6 @@ use crate::{
     callers::Callers,
     config::{Config, Source},
     engine::View,
-    leader::{self, LeaseName},
     nodes::Nodes,
     reviewer::Reviewer,
     source::{Event, directory, kubernetes},
@@ -67,22 +66,6 @@ impl Site {
         }
     }
 
-    /// Starts the part that lets one replica lead.
-    pub(super) fn lead(&self, config: &Config, parts: &Parts, leads: watch::Sender<bool>) {
-        match self {
-            // It is alone.
-            Self::Directory { .. } => drop(leads.send_replace(true)),
-            Self::Kubernetes { client } => {
-                let lease = LeaseName {
-                    namespace: config.mesh.system_namespace.clone(),
-                    name: config.replica.lease(),
-                };
-                let (client, me) = (client.clone(), config.replica.identity());
-                parts.start("leader", |stop| leader::run(client, lease, me, leads, stop));
-            }
-        }
-    }
-
     /// The nodes that have a token in a file, where nodes have.
     pub(super) fn nodes(&self) -> Option<Arc<Nodes>> {
         match self {
@@ -105,6 +88,14 @@ impl Site {
             Self::Kubernetes { client } => {
                 parts.start("source", |stop| kubernetes::run(client, events, problems, stop));
             }
+        }
+    }
+
+    /// The API server, where there is one.
+    pub(super) fn client(&self) -> Option<Client> {
+        match self {
+            Self::Directory { .. } => None,
+            Self::Kubernetes { client } => Some(client.clone()),
         }
     }
 }
