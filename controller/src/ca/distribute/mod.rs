@@ -15,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ambit_api::labels::{CONFIG, MANAGED_BY, MANAGED_BY_AMBIT};
@@ -31,7 +31,10 @@ use kube::{
     },
 };
 use serde_json::json;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tracing::{debug, info, warn};
 
 use self::board::{Board, Change, Task, Wanted};
@@ -147,7 +150,7 @@ async fn lead(
     let mut was_idle = true;
     loop {
         while writes.len() < AT_ONCE {
-            let Some((namespace, task)) = board.next(Instant::now()) else { break };
+            let Some((namespace, task)) = board.next(Instant::now().into_std()) else { break };
             let wanted = board.wanted().clone();
             writes.push(async move {
                 let written = timeout(WRITE_LIMIT, write(client, &namespace, task, &wanted)).await;
@@ -178,7 +181,7 @@ async fn lead(
                         counts.failures.fetch_add(1, Relaxed)
                     }
                 };
-                board.done(&namespace, written.is_ok(), Instant::now());
+                board.done(&namespace, written.is_ok(), Instant::now().into_std());
             }
             Some(change) = namespaces.next() => match change {
                 Ok(change) => board.namespace(change),
