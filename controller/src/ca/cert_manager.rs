@@ -24,7 +24,6 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, Client,
     api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, PostParams},
-    runtime::{WatchStreamExt as _, watcher::watch_object},
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -35,7 +34,7 @@ use tokio::{
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::{exact, keeping::told};
+use super::{exact, keeping::told, watching};
 
 /// Each holds a watch at the API server. More callers wait for their turn, and give up before the tunnels' next attempt.
 const AT_ONCE: usize = 32;
@@ -177,7 +176,7 @@ impl CertManager {
     }
 
     async fn answer(&self, name: &str) -> Result<Issued, NotIssued> {
-        let mut states = std::pin::pin!(watch_object(self.requests.clone(), name).default_backoff());
+        let mut states = std::pin::pin!(watching::object(self.requests.clone(), name));
         let mut seen = false;
         while let Some(state) = states.next().await {
             match state {

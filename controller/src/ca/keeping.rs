@@ -31,7 +31,6 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
-    runtime::{WatchStreamExt as _, watcher::watch_object},
 };
 use serde_json::json;
 use tokio::{
@@ -45,6 +44,7 @@ use super::{
     lease::{self, Taken},
     rotation::Refusal,
     secret::{self, CACERTS, Making, OWN, SecretError},
+    watching,
 };
 
 /// An API server that restarts is back by then; after that the kubelet's back-off is kinder to it than ours.
@@ -128,8 +128,8 @@ impl Keeper {
     /// Follows both Secrets until `stop`. While it is the `leader` it writes them, too.
     pub async fn follow(mut self, mut leader: watch::Receiver<bool>, stop: impl Future<Output = ()> + Send) {
         let mut stop = pin!(stop);
-        let mut plugged = pin!(watch_object(self.secrets.clone(), CACERTS).default_backoff());
-        let mut own = pin!(watch_object(self.secrets.clone(), OWN).default_backoff());
+        let mut plugged = pin!(watching::object(self.secrets.clone(), CACERTS));
+        let mut own = pin!(watching::object(self.secrets.clone(), OWN));
         let mut seen = Seen::default();
         let mut waits = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut again: Option<Instant> = None;

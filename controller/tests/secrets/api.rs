@@ -282,11 +282,16 @@ impl Api {
 
     fn watch(&self, kind: &str, namespace: Option<&str>, query: &BTreeMap<String, String>) -> Answer {
         let from: u64 = query.get("resourceVersion").and_then(|from| from.parse().ok()).unwrap_or(0);
-        if from < self.state().oldest {
-            return refusal(410);
-        }
         let changed = self.0.changed.subscribe();
         let cuts = changed.borrow().1;
+        if from < self.state().oldest {
+            // In the stream, as the API server does, or as the answer, as some proxies do.
+            return if cuts % 2 == 0 {
+                refusal(410)
+            } else {
+                document(StatusCode::OK, &json!({"type": "ERROR", "object": status(410)}))
+            };
+        }
         let (api, kind) = (self.clone(), kind.to_owned());
         let (namespace, query) = (namespace.map(str::to_owned), query.clone());
         let lines = futures_util::stream::unfold((changed, from), move |(mut changed, from)| {
@@ -363,6 +368,10 @@ fn merge(into: &mut Value, change: &Value) {
 }
 
 fn refusal(code: u16) -> Answer {
+    document(StatusCode::from_u16(code).unwrap(), &status(code))
+}
+
+fn status(code: u16) -> Value {
     let reason = match code {
         403 => "Forbidden",
         404 => "NotFound",
@@ -370,11 +379,10 @@ fn refusal(code: u16) -> Answer {
         410 => "Expired",
         _ => "Unknown",
     };
-    let status = json!({
+    json!({
         "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason,
         "message": format!("the test says {code}"),
-    });
-    document(StatusCode::from_u16(code).unwrap(), &status)
+    })
 }
 
 fn document(status: StatusCode, body: &Value) -> Answer {

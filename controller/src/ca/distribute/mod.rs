@@ -25,10 +25,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
     core::PartialObjectMeta,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
 use serde_json::json;
 use tokio::{
@@ -38,7 +35,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use self::board::{Board, Change, Task, Wanted};
-use super::{in_force::InForce, keeping::told};
+use super::{in_force::InForce, keeping::told, watching};
 
 /// Writes under way at once: ten thousand namespaces are told within a minute or two, and the API server has others to
 /// serve.
@@ -240,7 +237,7 @@ fn ends(status: &kube::core::Status) -> bool {
 
 fn namespaces(client: &Client) -> impl Stream<Item = Result<Change<String>, watcher::Error>> + use<> {
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-    watcher(api, watcher::Config::default().any_semantic()).default_backoff().map(|event| {
+    watching::objects(api, watcher::Config::default().any_semantic()).map(|event| {
         event.map(|event| match event {
             Event::Init => Change::Begin,
             Event::InitApply(namespace) => match living(namespace) {
@@ -270,7 +267,7 @@ fn config_maps(
 ) -> impl Stream<Item = Result<Change<(String, ConfigMap)>, watcher::Error>> + use<> {
     let api: Api<ConfigMap> = Api::all(client.clone());
     let config = watcher::Config::default().any_semantic().fields(&format!("metadata.name={name}"));
-    watcher(api, config).default_backoff().map(|event| {
+    watching::objects(api, config).map(|event| {
         let placed = |map: ConfigMap| (map.metadata.namespace.clone().unwrap_or_default(), map);
         event.map(|event| match event {
             Event::Init => Change::Begin,
