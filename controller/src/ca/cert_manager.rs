@@ -6,6 +6,7 @@
 //! authority, so workloads are told to trust both.
 
 use std::{
+    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -56,6 +57,29 @@ pub struct Issuer {
     /// The kind's group.
     pub group: String,
 }
+
+impl FromStr for Issuer {
+    type Err = NoIssuer;
+
+    /// `name`, `ClusterIssuer/name`, or `Kind.group/name`.
+    fn from_str(text: &str) -> Result<Self, NoIssuer> {
+        let (kind, name) = text.split_once('/').unwrap_or(("Issuer", text));
+        let (kind, group) = kind.split_once('.').unwrap_or((kind, "cert-manager.io"));
+        let is_word = |word: &str| {
+            !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
+        };
+        if [kind, group, name].into_iter().all(is_word) {
+            Ok(Self { name: name.to_owned(), kind: kind.to_owned(), group: group.to_owned() })
+        } else {
+            Err(NoIssuer(text.to_owned()))
+        }
+    }
+}
+
+/// A text that names no issuer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no issuer; write NAME (of an Issuer), ClusterIssuer/NAME, or KIND.GROUP/NAME")]
+pub struct NoIssuer(String);
 
 /// What asking cert-manager needs.
 #[derive(Clone, Debug)]
@@ -198,10 +222,15 @@ impl CertManager {
     }
 
     async fn delete(&self, name: &str) {
-        match self.requests.delete(name, &DeleteParams::default()).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.is_not_found() => {}
-            Err(error) => info!(request.name = name, error = told(&error), "Certificate request not deleted"),
+        match timeout(ANSWER_LIMIT, self.requests.delete(name, &DeleteParams::default())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(kube::Error::Api(status))) if status.is_not_found() => {}
+            Ok(Err(error)) => {
+                info!(request.name = name, error = told(&error), "Certificate request not deleted")
+            }
+            Err(_) => {
+                info!(request.name = name, "Certificate request not deleted in time; it is swept up later")
+            }
         }
     }
 
@@ -419,6 +448,22 @@ mod tests {
         }
         assert_eq!(word(&json!({})), "waits");
         assert_eq!(word(&json!({"status": {"conditions": "?"}})), "issuer_unusable");
+    }
+
+    #[test]
+    fn an_issuer_is_named_in_three_ways() {
+        for (text, parts) in [
+            ("mesh", ["mesh", "Issuer", "cert-manager.io"]),
+            ("ClusterIssuer/mesh.ca", ["mesh.ca", "ClusterIssuer", "cert-manager.io"]),
+            ("StepIssuer.certmanager.step.sm/mesh", ["mesh", "StepIssuer", "certmanager.step.sm"]),
+        ] {
+            let [name, kind, group] = parts.map(str::to_owned);
+            assert_eq!(text.parse(), Ok(Issuer { name, kind, group }));
+        }
+        for text in ["", "/", "Issuer/", "/mesh", "a/b/c", "a b", "Kind./mesh"] {
+            let error = text.parse::<Issuer>().unwrap_err().to_string();
+            assert!(error.contains("ClusterIssuer/NAME"), "{error}");
+        }
     }
 
     #[test]

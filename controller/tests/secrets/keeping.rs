@@ -25,7 +25,7 @@ fn settings(replica: &str) -> Settings {
     Settings { system_namespace: SYSTEM.to_owned(), making, replica: replica.to_owned() }
 }
 
-async fn open(api: &Api) -> Result<Keeper, KeepError> {
+pub(crate) async fn open(api: &Api) -> Result<Keeper, KeepError> {
     Keeper::open(api.client(), settings("one")).await
 }
 
@@ -33,11 +33,11 @@ fn own(api: &Api) -> Value {
     api.get("secrets", SYSTEM, OWN).unwrap()
 }
 
-fn annotation(api: &Api, name: &str) -> Option<String> {
+pub(crate) fn annotation(api: &Api, name: &str) -> Option<String> {
     own(api)["metadata"]["annotations"][name].as_str().map(str::to_owned)
 }
 
-fn wish(api: &Api, step: &str) {
+pub(crate) fn wish(api: &Api, step: &str) {
     let mut secret = own(api);
     secret["metadata"]["annotations"][CA_ROTATION] = json!(step);
     api.put("secrets", SYSTEM, secret);
@@ -70,15 +70,15 @@ fn encoded(text: &str) -> Value {
 }
 
 /// A replica that follows the Secrets.
-struct Replica {
-    in_force: watch::Receiver<Arc<InForce>>,
+pub(crate) struct Replica {
+    pub(crate) in_force: watch::Receiver<Arc<InForce>>,
     leader: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl Replica {
-    fn start(keeper: Keeper, leads: bool) -> Self {
+    pub(crate) fn start(keeper: Keeper, leads: bool) -> Self {
         let in_force = keeper.in_force();
         let (leader, hears) = watch::channel(leads);
         let (stop, mut stopped) = watch::channel(false);
@@ -89,12 +89,16 @@ impl Replica {
         Self { in_force, leader, stop, task }
     }
 
-    async fn until(&mut self, what: &str, holds: impl FnMut(&Arc<InForce>) -> bool) -> Arc<InForce> {
+    pub(crate) async fn until(
+        &mut self,
+        what: &str,
+        holds: impl FnMut(&Arc<InForce>) -> bool,
+    ) -> Arc<InForce> {
         let found = tokio::time::timeout(Duration::from_secs(600), self.in_force.wait_for(holds)).await;
         Arc::clone(&found.unwrap_or_else(|_| panic!("never: {what}")).unwrap())
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.send_replace(true);
         self.task.await.unwrap();
     }

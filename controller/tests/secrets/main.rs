@@ -9,6 +9,8 @@
 )]
 
 mod api;
+mod desk;
 mod distribution;
 mod issuer;
 mod keeping;
+mod serving;
