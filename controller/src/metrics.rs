@@ -33,7 +33,7 @@ pub struct Figures {
     /// The authority.
     pub desk: Desk,
     /// Who may connect.
-    pub nodes: Arc<Nodes>,
+    pub nodes: Option<Arc<Nodes>>,
     /// How long changes took.
     pub changes: Changes,
 }
@@ -131,7 +131,10 @@ impl Figures {
             "Documents that are not used as written",
             self.problems.borrow().len(),
         )?;
-        gauge(to, "ambit_nodes_with_token", "Nodes that may connect", self.nodes.len())
+        match &self.nodes {
+            Some(nodes) => gauge(to, "ambit_nodes_with_token", "Nodes that may connect", nodes.len()),
+            None => Ok(()),
+        }
     }
 
     fn certificates(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -185,7 +188,7 @@ pub fn short(type_url: &str) -> String {
     }
 }
 
-fn each<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
+pub(crate) fn each<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -198,11 +201,21 @@ fn each<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
     Ok(())
 }
 
-fn counter(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, count: u64) -> Result<(), Error> {
+pub(crate) fn counter(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    count: u64,
+) -> Result<(), Error> {
     ConstCounter::new(count).encode(to.encode_descriptor(name, help, None, MetricType::Counter)?)
 }
 
-fn gauge(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, count: usize) -> Result<(), Error> {
+pub(crate) fn gauge(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    count: usize,
+) -> Result<(), Error> {
     let count = u64::try_from(count).unwrap_or(u64::MAX);
     ConstGauge::new(count).encode(to.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }

@@ -1,4 +1,4 @@
-//! The certificate authority: who calls ([`crate::nodes`]), what may it ask for ([`caller`]), for how long
+//! The certificate authority: who calls ([`crate::callers`]), what may it ask for ([`caller`]), for how long
 //! ([`authority`]), signed by what ([`in_force`]).
 //!
 //! What signs comes from a directory ([`root`]) or from Secrets ([`keeping`], [`secret`]), where one root can follow
@@ -56,9 +56,9 @@ use self::{
     keeping::{Lives, LivesError},
 };
 use crate::{
+    callers::{Callers, Stranger},
     config::Account,
     engine::View,
-    nodes::{Nodes, Stranger},
 };
 
 /// A caller that comes while the controller starts waits so long for it to know which pods there are. Tunnels give an
@@ -88,7 +88,7 @@ struct Inner {
     signer: Signer,
     issued: Issued,
     terms: Terms,
-    nodes: Arc<Nodes>,
+    callers: Callers,
     trusted: Vec<Account>,
     cluster: View,
     synced: watch::Receiver<bool>,
@@ -97,13 +97,13 @@ struct Inner {
 }
 
 impl Desk {
-    /// A desk that signs with what is in force, or has it signed, on `terms`, for callers known to `nodes`. Which pods
-    /// there are it reads from `cluster`, once that is `synced`.
+    /// A desk that signs with what is in force, or has it signed, on `terms`, for those that `callers` knows. Which
+    /// pods there are it reads from `cluster`, once that is `synced`.
     pub fn new(
         in_force: watch::Receiver<Arc<InForce>>,
         signer: Signer,
         terms: Terms,
-        nodes: Arc<Nodes>,
+        callers: Callers,
         trusted: Vec<Account>,
         cluster: View,
         synced: watch::Receiver<bool>,
@@ -116,7 +116,7 @@ impl Desk {
             signer,
             issued,
             terms,
-            nodes,
+            callers,
             trusted,
             cluster,
             synced,
@@ -147,11 +147,7 @@ impl Desk {
 
     async fn answer(self, application: Application) -> Result<Vec<String>, NotSigned> {
         let turn = self.0.turns.acquire().await.map_err(|_| NotSigned::Interrupted)?;
-        let token = application.token.clone();
-        let desk = self.clone();
-        let caller = spawn_blocking(move || desk.0.nodes.identify(token.as_deref()))
-            .await
-            .map_err(|_| NotSigned::Interrupted)??;
+        let caller = self.0.callers.identify(application.token.clone()).await?;
         if application.impersonated.is_some() {
             let mut synced = self.0.synced.clone();
             let known = timeout(PATIENCE, synced.wait_for(|synced| *synced)).await;
@@ -283,6 +279,7 @@ impl NotSigned {
     /// In the log and in metrics.
     pub fn word(&self) -> &'static str {
         match self {
+            Self::Stranger(why) if why.is_temporary() => "unreviewed",
             Self::Stranger(_) => "unauthenticated",
             Self::Refused(_) => "impersonation",
             Self::Lifetime(_) => "lifetime",
@@ -300,7 +297,8 @@ impl NotSigned {
     fn status(&self) -> Status {
         let text = self.to_string();
         match self {
-            Self::Stranger(_) | Self::Refused(_) => Status::unauthenticated(text),
+            Self::Stranger(why) => why.clone().into(),
+            Self::Refused(_) => Status::unauthenticated(text),
             Self::Lifetime(_) | Self::Sign(SignError::Request(_)) => Status::invalid_argument(text),
             Self::Sign(SignError::SignerExpired | SignError::Time | SignError::Crypto(_)) => {
                 Status::internal(text)
@@ -331,6 +329,7 @@ pub struct Counts {
 impl Counts {
     fn refused(&self, why: &NotSigned) -> &AtomicU64 {
         match why {
+            NotSigned::Stranger(why) if why.is_temporary() => &self.failures,
             NotSigned::Stranger(_) => &self.strangers,
             NotSigned::Refused(_) => &self.impersonations,
             NotSigned::Lifetime(_)

@@ -33,17 +33,15 @@ impl ServerTls {
         Ok(Self { profile: profile.clone(), config })
     }
 
+    /// What is served with now, for servers that are none of gRPC.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        self.config.load_full()
+    }
+
     /// Shows `credentials` from now on.
     pub fn replace(&self, credentials: &ServerCredentials) -> Result<(), ServerTlsError> {
         self.config.store(Arc::new(serving(&self.profile, credentials)?));
         Ok(())
-    }
-
-    /// The same certificate for a server of the web's own kind, as of now: the API server calls webhooks with HTTP/1.1.
-    pub fn for_web(&self) -> Arc<ServerConfig> {
-        let mut config = ServerConfig::clone(&self.config.load());
-        config.alpn_protocols = vec![ALPN.to_vec(), b"http/1.1".to_vec()];
-        Arc::new(config)
     }
 }
 
