@@ -6,7 +6,6 @@
 //! authority, so workloads are told to trust both.
 
 use std::{
-    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -57,29 +56,6 @@ pub struct Issuer {
     /// The kind's group.
     pub group: String,
 }
-
-impl FromStr for Issuer {
-    type Err = NoIssuer;
-
-    /// `name`, `ClusterIssuer/name`, or `Kind.group/name`.
-    fn from_str(text: &str) -> Result<Self, NoIssuer> {
-        let (kind, name) = text.split_once('/').unwrap_or(("Issuer", text));
-        let (kind, group) = kind.split_once('.').unwrap_or((kind, "cert-manager.io"));
-        let is_word = |word: &str| {
-            !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
-        };
-        if [kind, group, name].into_iter().all(is_word) {
-            Ok(Self { name: name.to_owned(), kind: kind.to_owned(), group: group.to_owned() })
-        } else {
-            Err(NoIssuer(text.to_owned()))
-        }
-    }
-}
-
-/// A text that names no issuer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no issuer; write NAME (of an Issuer), ClusterIssuer/NAME, or KIND.GROUP/NAME")]
-pub struct NoIssuer(String);
 
 /// What asking cert-manager needs.
 #[derive(Clone, Debug)]
@@ -377,7 +353,7 @@ pub enum NotIssued {
     #[error("what cert-manager signed cannot be used: {0}; look at the issuer")]
     Unusable(&'static str),
     /// Nobody could trust it.
-    #[error("the issuer does not tell its root; give it with --cert-manager-roots")]
+    #[error("the issuer does not tell its root; give it with --ca-issuer-roots")]
     NoRoots,
     /// The process ends.
     #[error("the controller is ending; try again")]
@@ -448,22 +424,6 @@ mod tests {
         }
         assert_eq!(word(&json!({})), "waits");
         assert_eq!(word(&json!({"status": {"conditions": "?"}})), "issuer_unusable");
-    }
-
-    #[test]
-    fn an_issuer_is_named_in_three_ways() {
-        for (text, parts) in [
-            ("mesh", ["mesh", "Issuer", "cert-manager.io"]),
-            ("ClusterIssuer/mesh.ca", ["mesh.ca", "ClusterIssuer", "cert-manager.io"]),
-            ("StepIssuer.certmanager.step.sm/mesh", ["mesh", "StepIssuer", "certmanager.step.sm"]),
-        ] {
-            let [name, kind, group] = parts.map(str::to_owned);
-            assert_eq!(text.parse(), Ok(Issuer { name, kind, group }));
-        }
-        for text in ["", "/", "Issuer/", "/mesh", "a/b/c", "a b", "Kind./mesh"] {
-            let error = text.parse::<Issuer>().unwrap_err().to_string();
-            assert!(error.contains("ClusterIssuer/NAME"), "{error}");
-        }
     }
 
     #[test]

@@ -7,10 +7,11 @@ use ambit_controller::{
     ca::{
         Desk, Signer,
         authority::Terms,
-        cert_manager::{CertManager, Settings},
+        cert_manager::{CertManager, Issuer, Settings},
         in_force::InForce,
         rotation::Stage,
     },
+    callers::Callers,
     config::Config,
     engine::Engine,
     nodes::Nodes,
@@ -54,12 +55,13 @@ impl Office {
         std::fs::write(tokens.path().join("n1"), TOKEN).unwrap();
         let tunnel = Identity::new("cluster.local", SYSTEM, "ztunnel");
         let nodes = Arc::new(Nodes::open(tokens.path(), tunnel.clone()).unwrap());
+        let callers = Callers::Tokens(nodes);
         let flags = ["controller", "--source=directory:/x", "--tokens=/x"];
         let config = Config::try_parse_from(flags).unwrap();
         let engine = Engine::new(config.mesh.settings(), Nowhere);
         let terms = Terms::new(&config.authority).unwrap();
         let trusted = config.access.trusted(&config.mesh);
-        let desk = Desk::new(in_force, signer, terms, nodes, trusted, engine.view(), engine.synced());
+        let desk = Desk::new(in_force, signer, terms, callers, trusted, engine.view(), engine.synced());
         Self { desk, tunnel, _tokens: tokens }
     }
 
@@ -138,8 +140,12 @@ async fn certificates_come_from_the_root_that_signs_and_bring_every_root_that_is
 async fn cert_manager_that_cannot_be_asked_is_said_to_the_caller() {
     let api = Api::new();
     let keeper = open(&api).await.unwrap();
-    let settings =
-        Settings { namespace: SYSTEM.to_owned(), issuer: "ClusterIssuer/mesh".parse().unwrap(), roots: None };
+    let issuer = Issuer {
+        name: "mesh".to_owned(),
+        kind: "ClusterIssuer".to_owned(),
+        group: "cert-manager.io".to_owned(),
+    };
+    let settings = Settings { namespace: SYSTEM.to_owned(), issuer, roots: None };
     let asking = Arc::new(CertManager::new(api.client(), settings));
     let office = Office::open(keeper.in_force(), Signer::CertManager(asking));
     // As with an API server that does not know cert-manager.
