@@ -119,7 +119,7 @@ impl Keeper {
 
     /// For whoever signs for longer than was ever signed for.
     pub fn lives(&self) -> Lives {
-        Lives { secrets: self.secrets.clone() }
+        Lives { secrets: Arc::new(self.secrets.clone()) }
     }
 
     /// What happened so far.
@@ -290,7 +290,7 @@ enum NotTaken {
 /// Writes down the longest life that is signed for, before it is signed for. Cheap to clone.
 #[derive(Clone)]
 pub struct Lives {
-    secrets: Api<Secret>,
+    secrets: Arc<Api<Secret>>,
 }
 
 impl Lives {
