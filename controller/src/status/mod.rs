@@ -221,10 +221,14 @@ impl Writer {
                 return Left::More;
             }
             written += 1;
+            let slot = write.slot.clone();
             let outcome = timeout(REQUEST, served.apply(&self.client, &write)).await;
             if let Some(pause) = self.took(write, outcome.ok()) {
                 sleep(pause).await;
                 return Left::More;
+            }
+            if let Some((until, _)) = self.resting.get(&slot) {
+                later = Some(later.map_or(*until, |earlier| earlier.min(*until)));
             }
         }
         if unserved {
