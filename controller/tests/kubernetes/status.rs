@@ -253,6 +253,18 @@ async fn what_is_refused_again_and_again_does_not_hold_up_others_or_go_on_for_ev
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_object_that_the_api_server_chokes_on_does_not_hold_up_others() {
+    let fake = Fake::default();
+    for name in ["a", "b"] {
+        stored(&fake, name, &format!("uid-{name}"));
+    }
+    let choked = failure(500, "InternalError", "conversion webhook failed");
+    fake.fault("PATCH /api/v1/namespaces/shop/services/a/", 1000, How::Answer(500, choked));
+    let _controller = start(&fake, &(bound("a") + &bound("b")), true);
+    until("written", || fake.conditions(&path("b")) == [NOT_READY]).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn mistakes_are_told_on_the_object_until_they_are_corrected() {
     let fake = Fake::default();
     let path = |kind: &str| format!("/apis/{kind}");
