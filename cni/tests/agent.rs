@@ -441,7 +441,7 @@ async fn kubelets_probes_reach_the_application_and_other_users_do_not() {
         let to = SocketAddr::new(families.pod, 8080);
         let mut probe = mesh.place.in_node(|| dial(to));
         let mut server = application.accept();
-        let probes: [IpAddr; 2] = [PROBE_V4, PROBE_V6].map(|ip| ip.parse().unwrap());
+        let probes = [IpAddr::from(PROBE_V4), IpAddr::from(PROBE_V6)];
         assert!(probes.contains(&server.peer_addr().unwrap().ip()), "{server:?}");
         exchange(&mut probe, &mut server);
         let script = format!("exec 3<>/dev/tcp/{}/8080", families.pod);
