@@ -271,6 +271,7 @@ fn installer(config: &Config) -> Result<Installer, StartError> {
             system: plugin.system_namespace.clone(),
             timeout_seconds: plugin.timeout,
         },
+        same: Arc::default(),
     })
 }
 

@@ -297,11 +297,25 @@ mod tests {
     }
 
     #[test]
+    fn the_plugin_asks_where_there_are_runtimes() {
+        let config =
+            |flags: &[&str]| Config::try_parse_from(["agent", "--node", "n"].iter().chain(flags)).unwrap();
+        let cluster = config(&["--source", "kubernetes"]);
+        assert_eq!(cluster.plugin_socket(), Some(PLUGIN_SOCKET.into()));
+        assert_eq!(cluster.own_daemonset(), Some(("istio-system", "ambit-cni-node")));
+        assert_eq!(config(&["--source", "directory:/x"]).plugin_socket(), None);
+        let named = config(&["--source", "kubernetes", "--plugin-socket", "/s", "--daemonset", ""]);
+        assert_eq!((named.plugin_socket(), named.own_daemonset()), (Some("/s".into()), None));
+    }
+
+    #[test]
     fn mistakes_are_told_with_their_remedy() {
         for (flags, remedy) in [
             (["--probes", "kubelet"], "auto, off"),
             (["--node", "a/b"], "letters"),
-            (["--source", "kubernetes"], "directory:PATH"),
+            (["--source", "kubernetes:x"], "directory:PATH"),
+            (["--own-cni-config-file", "a/b.conflist"], "no directory"),
+            (["--own-cni-config-file", "02-x.conf"], ".conflist"),
         ] {
             let always = [["--source", "directory:/x"], ["--node", "n"]];
             let others = always.iter().filter(|said| said[0] != flags[0]);

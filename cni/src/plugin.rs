@@ -127,7 +127,7 @@ pub fn run(environment: &Environment, input: impl io::Read) -> (Option<Value>, b
         Ok(Task::Say(value)) => Ok(Some(value)),
         Ok(Task::Nothing) => Ok(None),
         Ok(Task::Announce { arrival, result, exempt }) => {
-            let configuration = serde_json::from_str(&text).unwrap_or_default();
+            let configuration = Configuration::read(&text).unwrap_or_default();
             announce(&configuration, &arrival, exempt).map(|()| Some(result))
         }
         Err(failure) => Err(failure),
@@ -141,7 +141,7 @@ pub fn run(environment: &Environment, input: impl io::Read) -> (Option<Value>, b
 /// What the runtime wants of us. Pure.
 pub fn decide(environment: &Environment, input: &str) -> Result<Task, Failure> {
     let failure = |code, message: String| Err(Failure { code, message });
-    let configuration = serde_json::from_str::<Configuration>(input);
+    let configuration = Configuration::read(input);
     match environment.command.as_str() {
         "VERSION" => {
             let version = configuration.map(|read| read.cni_version).unwrap_or_default();
@@ -205,6 +205,14 @@ fn add(environment: &Environment, configuration: &Configuration) -> Result<Task,
     };
     let exempt = arrival.pod_namespace == *system_namespace;
     Ok(Task::Announce { arrival, result, exempt })
+}
+
+impl Configuration {
+    /// An object, and nothing that merely could be read as one.
+    fn read(text: &str) -> serde_json::Result<Self> {
+        let fields: serde_json::Map<String, Value> = serde_json::from_str(text)?;
+        serde_json::from_value(Value::Object(fields))
+    }
 }
 
 impl PodArguments {

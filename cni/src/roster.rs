@@ -394,7 +394,7 @@ mod tests {
             views in proptest::collection::vec(proptest::collection::btree_map(0u8..5, 0u8..4, 0..5), 1..12)
         ) {
             let mut roster = Roster::default();
-            let mut enrolled = std::collections::BTreeSet::new();
+            let mut enrolled = BTreeSet::new();
             for pods in views {
                 let all = pods.iter().map(|(uid, kind)| {
                     let pod = pod(&uid.to_string());

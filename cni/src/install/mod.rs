@@ -8,9 +8,9 @@ pub mod conflist;
 use std::{
     fs::{self, File, Permissions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -53,6 +53,24 @@ pub struct Installer {
     pub own: String,
     /// What the plugin is told.
     pub entry: Entry,
+    /// The programs that were last found to be the same.
+    pub same: Arc<Mutex<Option<[Stamp; 2]>>>,
+}
+
+/// What tells a file from a changed one without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Self> {
+        let found = fs::metadata(path)?;
+        let modified = (found.mtime(), found.mtime_nsec());
+        Ok(Self { inode: found.ino(), length: found.len(), modified })
+    }
 }
 
 /// What a look at the directory led to.
@@ -175,14 +193,19 @@ impl Installer {
 
     fn copy_program(&self) -> Result<bool, InstallError> {
         let target = self.bin_dir.join(PLUGIN);
-        let new = fs::read(&self.program).map_err(|source| failed("read", &self.program, source))?;
-        let same = fs::read(&target).is_ok_and(|old| old == new);
+        let stamps = || -> io::Result<[Stamp; 2]> { Ok([Stamp::of(&self.program)?, Stamp::of(&target)?]) };
         let runs = fs::metadata(&target).is_ok_and(|found| found.permissions().mode() & 0o111 != 0);
-        if same && runs {
+        let mut same = self.same.lock().unwrap_or_else(PoisonError::into_inner);
+        if runs && same.is_some() && stamps().ok() == *same {
             return Ok(false);
         }
-        replace(&target, &new, 0o755)?;
-        Ok(true)
+        let new = fs::read(&self.program).map_err(|source| failed("read", &self.program, source))?;
+        let copy = !runs || fs::read(&target).map_or(true, |old| old != new);
+        if copy {
+            replace(&target, &new, 0o755)?;
+        }
+        *same = stamps().ok();
+        Ok(copy)
     }
 
     fn files(&self) -> Result<Files, InstallError> {
@@ -292,6 +315,7 @@ mod tests {
             ownership,
             own: "02-ambit-cni.conflist".into(),
             entry,
+            same: Arc::default(),
         };
         Node { dir, installer }
     }
@@ -332,7 +356,9 @@ mod tests {
         assert!(node.text("10-net.conflist").contains(PLUGIN));
         assert_eq!((node.mode("conf/10-net.conflist"), node.mode("bin/ambit-cni")), (0o640, 0o755));
         assert_eq!(node.installer.install().unwrap().changed, Vec::<String>::new());
-        fs::write(node.dir.path().join("program"), "two").unwrap();
+        fs::write(node.dir.path().join("program"), "another").unwrap();
+        assert_eq!(node.installer.install().unwrap().changed, [PLUGIN]);
+        fs::write(node.dir.path().join("bin").join(PLUGIN), "somebody else's").unwrap();
         assert_eq!(node.installer.install().unwrap().changed, [PLUGIN]);
         assert_eq!(node.names(), ["10-net.conflist", PLUGIN]);
 

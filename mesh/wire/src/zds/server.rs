@@ -325,7 +325,8 @@ impl Shared {
     }
 
     fn count(&self, state: &State) {
-        self.connected.send_replace(state.tunnels.len());
+        let connected = state.tunnels.len();
+        self.connected.send_if_modified(|before| std::mem::replace(before, connected) != connected);
         let synced = state.tunnels.iter().filter(|tunnel| tunnel.synced).count();
         self.synced.send_if_modified(|before| std::mem::replace(before, synced) != synced);
     }
