@@ -4,7 +4,7 @@
 //! deletes the DaemonSet; then everything is put back. The permission to look at it may be deleted first: an
 //! agent that could look at its start and may not any more was uninstalled.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::{Api, Client, core::PartialObjectMeta};
@@ -22,7 +22,8 @@ pub struct Own {
     client: Client,
     namespace: String,
     name: String,
-    seen: OnceCell<()>,
+    /// Shared by clones: one looks, another asks.
+    seen: Arc<OnceCell<()>>,
 }
 
 /// Why the agent ends.
@@ -47,7 +48,7 @@ enum Found {
 impl Own {
     /// The DaemonSet `namespace/name`.
     pub fn new(client: Client, namespace: &str, name: &str) -> Self {
-        Self { client, namespace: namespace.to_owned(), name: name.to_owned(), seen: OnceCell::new() }
+        Self { client, namespace: namespace.to_owned(), name: name.to_owned(), seen: Arc::default() }
     }
 
     /// Looks at it while all is well.
@@ -78,6 +79,7 @@ impl Own {
             Ok(Ok(Some(found))) if found.metadata.deletion_timestamp.is_some() => Found::Deleting,
             Ok(Ok(Some(_))) => Found::Present,
             Ok(Ok(None)) => Found::Missing,
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Found::Missing,
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 401 | 403) => Found::Forbidden,
             Ok(Err(error)) => {
                 warn!(error = %chain(&error), "The agent's own DaemonSet cannot be looked at");

@@ -124,7 +124,7 @@ impl Node {
             ])
             .args(flags)
             .env("KUBECONFIG", path("kubeconfig"))
-            .stdout(Stdio::null())
+            .stdout(fs::File::options().append(true).create(true).open(self.at("agent.log")).unwrap())
             .spawn()
             .unwrap();
         self.agent = Some(child);
@@ -186,6 +186,9 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.api.end();
+        if std::thread::panicking() {
+            eprintln!("{}", fs::read_to_string(self.at("agent.log")).unwrap_or_default());
+        }
         for child in self.agent.iter_mut().chain([&mut self.pod]) {
             let _ = child.kill();
             let _ = child.wait();

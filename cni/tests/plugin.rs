@@ -106,7 +106,7 @@ fn a_pod_that_cannot_be_captured_does_not_start_and_kubelet_is_told_why() {
             "no tunnel is connected",
         ),
         (
-            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 31\r\n\r\n{\"error\":\"no such pod is known\"}",
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 32\r\n\r\n{\"error\":\"no such pod is known\"}",
             "no such pod",
         ),
         ("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"captured\":true}", "cut short"),

@@ -407,8 +407,11 @@ impl fmt::Debug for Lookup {
     }
 }
 
-/// An error with its causes: the outermost alone seldom tells.
+/// What the API server said, or else the error with its causes: the outermost alone seldom tells.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(status) = status_of(error) {
+        return format!("{} (status {})", status.message, status.code);
+    }
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

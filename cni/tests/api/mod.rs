@@ -128,16 +128,19 @@ impl Api {
         let mut body = vec![0; length.unwrap_or(0)];
         reader.read_exact(&mut body).ok()?;
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-        self.lock().asked.push(format!("{method} {target} {}", String::from_utf8_lossy(&body)));
+        let asked = format!("{method} {target} {}", String::from_utf8_lossy(&body));
         if let Some((refused, status)) = self.lock().refuses
             && path.starts_with(refused)
         {
             return answer(&mut stream, status, &failure(status, "refused by the test"));
         }
         if query.contains("watch=true") {
+            self.lock().asked.push(asked);
             return self.watch(stream, path, query, era);
         }
         let (status, object) = self.answered(&method, path, &body);
+        // What was asked is recorded when it cannot be answered otherwise any more.
+        self.lock().asked.push(asked);
         answer(&mut stream, status, &object)
     }
 
@@ -270,7 +273,7 @@ fn bookmark(version: usize) -> Value {
 }
 
 fn failure(code: u16, message: &str) -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": "Test", "code": code})
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": if code == 404 { "NotFound" } else { "Test" }, "code": code})
 }
 
 fn event(stream: &mut TcpStream, change: &str, object: &Value) -> Option<()> {
