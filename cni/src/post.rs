@@ -25,6 +25,10 @@ use crate::{
 /// How often the node's processes are looked through for pods that could not be found among them.
 const SCAN_AGAIN: Duration = Duration::from_secs(2);
 
+/// How long a pod that was announced counts as seen although no view has it yet: much longer than any watch is
+/// behind.
+const NEWCOMER: Duration = Duration::from_secs(30);
+
 /// All that changes when a pod comes or goes.
 #[derive(Debug)]
 pub(crate) struct Post {
@@ -34,6 +38,7 @@ pub(crate) struct Post {
     roster: Roster,
     sandboxes: Sandboxes,
     view: View,
+    newcomers: Newcomers,
     /// When each pod was last looked for.
     scanned: BTreeMap<String, Instant>,
     host_proc: PathBuf,
@@ -53,13 +58,15 @@ impl Post {
             roster: Roster::default(),
             sandboxes,
             view: View::default(),
+            newcomers: Newcomers::default(),
             scanned: BTreeMap::new(),
             host_proc,
         }
     }
 
     /// Takes in a view.
-    pub(crate) async fn see(&mut self, view: View) {
+    pub(crate) async fn see(&mut self, mut view: View) {
+        self.newcomers.join(&mut view, Instant::now());
         self.view = view;
         self.enact().await;
     }
@@ -123,6 +130,7 @@ impl Post {
             // The plugin has given up.
             Ask::Enrol { reply, .. } if reply.is_closed() => {}
             Ask::Enrol { pod, redirect, netns, ips, reply } => {
+                self.newcomers.welcome(&pod, &mut self.view, Instant::now());
                 self.sandboxes.learn(&pod.uid, netns.clone());
                 let member = self.roster.arrive(&pod, redirect, NetnsAt::Held(netns), &ips);
                 // If it has given up now, the pod is enrolled until it is seen to be gone.
@@ -177,6 +185,28 @@ impl Post {
     }
 }
 
+/// Pods that were announced before they were seen. To be taken for gone they must first have been there. Pure.
+#[derive(Debug, Default)]
+struct Newcomers(BTreeMap<String, (Arc<Pod>, Instant)>);
+
+impl Newcomers {
+    fn welcome(&mut self, pod: &Arc<Pod>, view: &mut View, now: Instant) {
+        if !view.pods.iter().any(|seen| seen.uid == pod.uid) {
+            self.0.insert(pod.uid.clone(), (Arc::clone(pod), now + NEWCOMER));
+            view.pods.push(Arc::clone(pod));
+        }
+    }
+
+    /// Adds to a view whoever is not in it yet.
+    fn join(&mut self, view: &mut View, now: Instant) {
+        for pod in &view.pods {
+            self.0.remove(&pod.uid);
+        }
+        self.0.retain(|_, (_, until)| *until > now);
+        view.pods.extend(self.0.values().map(|(pod, _)| Arc::clone(pod)));
+    }
+}
+
 fn notice(refused: &Bystander) -> Notice {
     let Bystander { pod, reason, .. } = refused;
     Notice {
@@ -185,5 +215,36 @@ fn notice(refused: &Bystander) -> Notice {
         name: pod.name.clone(),
         reason: NOT_ENROLLED,
         note: format!("The pod is not in the mesh: {reason}. Remedy: {}", reason.remedy()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::tests::pod;
+
+    #[test]
+    fn a_pod_that_was_announced_counts_until_it_is_seen_or_never_is() {
+        let view = |uids: &[&str]| View {
+            pods: uids.iter().map(|uid| Arc::new(pod(uid))).collect(),
+            ..View::default()
+        };
+        let (mut newcomers, now) = (Newcomers::default(), Instant::now());
+        let mut first = view(&["a"]);
+        for uid in ["a", "b", "c"] {
+            newcomers.welcome(&Arc::new(pod(uid)), &mut first, now);
+        }
+        for (seen, later, shown) in [
+            (&["a"][..], 0, &["a", "b", "c"][..]),
+            (&["a", "b"], 1, &["a", "b", "c"]),
+            // It was seen, and is not any more.
+            (&["a"], 2, &["a", "c"]),
+            (&[], 3, &["c"]),
+            (&[], 60, &[]),
+        ] {
+            let mut view = view(seen);
+            newcomers.join(&mut view, now + Duration::from_secs(later));
+            assert_eq!(view.pods.iter().map(|pod| pod.uid.as_str()).collect::<Vec<_>>(), shown, "{later}");
+        }
     }
 }

@@ -25,7 +25,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
@@ -39,7 +39,7 @@ use crate::{
 /// Changes come in bursts (a deployment of twenty pods); one view covers them.
 const BURST: Duration = Duration::from_millis(20);
 
-/// Without a change the view is given all the same: what was learnt otherwise is forgotten in time.
+/// Without a change the view is given all the same: whoever takes it in may have forgotten something meanwhile.
 const RESYNC: Duration = Duration::from_secs(10);
 
 /// The waits between attempts: short enough that an API server that restarts is not missed, long enough
@@ -54,10 +54,6 @@ const PAGE: u32 = 500;
 
 /// What one question about one pod may take. Whoever asks holds up the start of a pod.
 const ANSWER: Duration = Duration::from_secs(3);
-
-/// How long a pod that was asked for counts as seen although the watch has not told of it: much longer than
-/// any watch is behind.
-const LEARNT: Duration = Duration::from_secs(30);
 
 /// The pods of one node and all namespaces, as the API server tells of them.
 #[derive(Debug)]
@@ -90,8 +86,6 @@ struct Heard {
 struct State {
     pods: BTreeMap<String, Arc<Pod>>,
     modes: BTreeMap<String, Mode>,
-    /// Pods that the API server told of when asked, and until when that counts.
-    learnt: BTreeMap<String, (Arc<Pod>, Instant)>,
 }
 
 /// Finds one pod of this node.
@@ -113,10 +107,13 @@ enum Lists {
 
 /// What a task does with what it hears.
 trait Hearer<K>: Send + 'static {
-    fn apply(&mut self, object: K);
+    /// What is kept of an object: objects are large, and there may be ten thousand.
+    type Kept: Send;
+    fn read(&self, object: &K) -> Option<Self::Kept>;
+    fn apply(&mut self, kept: Self::Kept);
     fn delete(&mut self, object: &K);
     /// What was heard since the last list began is all there is.
-    fn replace(&mut self, objects: Vec<K>);
+    fn replace(&mut self, all: Vec<Self::Kept>);
 }
 
 impl Watch {
@@ -158,7 +155,7 @@ impl Watch {
     pub async fn first(&mut self) -> View {
         // Its sender is on the board, which we hold.
         let _ = self.changed.wait_for(|heard| heard.pods && heard.namespaces).await;
-        self.board.view(Instant::now())
+        self.board.view()
     }
 
     /// The view after something has changed.
@@ -167,7 +164,7 @@ impl Watch {
             sleep(BURST).await;
             self.changed.mark_unchanged();
         }
-        self.board.view(Instant::now())
+        self.board.view()
     }
 }
 
@@ -183,68 +180,49 @@ impl Board {
         });
     }
 
-    fn view(&self, now: Instant) -> View {
-        let mut state = self.lock();
-        let State { pods, modes, learnt } = &mut *state;
-        learnt.retain(|uid, (_, until)| *until > now && !pods.contains_key(uid));
-        let all = pods.values().chain(learnt.values().map(|(pod, _)| pod)).cloned();
-        View { pods: all.collect(), namespaces: modes.clone() }
-    }
-
-    fn learn(&self, pod: Arc<Pod>) {
-        let mut state = self.lock();
-        if !state.pods.contains_key(&pod.uid) {
-            state.learnt.insert(pod.uid.clone(), (pod, Instant::now() + LEARNT));
-        }
+    fn view(&self) -> View {
+        let state = self.lock();
+        View { pods: state.pods.values().cloned().collect(), namespaces: state.modes.clone() }
     }
 
     fn known(&self, name: &PodName) -> Option<Arc<Pod>> {
         let state = self.lock();
-        let mut all = state.pods.values().chain(state.learnt.values().map(|(pod, _)| pod));
-        all.find(|pod| name.means(pod)).cloned()
+        state.pods.values().find(|pod| name.means(pod)).cloned()
     }
 }
 
 struct Pods(Board);
 
-impl Pods {
+impl Hearer<KubernetesPod> for Pods {
+    type Kept = Arc<Pod>;
+
     fn read(&self, object: &KubernetesPod) -> Option<Arc<Pod>> {
         match Pod::read(object) {
             Ok(pod) => Some(Arc::new(pod)),
             Err(error) => {
                 let meta = &object.metadata;
                 warn!(pod.namespace = ?meta.namespace, pod.name = ?meta.name, %error, "A pod cannot be read; its last good form stays");
-                let uid = meta.uid.as_deref()?;
-                self.0.lock().pods.get(uid).cloned()
+                self.0.lock().pods.get(meta.uid.as_deref()?).cloned()
             }
         }
     }
-}
 
-impl Hearer<KubernetesPod> for Pods {
-    fn apply(&mut self, object: KubernetesPod) {
-        if let Some(pod) = self.read(&object) {
-            let before = self.0.lock().pods.insert(pod.uid.clone(), Arc::clone(&pod));
-            if before.as_ref() != Some(&pod) {
-                self.0.changed(|_| {});
-            }
+    fn apply(&mut self, pod: Arc<Pod>) {
+        let before = self.0.lock().pods.insert(pod.uid.clone(), Arc::clone(&pod));
+        if before.as_ref() != Some(&pod) {
+            self.0.changed(|_| {});
         }
     }
 
     fn delete(&mut self, object: &KubernetesPod) {
         if let Some(uid) = &object.metadata.uid {
-            let mut state = self.0.lock();
-            state.pods.remove(uid);
-            state.learnt.remove(uid);
-            drop(state);
+            self.0.lock().pods.remove(uid);
             self.0.changed(|_| {});
         }
     }
 
-    fn replace(&mut self, objects: Vec<KubernetesPod>) {
-        let pods =
-            objects.iter().filter_map(|object| self.read(object)).map(|pod| (pod.uid.clone(), pod)).collect();
-        self.0.lock().pods = pods;
+    fn replace(&mut self, all: Vec<Arc<Pod>>) {
+        self.0.lock().pods = all.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
         self.0.changed(|heard| heard.pods = true);
     }
 }
@@ -252,12 +230,15 @@ impl Hearer<KubernetesPod> for Pods {
 struct Namespaces(Board);
 
 impl Hearer<PartialObjectMeta<Namespace>> for Namespaces {
-    fn apply(&mut self, object: PartialObjectMeta<Namespace>) {
-        if let Some(name) = &object.metadata.name {
-            let mode = Mode::of(&object.metadata);
-            if self.0.lock().modes.insert(name.clone(), mode) != Some(mode) {
-                self.0.changed(|_| {});
-            }
+    type Kept = (String, Mode);
+
+    fn read(&self, object: &PartialObjectMeta<Namespace>) -> Option<(String, Mode)> {
+        Some((object.metadata.name.clone()?, Mode::of(&object.metadata)))
+    }
+
+    fn apply(&mut self, (name, mode): (String, Mode)) {
+        if self.0.lock().modes.insert(name, mode) != Some(mode) {
+            self.0.changed(|_| {});
         }
     }
 
@@ -268,11 +249,8 @@ impl Hearer<PartialObjectMeta<Namespace>> for Namespaces {
         }
     }
 
-    fn replace(&mut self, objects: Vec<PartialObjectMeta<Namespace>>) {
-        let named = |object: &PartialObjectMeta<Namespace>| {
-            object.metadata.name.clone().map(|name| (name, Mode::of(&object.metadata)))
-        };
-        self.0.lock().modes = objects.iter().filter_map(named).collect();
+    fn replace(&mut self, all: Vec<(String, Mode)>) {
+        self.0.lock().modes = all.into_iter().collect();
         self.0.changed(|heard| heard.namespaces = true);
     }
 }
@@ -340,12 +318,16 @@ where
         }
     }
 
-    fn hear(&mut self, event: Event<K>, listed: &mut Vec<K>) {
+    fn hear(&mut self, event: Event<K>, listed: &mut Vec<H::Kept>) {
         match event {
-            Event::Apply(object) => self.hearer.apply(object),
+            Event::Apply(object) => {
+                if let Some(kept) = self.hearer.read(&object) {
+                    self.hearer.apply(kept);
+                }
+            }
             Event::Delete(object) => self.hearer.delete(&object),
             Event::Init => listed.clear(),
-            Event::InitApply(object) => listed.push(object),
+            Event::InitApply(object) => listed.extend(self.hearer.read(&object)),
             Event::InitDone => {
                 self.hearer.replace(std::mem::take(listed));
                 self.synced.done();
@@ -359,11 +341,7 @@ impl Lookup {
     pub async fn find(&self, name: &PodName) -> Result<(Arc<Pod>, Mode), LookupError> {
         let pod = match self.board.known(name) {
             Some(pod) => pod,
-            None => {
-                let pod = self.ask(name).await?;
-                self.board.learn(Arc::clone(&pod));
-                pod
-            }
+            None => self.ask(name).await?,
         };
         let known = self.board.lock().modes.get(&pod.namespace).copied();
         let mode = match known {
@@ -465,29 +443,35 @@ mod tests {
         .unwrap()
     }
 
-    fn uids(board: &Board, now: Instant) -> Vec<String> {
-        board.view(now).pods.iter().map(|pod| pod.uid.clone()).collect()
+    fn uids(board: &Board) -> Vec<String> {
+        board.view().pods.iter().map(|pod| pod.uid.clone()).collect()
+    }
+
+    fn apply(pods: &mut Pods, object: &KubernetesPod) {
+        let kept = pods.read(object).unwrap();
+        pods.apply(kept);
     }
 
     #[test]
     fn a_list_replaces_what_was_known() {
         let board = board();
         let mut pods = Pods(board.clone());
-        pods.apply(object("a"));
-        pods.apply(object("b"));
+        apply(&mut pods, &object("a"));
+        apply(&mut pods, &object("b"));
         pods.delete(&object("a"));
-        assert_eq!(uids(&board, Instant::now()), ["b"]);
-        pods.replace(vec![object("c")]);
-        assert_eq!(uids(&board, Instant::now()), ["c"]);
+        assert_eq!(uids(&board), ["b"]);
+        let all = pods.read(&object("c")).into_iter().collect();
+        pods.replace(all);
+        assert_eq!(uids(&board), ["c"]);
     }
 
     #[test]
     fn what_changes_nothing_is_no_change() {
         let board = board();
         let mut pods = Pods(board.clone());
-        pods.apply(object("a"));
+        apply(&mut pods, &object("a"));
         let before = *board.0.heard.borrow();
-        pods.apply(object("a"));
+        apply(&mut pods, &object("a"));
         assert_eq!(*board.0.heard.borrow(), before);
     }
 
@@ -496,24 +480,14 @@ mod tests {
         let board = board();
         let mut pods = Pods(board.clone());
         let mut broken = object("a");
-        pods.apply(broken.clone());
+        apply(&mut pods, &broken);
         broken.status = serde_json::from_value(json!({"podIP": "nonsense"})).unwrap();
-        pods.apply(broken.clone());
-        pods.replace(vec![broken]);
-        assert_eq!(uids(&board, Instant::now()), ["a"]);
-    }
-
-    #[test]
-    fn a_pod_that_was_asked_for_counts_until_the_watch_tells_of_it() {
-        let (board, now) = (board(), Instant::now());
-        let mut pods = Pods(board.clone());
-        for uid in ["a", "b", "c"] {
-            board.learn(Arc::new(pod(uid)));
-        }
-        pods.apply(object("a"));
-        pods.delete(&object("b"));
-        assert_eq!(uids(&board, now), ["a", "c"]);
-        assert_eq!(uids(&board, now + LEARNT * 2), ["a"]);
+        apply(&mut pods, &broken);
+        let all = pods.read(&broken).into_iter().collect();
+        pods.replace(all);
+        assert_eq!(uids(&board), ["a"]);
+        broken.metadata.uid = Some("b".into());
+        assert!(pods.read(&broken).is_none(), "it never had a good form");
     }
 
     #[test]

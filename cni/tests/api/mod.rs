@@ -210,10 +210,10 @@ impl Api {
                     json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": shown(&state, path)}),
                 )
             }
-            "GET" => match self.get(list, name) {
-                Value::Null => (404, failure(404, "not found")),
-                object => (200, object),
-            },
+            "GET" => {
+                let object = self.get(list, name);
+                if object.is_null() { (404, failure(404, "not found")) } else { (200, object) }
+            }
             "POST" => (201, serde_json::from_slice(body).unwrap()),
             "PATCH" => {
                 let mut object = self.get(list, name);
