@@ -1,5 +1,6 @@
 //! The commands, one room each.
 
+pub(crate) mod install;
 pub(crate) mod playground;
 mod sources;
 pub(crate) mod status;
