@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use ambit_lab::process::{self, Program};
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::control_plane::ControlPlane;
@@ -28,6 +29,8 @@ const ROUND: Duration = Duration::from_millis(100);
 const FIRST_USE: Duration = Duration::from_secs(20);
 const STEP_LIMIT: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(100);
+/// Whoever looks at the lock has it for a moment.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// A client says its order at once.
 const ORDER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -54,8 +57,6 @@ pub enum Order {
     StartApiServer,
     /// Cuts the power of a node and boots it again; done when its daemons run.
     Reboot(String),
-    /// Takes the cluster down; answered at once.
-    Down,
 }
 
 /// What came of it.
@@ -71,9 +72,11 @@ pub enum Answer {
 /// Keeps a cluster until its end; leaves nothing behind, whatever happened.
 pub fn keep(keep: &Keep, stop: &Stop) -> anyhow::Result<()> {
     let home = &keep.home;
-    let Some(lock) = Held::take(&home.lock())? else {
-        bail!("cluster {} has a keeper already", home.name());
-    };
+    // Others look, too, whether somebody holds it, for a moment.
+    let lock = stop
+        .until_every(PAUSE, LOCK_LIMIT, "our keeping", || Held::take(&home.lock()))
+        .with_context(|| format!("cluster {} has a keeper already", home.name()))?;
+    fs::write(home.lock(), std::process::id().to_string())?;
     sweep(home)?;
     let kept = Kept::up(keep, stop).and_then(|mut kept| {
         fs::write(home.ready(), std::process::id().to_string())?;
@@ -84,8 +87,21 @@ pub fn keep(keep: &Keep, stop: &Stop) -> anyhow::Result<()> {
         served
     });
     let swept = sweep(home);
+    let outcome = kept.and(swept);
+    if outcome.is_ok() {
+        let _ = fs::remove_file(home.log());
+    }
     lock.remove();
-    kept.and(swept)
+    outcome
+}
+
+/// The process that keeps a cluster, as far as is known.
+pub fn of(home: &Home) -> Option<Pid> {
+    let pid: i32 = fs::read_to_string(home.lock()).ok()?.parse().ok()?;
+    // The number may be another's by now.
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let ours = program.file_name()?.to_string_lossy().starts_with("ambit-cluster");
+    ours.then(|| Pid::from_raw(pid))
 }
 
 /// Removes all that bears the cluster's name: processes, control groups, namespaces, files. Its keeper must be gone.
@@ -127,7 +143,6 @@ struct Kept {
     control: ControlPlane,
     nodes: Vec<Node>,
     orders: UnixListener,
-    down: bool,
 }
 
 impl Kept {
@@ -194,14 +209,14 @@ impl Kept {
             )
         })?;
         orders.set_nonblocking(true)?;
-        Ok(Self { home: home.clone(), control, nodes, orders, down: false })
+        Ok(Self { home: home.clone(), control, nodes, orders })
     }
 
     /// Looks after the cluster until it is to go.
     fn serve(&mut self, idle: Option<Duration>, stop: &Stop) -> anyhow::Result<()> {
         let mut used = Instant::now() + FIRST_USE;
         let mut lease = None;
-        while !self.down && !stop.asked() {
+        while !stop.asked() {
             match self.orders.accept() {
                 Ok((stream, _)) => self.take_order(&stream, stop)?,
                 // Nobody there.
@@ -256,10 +271,6 @@ impl Kept {
                 node.cut()?;
                 node.boot(stop)?;
                 node.join()
-            }
-            Order::Down => {
-                self.down = true;
-                Ok(())
             }
         }
     }

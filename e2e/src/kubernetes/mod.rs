@@ -34,6 +34,7 @@ use ambit_lab::netns::Netns;
 use ambit_lab::{Output, process};
 use anyhow::{Context as _, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use nix::sys::signal::{Signal, kill};
 
 pub use self::image::Image;
 pub use self::kubectl::Kubectl;
@@ -47,6 +48,8 @@ const UP_LIMIT: Duration = Duration::from_secs(240);
 const DOWN_LIMIT: Duration = Duration::from_secs(90);
 /// A story may be slow; the next one waits for it.
 const TURN_LIMIT: Duration = Duration::from_secs(1200);
+/// Shorter than a keeper waits for its first user.
+const LEASE_LIMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long the stories' cluster waits for the next story.
 const BETWEEN_STORIES: Duration = Duration::from_secs(45);
@@ -120,6 +123,17 @@ pub fn impossible() -> Option<String> {
         .then(|| "the cluster's programs are not built, and there is no Go to build them".to_owned())
 }
 
+/// Tells a story on the shared cluster, or says loudly why it cannot be told here.
+pub fn story(tell: impl FnOnce(&Cluster) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    match impossible() {
+        Some(why) => {
+            eprintln!("SKIPPED: {why}");
+            Ok(())
+        }
+        None => tell(&Cluster::shared()?),
+    }
+}
+
 impl Cluster {
     /// Brings a cluster up for this process alone. It goes with the handle, or with the process.
     pub fn up(options: &Options) -> anyhow::Result<Self> {
@@ -127,7 +141,9 @@ impl Cluster {
         let Some(keeper) = start_keeper(options, &home, Stay::WhileUsed(Duration::ZERO))? else {
             bail!("cluster {} is up already: take another name", home.name());
         };
-        let lease = Held::take(&home.lease())?.context("somebody else uses the cluster already")?;
+        // Its keeper looks at the lease, too, for a moment.
+        let what = "the beginning of our use of the cluster";
+        let lease = Stop::default().until_every(PAUSE, LEASE_LIMIT, what, || Held::take(&home.lease()))?;
         Self::new(options, home, Some(lease), Some(keeper))
     }
 
@@ -138,7 +154,11 @@ impl Cluster {
         let lease = Stop::default().until_every(PAUSE, TURN_LIMIT, "our turn with the cluster", || {
             if !is_kept(&home)? {
                 // Its keeper stays without us, so it is not our child to wait for.
-                start_keeper(&options, &home, Stay::WhileUsed(BETWEEN_STORIES))?;
+                let started = start_keeper(&options, &home, Stay::WhileUsed(BETWEEN_STORIES));
+                // Another story may have been faster: then the cluster is that one's.
+                if !is_kept(&home)? {
+                    started?;
+                }
             }
             let lease = if home.ready().exists() { Held::take(&home.lease())? } else { None };
             Ok(lease.filter(|_| home.ready().exists()))
@@ -167,17 +187,19 @@ impl Cluster {
     /// Takes a cluster down, whatever state it is in; nothing of it is left.
     pub fn take_down(options: &Options) -> anyhow::Result<()> {
         let home = options.home()?;
-        if is_kept(&home)? {
-            // One that is still on its way up takes no orders yet: it is waited for.
+        for (signal, limit) in [(Signal::SIGTERM, DOWN_LIMIT), (Signal::SIGKILL, DOWN_LIMIT)] {
+            let Some(keeper) = keeper::of(&home) else { continue };
+            // Gone meanwhile is what we want.
+            let _ = kill(keeper, signal);
             let what = format!("the end of cluster {}", home.name());
-            Stop::default().until_every(PAUSE, UP_LIMIT, &what, || {
-                let _ = keeper::order(&home, &Order::Down);
-                Ok((!is_kept(&home)?).then_some(()))
-            })?;
+            let gone = || Ok((!is_kept(&home)?).then_some(()));
+            // What does not go when it is asked to is killed; then only the sweeping is left.
+            if Stop::default().until_every(PAUSE, limit, &what, gone).is_ok() {
+                break;
+            }
         }
-        let Some(lock) = Held::take(&home.lock())? else {
-            bail!("cluster {} was brought up again meanwhile", home.name());
-        };
+        let what = format!("the end of the keeper of cluster {}", home.name());
+        let lock = Stop::default().until_every(PAUSE, LEASE_LIMIT, &what, || Held::take(&home.lock()))?;
         let swept = keeper::sweep(&home);
         let _ = fs::remove_file(home.log());
         lock.remove();
@@ -318,8 +340,11 @@ fn start_keeper(options: &Options, home: &Home, stay: Stay) -> anyhow::Result<Op
     if is_kept(home)? {
         return Ok(None);
     }
-    let log =
-        fs::File::create(home.log()).with_context(|| format!("cannot write {}", home.log().display()))?;
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(home.log())
+        .with_context(|| format!("cannot write {}", home.log().display()))?;
     // A session of its own: what ends its starter, the terminal or a runner of tests, does not end it.
     let mut command = Command::new("setsid");
     command.arg(options.binaries.join("ambit-cluster")).args(["keep", "--name", home.name()]);
