@@ -19,9 +19,10 @@ use crate::wait::Stop;
 
 const BOOT: &str = include_str!("boot.sh");
 /// Puts itself into these control groups, then becomes what follows.
-const JOIN: &str = r#"while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs"; shift; done; shift; exec "$@""#;
+const JOIN: &str =
+    r#"set -e; while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs"; shift; done; shift; exec "$@""#;
 /// As a node's own init system would start something: in the node's control groups, not in ours.
-const ENTER: &str = r#"if [ -d /sys/fs/cgroup/daemons ]; then echo $$ >/sys/fs/cgroup/daemons/cgroup.procs
+const ENTER: &str = r#"set -e; if [ -d /sys/fs/cgroup/daemons ]; then echo $$ >/sys/fs/cgroup/daemons/cgroup.procs
 else for group in /sys/fs/cgroup/*; do echo $$ >"$group/cgroup.procs"; done; fi; exec "$@""#;
 /// A node boots in half a second; a busy machine takes longer.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -58,6 +59,8 @@ impl Node {
                 .with_context(|| format!("cannot write {}", path.display()))
         };
         file("etc/resolv.conf", "nameserver 10.96.0.10\n")?;
+        // Thirty-two hexadecimal digits, another for each node.
+        file("etc/machine-id", &format!("{:032x}\n", u128::from(number(name))))?;
         file("etc/containerd/config.toml", CONTAINERD)?;
         file("etc/cni/net.d/10-bridge.conflist", &conflist(name))?;
         file("etc/kubernetes/kubelet.yaml", KUBELET)?;
@@ -97,19 +100,24 @@ impl Node {
         let groups = layout.make(&self.group())?;
         let disk = self.home.disk(self.name);
         fs::create_dir_all(&disk)?;
+        let boot = self.home.dir().join("boot.sh");
+        fs::write(&boot, BOOT)?;
+        let netns = self.home.netns(self.name);
+        // The groups first: `ip netns exec` hides those that the machine has.
         let program = Program::new("sh")
             .args(["-c", JOIN, "sh"])
             .args(groups)
-            .arg("--")
-            .args(["unshare", "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child"])
-            .args(["sh", "-c", BOOT, "sh", self.name])
+            .args(["--", "ip", "netns", "exec", netns.name()])
+            .args(["setpriv", "--pdeathsig", "KILL", "unshare"])
+            .args(["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child", "sh"])
+            .arg(&boot)
+            .arg(self.name)
             .arg(&disk)
             .arg(&self.programs)
             .arg(self.home.share())
             .args(layout.word().split(' '))
             .env("PATH", PATH);
-        let log = self.log("init");
-        self.init = Daemon::new("init", Some(self.home.netns(self.name)), program, log.clone());
+        self.init = Daemon::new("init", None, program, self.log("init"));
         self.init.start()?;
         let what = format!("the boot of node {}", self.name);
         let pid = stop.until_every(PAUSE, BOOT_LIMIT, &what, || {

@@ -39,24 +39,34 @@ impl Machine {
                 Command::new(program).args(args).output().with_context(|| format!("cannot run {program}"))?;
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         };
-        let groups = said("find", &["/sys/fs/cgroup", "-name", &name])?;
+        // A kubelet that sees the machine's groups makes its own at the top.
+        let groups = said("find", &["/sys/fs/cgroup", "-name", &name, "-o", "-name", "kubepods"])?;
         let settings = SETTINGS.iter().map(|path| fs::read_to_string(Path::new("/proc/sys").join(path)));
-        // How long a device's queue is, and how many packets it saw, is not what it is.
-        let devices = said("ip", &["-brief", "link"])?;
         Ok(Self {
             namespaces: names(Path::new("/run/netns"))
                 .into_iter()
                 .filter(|one| one.starts_with(&name))
                 .collect(),
-            groups: groups.lines().map(str::to_owned).collect(),
+            groups: groups
+                .lines()
+                .filter(|path| path.ends_with(&name) || !path.contains("/ambit-cluster-"))
+                .map(str::to_owned)
+                .collect(),
             processes: processes(&options.root.join(&options.name).to_string_lossy(), &name),
             files: names(&options.root).into_iter().filter(|file| file.starts_with(&options.name)).collect(),
-            devices,
-            mounts: fs::read_to_string("/proc/self/mountinfo")?,
+            devices: said("ip", &["-brief", "link"])?,
+            mounts: mounts()?,
             rules: said("nft", &["list", "ruleset"])?,
             settings: settings.collect::<Result<_, _>>()?,
         })
     }
+}
+
+/// Apart from those that stand for named network namespaces, which are looked at by name.
+fn mounts() -> anyhow::Result<String> {
+    let all = fs::read_to_string("/proc/self/mountinfo")?;
+    let others = all.lines().filter(|line| !line.contains(" /run/netns/"));
+    Ok(others.map(|line| format!("{line}\n")).collect())
 }
 
 fn names(dir: &Path) -> BTreeSet<String> {
@@ -100,7 +110,11 @@ fn a_cluster_leaves_nothing_behind() -> anyhow::Result<()> {
         "nothing is seen of a cluster: {there:?}"
     );
     ensure!(there.processes.len() > 10 && !there.files.is_empty(), "nothing is seen of a cluster: {there:?}");
+    let nodes: Vec<_> = there.processes.iter().filter(|line| line.contains("containerd-shim")).collect();
+    ensure!(!nodes.is_empty(), "no container is in the cluster's control groups: {:?}", there.processes);
     ensure!(there.devices == before.devices, "the machine got devices: {}", there.devices);
+    let machines: Vec<_> = there.groups.iter().filter(|path| path.ends_with("kubepods")).collect();
+    ensure!(machines.is_empty(), "a kubelet works in the machine's own control groups: {machines:?}");
     ensure!(there.mounts == before.mounts, "the machine got mounts: {}", there.mounts);
     ensure!(there.rules == before.rules, "the machine got rules: {}", there.rules);
     ensure!(there.settings == before.settings, "the machine got settings: {:?}", there.settings);
