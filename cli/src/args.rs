@@ -7,7 +7,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::cmd::{
-    analyze, bug_report, ca, check, completion, namespace, playground, status, tunnel_config, version,
+    analyze, bug_report, ca, check, completion, install, namespace, playground, status, tunnel_config,
+    version,
 };
 
 const EXIT: &str = "Exit status:
@@ -41,6 +42,12 @@ pub(crate) enum Command {
     Playground(playground::Args),
     /// Every component: its version, and whether what it knows is up to date and since when.
     Status(status::Args),
+    /// Installs the mesh in a cluster: shows what is new, asks, applies, and waits until all of it runs.
+    Install(install::InstallArgs),
+    /// Installs this version over the one that is there, or other values over those that were said.
+    Upgrade(install::UpgradeArgs),
+    /// Removes the mesh from a cluster, with everything that it made there.
+    Uninstall(install::UninstallArgs),
     /// What a tunnel knows and does, in the columns of `istioctl ztunnel-config`.
     #[command(alias = "tc")]
     TunnelConfig(tunnel_config::Args),

@@ -21,6 +21,9 @@ async fn main() -> ExitCode {
     let mut out = Out::new(cli.no_color.as_deref());
     let done = match cli.command {
         Command::Playground(args) => cmd::playground::run(args, &mut out).await,
+        Command::Install(args) => cmd::install::install(&args, &mut out).await,
+        Command::Upgrade(args) => cmd::install::upgrade(&args, &mut out).await,
+        Command::Uninstall(args) => cmd::install::uninstall(&args, &mut out).await,
         Command::Status(args) => cmd::status::run(&args, &mut out).await,
         Command::TunnelConfig(args) => cmd::tunnel_config::run(&args, &mut out).await,
         Command::Namespace(args) => cmd::namespace::run(&args, &mut out).await,

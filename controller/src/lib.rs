@@ -15,14 +15,19 @@
 //! the translation from scratch of the final cluster.
 
 pub mod admin;
+pub mod admit;
 pub mod app;
 pub mod ca;
+pub mod callers;
 pub mod cluster;
 pub mod config;
 pub mod engine;
 pub mod impact;
+pub mod leader;
 pub mod metrics;
 pub mod nodes;
 pub mod publish;
+pub mod reviewer;
 pub mod source;
+pub mod status;
 pub mod translate;

@@ -4,9 +4,13 @@
 //! tunnels say: access log, metrics, dump. [`telling`] tells steps and keeps what came of them; [`wait`] waits for
 //! conditions. [`demo`] is the story of `make demo`, which is also the test `story`; the other stories are in `tests/`,
 //! told by [`story`].
+//!
+//! [`api_server`] is Kubernetes' word without a cluster; [`scale`] measures the controller with it.
 
+pub mod api_server;
 pub mod demo;
 pub mod observe;
+pub mod scale;
 pub mod story;
 pub mod telling;
 pub mod town;

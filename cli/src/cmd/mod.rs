@@ -6,6 +6,7 @@ pub(crate) mod ca;
 pub(crate) mod check;
 pub(crate) mod completion;
 mod components;
+pub(crate) mod install;
 pub(crate) mod namespace;
 pub(crate) mod playground;
 mod sources;

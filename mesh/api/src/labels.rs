@@ -138,3 +138,6 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const MANAGED_BY_AMBIT: &str = "ambit";
 /// Label of the ConfigMaps with roots and revocation lists, `true`.
 pub const CONFIG: &str = "istio.io/config";
+
+/// Ours. Annotation of cert-manager's CertificateRequest: the identity that the certificate is for.
+pub const CERTIFICATE_IDENTITY: &str = "ambit.io/identity";
