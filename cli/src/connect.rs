@@ -56,12 +56,12 @@ pub(crate) enum Endpoint {
 
 /// The cluster through which a pod is reached, if one was named. It is no part of the address.
 #[derive(Clone, Default)]
-pub(crate) struct Through(Option<Client>);
+pub(crate) struct Through(Option<Box<Client>>);
 
 impl Through {
     /// By the API server of this cluster.
     pub(crate) fn cluster(client: Client) -> Self {
-        Self(Some(client))
+        Self(Some(Box::new(client)))
     }
 }
 
@@ -270,9 +270,11 @@ impl Endpoint {
         path: &str,
     ) -> Result<Answer, ConnectError> {
         let failed = |why: String| ConnectError::Forward { to: self.clone(), why };
-        let client = through.0.clone().ok_or_else(|| failed("no cluster was named".to_owned()))?;
+        let client =
+            through.0.as_deref().cloned().ok_or_else(|| failed("no cluster was named".to_owned()))?;
         let pods: Api<Pod> = Api::namespaced(client, namespace);
-        let mut forwarder = pods.portforward(name, &[port]).await.map_err(|err| failed(err.to_string()))?;
+        let mut forwarder =
+            pods.portforward(name, &[port]).await.map_err(|err| failed(crate::objects::said(&err)))?;
         let told = forwarder.take_error(port);
         let stream = forwarder.take_stream(port).ok_or_else(|| failed("no stream".to_owned()))?;
         let answer = self.exchange(Ok(stream), method, path).await;
@@ -282,7 +284,7 @@ impl Endpoint {
             (_, _) => None,
         };
         forwarder.abort();
-        why.map_or(answer, |why| Err(failed(why.trim().to_owned())))
+        why.map_or(answer, |why| Err(failed(short(&why, port))))
     }
 
     async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
@@ -315,6 +317,15 @@ impl Endpoint {
         let (answer, _) = tokio::join!(talk, connection);
         answer
     }
+}
+
+/// What the kubelet says of a stream that came to nothing, without the names of its sandboxes.
+fn short(why: &str, port: u16) -> String {
+    if why.contains("connection refused") {
+        return format!("nothing listens at port {port} of its loopback");
+    }
+    let last = why.trim().rsplit(": ").next().unwrap_or_default();
+    if last.is_empty() { why.trim().to_owned() } else { last.to_owned() }
 }
 
 #[cfg(test)]
@@ -353,6 +364,22 @@ mod tests {
         let other = "netns:amb-a/127.0.0.1:15000".parse::<Endpoint>().unwrap().above(21);
         assert_eq!(other.to_string(), "netns:amb-a/127.0.0.1:15021");
         assert_eq!("[::1]:15000".parse::<Endpoint>().unwrap().above(20).to_string(), "[::1]:15020");
+    }
+
+    #[test]
+    fn what_a_kubelet_says_is_cut_to_the_point() {
+        let long = "error forwarding port 1 to pod 2c7d, uid : failed to execute portforward in network namespace \
+                    \"x\": failed to connect to localhost:1 inside namespace \"2c7d\", IPv4: dial tcp4 127.0.0.1:1: \
+                    connect: connection refused IPv6 dial tcp6: address localhost: no suitable address found ";
+        assert_eq!(short(long, 1), "nothing listens at port 1 of its loopback");
+        assert_eq!(short("error forwarding: sandbox is not running\n", 1), "sandbox is not running");
+    }
+
+    #[tokio::test]
+    async fn a_pod_of_no_cluster_is_told_so() {
+        let pod = "pod:istio-system/x:1".parse::<Endpoint>().unwrap();
+        let err = pod.get("/").await.unwrap_err().to_string();
+        assert!(err.contains("no cluster") && err.contains("pods/portforward"), "{err}");
     }
 
     /// Answers one request with `answer`, and gives what was asked.

@@ -71,6 +71,11 @@ pub(crate) async fn get(client: &Client, path: &str) -> anyhow::Result<Option<Va
     answer.map(Some).with_context(|| format!("{path} is no JSON"))
 }
 
+/// What went wrong, in the API server's own words if it has any.
+pub(crate) fn said(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error { status.message.clone() } else { error.to_string() }
+}
+
 /// Text as a value of a query.
 pub(crate) fn escaped(text: &str) -> String {
     let one = |byte: u8| match byte {

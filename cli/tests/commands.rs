@@ -80,7 +80,7 @@ fn mistakes_in_files_are_told_with_file_line_field_and_remedy() {
         "mistakes.yaml:10: PeerAuthentication other/typo: spec.mtsl",
         "is not valid YAML",
         "write a number from 1 to 65535",
-        "2 objects of the mesh, 3 errors, 0 warnings",
+        "objects of the mesh: 2, errors: 3, warnings: 0",
     ] {
         assert!(said.contains(part), "{part} is not in:\n{said}");
     }

@@ -153,5 +153,5 @@ fn print(findings: &[Finding], objects: usize, out: &mut Out) -> anyhow::Result<
         }
     }
     let (errors, warnings) = findings::count(findings);
-    out.line(format!("{objects} objects of the mesh, {errors} errors, {warnings} warnings"))
+    out.line(format!("objects of the mesh: {objects}, errors: {errors}, warnings: {warnings}"))
 }

@@ -51,14 +51,11 @@ pub(super) fn redact_object(value: &mut Value) {
                 *value = Value::String(GONE.to_owned());
             }
             for (name, value) in map {
-                let lower = name.to_ascii_lowercase();
-                match value {
-                    Value::String(text)
-                        if SECRET_NAMES.iter().any(|end| lower.ends_with(end)) && !text.is_empty() =>
-                    {
-                        *text = GONE.to_owned();
-                    }
-                    other => redact_object(other),
+                let is_secret = is_secret_name(&name.to_ascii_lowercase());
+                if is_secret && value.as_str().is_some_and(|text| !text.is_empty()) {
+                    *value = Value::String(GONE.to_owned());
+                } else {
+                    redact_object(value);
                 }
             }
         }
@@ -66,6 +63,10 @@ pub(super) fn redact_object(value: &mut Value) {
         Value::String(text) => *text = redact(text),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
+}
+
+fn is_secret_name(lower: &str) -> bool {
+    SECRET_NAMES.iter().any(|end| lower.ends_with(end))
 }
 
 fn sounds_secret(name: &str) -> bool {
@@ -183,7 +184,7 @@ fn without_values(line: &str) -> String {
         let start = name.rfind(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')));
         let name = name.get(start.map_or(0, |at| at + 1)..).unwrap_or(name).to_ascii_lowercase();
         let whole_line = name == "authorization" || name == "cookie" || name == "set-cookie";
-        if !whole_line && !SECRET_NAMES.iter().any(|end| name.ends_with(end)) {
+        if !whole_line && !is_secret_name(&name) {
             continue;
         }
         let value = after.trim_start_matches([' ', '"', '\'', '\\']);

@@ -46,18 +46,18 @@ impl Roots {
 }
 
 fn own_key(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {
-    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::SubjectKeyIdentifier(key) => Some(key.0.to_vec()),
-        _ => None,
+    certificate.extensions().iter().find_map(|extension| {
+        let ParsedExtension::SubjectKeyIdentifier(key) = extension.parsed_extension() else { return None };
+        Some(key.0.to_vec())
     })
 }
 
 fn issuer_key(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {
-    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(issuer) => {
-            issuer.key_identifier.as_ref().map(|key| key.0.to_vec())
-        }
-        _ => None,
+    certificate.extensions().iter().find_map(|extension| {
+        let ParsedExtension::AuthorityKeyIdentifier(issuer) = extension.parsed_extension() else {
+            return None;
+        };
+        issuer.key_identifier.as_ref().map(|key| key.0.to_vec())
     })
 }
 

@@ -124,7 +124,7 @@ impl Permission {
 
 /// Everything that installing creates; server-side apply patches it.
 pub(super) fn needed() -> Vec<Permission> {
-    let resources: [(&str, &str, bool); 14] = [
+    let resources: [(&str, &str, bool); 16] = [
         ("", "namespaces", false),
         ("apiextensions.k8s.io", "customresourcedefinitions", false),
         ("rbac.authorization.k8s.io", "clusterroles", false),
@@ -137,7 +137,9 @@ pub(super) fn needed() -> Vec<Permission> {
         ("apps", "daemonsets", true),
         ("rbac.authorization.k8s.io", "roles", true),
         ("rbac.authorization.k8s.io", "rolebindings", true),
+        ("autoscaling", "horizontalpodautoscalers", true),
         ("policy", "poddisruptionbudgets", true),
+        ("", "resourcequotas", true),
         ("networking.k8s.io", "networkpolicies", true),
     ];
     resources
