@@ -66,7 +66,9 @@ impl Said {
     fn values(&self, before: &Value) -> anyhow::Result<Value> {
         // Helm's --create-namespace has no labels; here the namespace is an object like others.
         let mut said = json!({ "base": { "namespace": { "create": true } } });
-        values::overlay(&mut said, before);
+        if before.is_object() {
+            values::overlay(&mut said, before);
+        }
         for preset in
             [self.profile.as_deref().map(charts::profile), self.platform.as_deref().map(charts::platform)]
         {
