@@ -13,7 +13,7 @@ pub(crate) const SYSTEM: &str = "istio-system";
 
 /// The port of the pages of controllers and tunnels, on the loopback of their pods.
 const ADMIN: u16 = 15000;
-const AGENT_ADMIN: u16 = 8000;
+const AGENT_ADMIN: u16 = 15000;
 const TUNNEL_METRICS: u16 = 15020;
 const TUNNEL_READINESS: u16 = 15021;
 
