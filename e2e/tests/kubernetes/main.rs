@@ -1,0 +1,4 @@
+//! The stories on a real Kubernetes cluster: `ambit_e2e::kubernetes` says how they share one.
+
+mod cluster;
+mod trace;
