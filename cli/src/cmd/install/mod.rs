@@ -181,6 +181,7 @@ pub(crate) async fn install(args: &InstallArgs, out: &mut Out) -> anyhow::Result
         return Ok(ExitCode::SUCCESS);
     }
     let client = args.cluster.client().await?;
+    prepare::cluster_is_new_enough(&client, &chart).await?;
     prepare::nothing_is_installed(&client, &plan).await?;
     apply::apply(&client, &plan, None, &args.way, false, out).await
 }
@@ -189,6 +190,7 @@ pub(crate) async fn install(args: &InstallArgs, out: &mut Out) -> anyhow::Result
 pub(crate) async fn upgrade(args: &UpgradeArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
     let chart = Chart::load(WHOLE)?;
     let client = args.cluster.client().await?;
+    prepare::cluster_is_new_enough(&client, &chart).await?;
     let first = prepare::plan(&chart, args.said.values(&Value::Null)?)?;
     let installed = inventory::read(&client, &first.namespace, &first.revision).await?.with_context(|| {
         format!(
