@@ -16,7 +16,7 @@ use kube::Client;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use self::judge::{Change, Note, Outcome, Report, Weight};
+use self::judge::{Change, Facts, Note, Outcome, Report, Weight};
 use super::components::System;
 use crate::cluster::ClusterArgs;
 use crate::objects;
@@ -125,16 +125,20 @@ async fn change(args: &ChangeArgs, change: Change, out: &mut Out) -> anyhow::Res
     }
     let limit = if args.wait { Duration::from_secs(args.timeout) } else { Duration::ZERO };
     let after = settled(&client, args, &agents, limit).await?;
-    let late = after.iter().any(|report| report.count("joins") + report.count("leaves") > 0);
+    let on_their_way =
+        |report: &Report| report.count("joins") + report.count("leaves") + report.count("waits");
+    let late = after.iter().any(|report| on_their_way(report) > 0);
     if tables {
         for report in &after {
             out.line(summary(report, change))?;
         }
-        if args.wait && late {
-            for (name, row) in after.iter().flat_map(|one| one.pods.iter().map(|row| (&one.namespace, row))) {
-                if matches!(row.outcome, Outcome::Joins | Outcome::Leaves) {
+        for (name, row) in after.iter().flat_map(|one| one.pods.iter().map(|row| (&one.namespace, row))) {
+            match &row.outcome {
+                Outcome::Joins | Outcome::Leaves if args.wait => {
                     out.line(format!("  {name}/{} {} still", row.pod, row.outcome.word()))?;
                 }
+                Outcome::Waits(why) => out.line(format!("  {name}/{} waits: {why}", row.pod))?,
+                Outcome::Joins | Outcome::Leaves | Outcome::In | Outcome::Out(_) => {}
             }
         }
     } else {
@@ -147,7 +151,7 @@ async fn change(args: &ChangeArgs, change: Change, out: &mut Out) -> anyhow::Res
     Ok(ExitCode::SUCCESS)
 }
 
-/// How the namespaces are once nothing is on its way, or the limit is over.
+/// How the namespaces are once nothing is on its way, or the limit is over; then with what the agents say of it.
 async fn settled(
     client: &Client,
     args: &ChangeArgs,
@@ -161,11 +165,30 @@ async fn settled(
             reports.push(judge::judge(&gather::facts(client, name, agents).await?, Change::None));
         }
         let on_their_way = reports.iter().any(|one| one.count("joins") + one.count("leaves") > 0);
-        if !on_their_way || Instant::now() >= until {
+        if !on_their_way || limit.is_zero() {
             return Ok(reports);
+        }
+        if Instant::now() >= until {
+            break;
         }
         sleep(PAUSE).await;
     }
+    let mut reports = Vec::new();
+    for name in &args.names {
+        reports.push(now(client, name, agents).await?);
+    }
+    Ok(reports)
+}
+
+/// How a namespace is, with what keeps its pods from joining.
+async fn now(client: &Client, name: &str, agents: &gather::Agents) -> anyhow::Result<Report> {
+    let facts = gather::facts(client, name, agents).await?;
+    let report = judge::judge(&facts, Change::None);
+    if report.count("joins") == 0 {
+        return Ok(report);
+    }
+    let pending = agents.pending(client, name).await;
+    Ok(judge::judge(&Facts { pending, ..facts }, Change::None))
 }
 
 async fn list(args: &ListArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
@@ -174,7 +197,7 @@ async fn list(args: &ListArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
     if !args.names.is_empty() {
         let mut reports = Vec::new();
         for name in &args.names {
-            reports.push(judge::judge(&gather::facts(&client, name, &agents).await?, Change::None));
+            reports.push(now(&client, name, &agents).await?);
         }
         if args.output != Format::Table {
             out.value(&Value::Array(values(&reports)), args.output)?;
