@@ -235,9 +235,11 @@ async fn patch(client: &Client, object: &Object, dry_run: bool) -> anyhow::Resul
     serde_json::to_value(after).context("an object is JSON")
 }
 
-/// Removes the object, and what it owns before it. What is not there is removed.
+/// Removes the object; what runs pods, only after them. What is not there is removed.
 pub(super) async fn delete(client: &Client, key: &Key) -> anyhow::Result<()> {
-    match api(client, key).delete(&key.name, &DeleteParams::foreground()).await {
+    let has_pods = matches!(key.kind.as_str(), "Deployment" | "DaemonSet");
+    let how = if has_pods { DeleteParams::foreground() } else { DeleteParams::background() };
+    match api(client, key).delete(&key.name, &how).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error).with_context(|| format!("cannot remove {key}")),

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use ambit_api::labels::{DATAPLANE_MODE, DATAPLANE_MODE_AMBIENT};
+use ambit_api::labels::{DATAPLANE_MODE, DATAPLANE_MODE_AMBIENT, MANAGED_BY, MANAGED_BY_AMBIT};
 use anyhow::Context as _;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
@@ -125,7 +125,7 @@ fn sorted(installed: &Inventory, with_definitions: bool) -> Removal {
 
 /// What the components made while they ran, and nobody else uses.
 async fn left_behind(client: &Client, installed: &Inventory) -> anyhow::Result<Vec<Key>> {
-    let ours = ListParams::default().labels(&format!("{}={}", PART_OF.0, PART_OF.1));
+    let ours = ListParams::default().labels(&format!("{MANAGED_BY}={MANAGED_BY_AMBIT}"));
     let mut found = Vec::new();
     let maps = Api::<ConfigMap>::all(client.clone()).list(&ours).await.context("cannot list ConfigMaps")?;
     for map in maps.items {

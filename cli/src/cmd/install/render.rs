@@ -246,6 +246,32 @@ mod tests {
     }
 
     #[test]
+    fn nobody_may_more_than_is_written_in_the_chart() {
+        let rendered = rendered(&json!({})).unwrap();
+        let mut capabilities = BTreeMap::new();
+        for object in &rendered.objects {
+            let Some(pod) = object.value.pointer("/spec/template/spec") else { continue };
+            assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{}", object.key);
+            for container in pod["containers"].as_array().unwrap() {
+                let context = &container["securityContext"];
+                assert_eq!(context["readOnlyRootFilesystem"], true, "{}", object.key);
+                assert_eq!(context["allowPrivilegeEscalation"], false, "{}", object.key);
+                assert_ne!(context["privileged"], true, "{}", object.key);
+                assert_eq!(context["capabilities"]["drop"], json!(["ALL"]), "{}", object.key);
+                assert!(container["resources"]["requests"]["memory"].is_string(), "{}", object.key);
+                let added = context["capabilities"]["add"].as_array().cloned().unwrap_or_default();
+                capabilities.insert(object.key.name.clone(), json!(added));
+            }
+        }
+        let expected = BTreeMap::from([
+            ("ambit-cni-node".to_owned(), json!(["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "DAC_OVERRIDE"])),
+            ("ambit-controller".to_owned(), json!([])),
+            ("ztunnel".to_owned(), json!(["NET_ADMIN", "SYS_ADMIN"])),
+        ]);
+        assert_eq!(capabilities, expected);
+    }
+
+    #[test]
     fn what_was_said_cannot_become_yaml() {
         let said = json!({ "global": { "logLevel": "info\"}\n- x: {y: \"" } });
         let rendered = rendered(&said).unwrap();

@@ -177,8 +177,8 @@ mod tests {
         let global = json!({ "logFormat": "xml" });
         for (values, expected) in [
             (json!({ "global": global }), "global.logFormat is \"xml\", and must be one of: text, json"),
-            (json!({ "chainedd": true }), "chainedd is not known; known are:"),
-            (json!({ "chained": "yes" }), "chained is \"yes\", and must be: boolean"),
+            (json!({ "ipv66": true }), "ipv66 is not known; known are:"),
+            (json!({ "ipv6": "yes" }), "ipv6 is \"yes\", and must be: boolean"),
             (json!({ "cniBinDir": "opt" }), "cniBinDir is \"opt\", which does not look like ^/"),
             (json!({ "resourceQuota": { "pods": 0 } }), "resourceQuota.pods is 0, and must be at least 1"),
             (json!({ "excludeNamespaces": [1] }), "excludeNamespaces[0] is 1, and must be: string"),
