@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn what_agents_leave_alone_is_read_from_their_template() {
-        let set = |container: serde_json::Value| -> DaemonSet {
+        let set = |container: Value| -> DaemonSet {
             serde_json::from_value(
                 json!({ "spec": { "selector": {}, "template": { "spec": { "containers": [container] } } } }),
             )

@@ -124,10 +124,7 @@ async fn change(args: &ChangeArgs, change: Change, out: &mut Out) -> anyhow::Res
         gather::label(&client, name, mode).await?;
     }
     let limit = if args.wait { Duration::from_secs(args.timeout) } else { Duration::ZERO };
-    let after = settled(&client, args, &agents, limit).await?;
-    let on_their_way =
-        |report: &Report| report.count("joins") + report.count("leaves") + report.count("waits");
-    let late = after.iter().any(|report| on_their_way(report) > 0);
+    let (after, late) = settled(&client, args, &agents, limit).await?;
     if tables {
         for report in &after {
             out.line(summary(report, change))?;
@@ -151,13 +148,14 @@ async fn change(args: &ChangeArgs, change: Change, out: &mut Out) -> anyhow::Res
     Ok(ExitCode::SUCCESS)
 }
 
-/// How the namespaces are once nothing is on its way, or the limit is over; then with what the agents say of it.
+/// How the namespaces are once nothing is on its way; or when the limit is over, with what the agents say of it, and
+/// true.
 async fn settled(
     client: &Client,
     args: &ChangeArgs,
     agents: &gather::Agents,
     limit: Duration,
-) -> anyhow::Result<Vec<Report>> {
+) -> anyhow::Result<(Vec<Report>, bool)> {
     let until = Instant::now() + limit;
     loop {
         let mut reports = Vec::new();
@@ -166,7 +164,7 @@ async fn settled(
         }
         let on_their_way = reports.iter().any(|one| one.count("joins") + one.count("leaves") > 0);
         if !on_their_way || limit.is_zero() {
-            return Ok(reports);
+            return Ok((reports, on_their_way));
         }
         if Instant::now() >= until {
             break;
@@ -177,7 +175,7 @@ async fn settled(
     for name in &args.names {
         reports.push(now(client, name, agents).await?);
     }
-    Ok(reports)
+    Ok((reports, true))
 }
 
 /// How a namespace is, with what keeps its pods from joining.
