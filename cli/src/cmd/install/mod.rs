@@ -66,7 +66,9 @@ impl Said {
     fn values(&self, before: &Value) -> anyhow::Result<Value> {
         // Helm's --create-namespace has no labels; here the namespace is an object like others.
         let mut said = json!({ "base": { "namespace": { "create": true } } });
-        values::overlay(&mut said, before);
+        if before.is_object() {
+            values::overlay(&mut said, before);
+        }
         for preset in
             [self.profile.as_deref().map(charts::profile), self.platform.as_deref().map(charts::platform)]
         {
@@ -181,6 +183,7 @@ pub(crate) async fn install(args: &InstallArgs, out: &mut Out) -> anyhow::Result
         return Ok(ExitCode::SUCCESS);
     }
     let client = args.cluster.client().await?;
+    prepare::cluster_is_new_enough(&client, &chart).await?;
     prepare::nothing_is_installed(&client, &plan).await?;
     apply::apply(&client, &plan, None, &args.way, false, out).await
 }
@@ -189,6 +192,7 @@ pub(crate) async fn install(args: &InstallArgs, out: &mut Out) -> anyhow::Result
 pub(crate) async fn upgrade(args: &UpgradeArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
     let chart = Chart::load(WHOLE)?;
     let client = args.cluster.client().await?;
+    prepare::cluster_is_new_enough(&client, &chart).await?;
     let first = prepare::plan(&chart, args.said.values(&Value::Null)?)?;
     let installed = inventory::read(&client, &first.namespace, &first.revision).await?.with_context(|| {
         format!(
