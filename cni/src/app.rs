@@ -129,6 +129,7 @@ impl App {
             annotations: site.annotations.clone(),
             events: site.events.clone(),
             ipv6: capture(config.ipv6),
+            host_proc: config.host_proc.clone(),
             tunnels,
             ledger: ledger.clone(),
             metrics: metrics.clone(),

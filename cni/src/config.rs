@@ -67,7 +67,7 @@ pub struct Config {
     #[arg(long, env = "HOST_PROBE_SNAT_IPV6", value_name = "IPV6", default_value_t = PROBE_V6)]
     pub probe_address_v6: Ipv6Addr,
 
-    /// The node's `/proc`, where the agent has one of its own.
+    /// The node's `/proc`, where the agent has one of its own. Under it sys/net has to be writable.
     #[arg(long, env = "HOST_PROC", value_name = "PATH", default_value = "/proc")]
     pub host_proc: PathBuf,
 

@@ -8,7 +8,9 @@
 //!      └─────────────────┴───────────── leave ◄────────────────┘
 //! ```
 
-use std::{collections::BTreeMap, convert::Infallible, fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, convert::Infallible, fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration,
+};
 
 use ambit_runtime::{backoff::Backoff, task};
 use ambit_wire::zds::{self, AddError, PodInfo};
@@ -69,6 +71,8 @@ pub struct Tools {
     pub metrics: Metrics,
     /// Whether IPv6 is captured in pods that have it.
     pub ipv6: Capture,
+    /// The node's `/proc`.
+    pub host_proc: PathBuf,
 }
 
 /// All enrolments.
@@ -390,7 +394,13 @@ impl Story {
         self.find_netns(member).await?;
         let Some(held) = &mut self.held else { return Err(Obstacle::NoNetns) };
         if held.rules.as_ref().is_none_or(|(redirect, _)| *redirect != member.redirect) {
-            let applied = apply::apply(&held.netns, member.redirect.clone(), self.tools.ipv6).await?;
+            let applied = apply::apply_by(
+                &held.netns,
+                member.redirect.clone(),
+                self.tools.ipv6,
+                self.tools.host_proc.clone(),
+            )
+            .await?;
             held.rules = Some((member.redirect.clone(), applied));
         }
         if !held.told {
@@ -611,9 +621,10 @@ impl Story {
                     self.tell(turn, Step::Failed(reason.clone()));
                 }
                 self.last_obstacle = reason;
-                // A pod that is captured stays so for its peers while, say, its tunnel is replaced.
+                // A pod that is captured stays so for its peers while, say, its tunnel is replaced. Nothing is
+                // written twice: the API server has better things to do.
                 if origin == Origin::View
-                    && self.written != Redirection::Enabled
+                    && self.written == Redirection::Unsaid
                     && let Err(error) = self.write(member, Redirection::Pending).await
                 {
                     debug!(pod.uid = %uid, %error, "The pod's annotation could not be written");

@@ -15,7 +15,9 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 #[tokio::main(worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     let config = Config::parse();
-    let filter = telemetry::Filter::default().with(&config.log).context("--log")?;
+    // What the client reports as an error is tried again, and told by whoever asked.
+    let quiet = telemetry::Filter::default().with("kube_client::client::builder=off")?;
+    let filter = quiet.with(&config.log).context("--log")?;
     let format = config.log_format.parse().context("--log-format")?;
     let (logs, flush) = telemetry::init(format, filter)?;
     // For the API server.

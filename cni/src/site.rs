@@ -1,6 +1,6 @@
 //! Where an agent runs: over a directory, or in Kubernetes. What differs between the two is here.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use ambit_api::directory::Directory;
 use ambit_runtime::ready::Ready;
@@ -15,8 +15,12 @@ use crate::{
     farewell::Own,
     metrics::Metrics,
     netns::{self, NetnsId, Sandboxes},
+    redirect::apply,
     watch::{Lookup, Watch, directory, kubernetes},
 };
+
+/// How long a connection to the API server may take: it is near, or it is not there.
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// What one of the two provides.
 #[derive(Debug)]
@@ -65,14 +69,16 @@ impl Site {
 
     /// Nothing is asked here: an API server that cannot be reached is waited for, not died of.
     async fn kubernetes(config: &Config, ready: &Ready, metrics: &Metrics) -> Result<Self, StartError> {
-        let client =
-            Client::try_default().await.map_err(|error| StartError::Kubernetes(kubernetes::chain(&error)))?;
+        let client = client().await?;
         let synced =
             ["pods", "namespaces"].map(|kind| ready.task(format!("the API server's list of {kind}")));
         let watch = kubernetes::Watch::start(&client, &config.node, metrics, synced);
         let own = config.own_daemonset().map(|(namespace, name)| Own::new(client.clone(), namespace, name));
         if !is_nodes_network(&config.host_proc) {
             warn!(proc = %config.host_proc.display(), "The agent is not in the node's network, so kubelet's probes cannot be marked; its pod needs hostNetwork: true");
+        }
+        if !apply::can_change_settings(&config.host_proc) {
+            warn!(proc = %config.host_proc.display(), "Connections that are waiting while a tunnel is replaced may be reset; the agent's pod needs the node's /proc/sys/net, writable, under --host-proc");
         }
         Ok(Self {
             lookup: Lookup::Kubernetes(watch.lookup(client.clone(), &config.node)),
@@ -83,6 +89,16 @@ impl Site {
             cluster: Some(Cluster { client, own }),
         })
     }
+}
+
+async fn client() -> Result<Client, StartError> {
+    let unknown =
+        |error: &(dyn std::error::Error + 'static)| StartError::Kubernetes(kubernetes::chain(error));
+    let mut cluster = kube::Config::infer().await.map_err(|error| unknown(&error))?;
+    cluster.connect_timeout = Some(CONNECT);
+    // Whoever asks tries again by its own clock, and says so.
+    cluster.default_retry = false;
+    Client::try_from(cluster).map_err(|error| unknown(&error))
 }
 
 fn is_nodes_network(proc: &Path) -> bool {

@@ -66,6 +66,7 @@ impl Node {
             symlink(format!("/proc/{}/{name}", pod.id()), shown.join(name)).unwrap();
         }
         fs::create_dir_all(proc.join("1/ns")).unwrap();
+        symlink("/proc/sys", proc.join("sys")).unwrap();
         symlink(format!("/run/netns/{}", place.node), proc.join("1/ns/net")).unwrap();
 
         api.put(DAEMONSETS, json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "ambit-cni-node", "namespace": "istio-system"}}));
@@ -255,6 +256,8 @@ async fn a_running_pod_joins_and_leaves_by_label_whether_or_not_the_api_server_w
         assert_eq!(node.api.get(PODS, "web")["metadata"]["annotations"]["other"], "stays");
         assert_eq!(asked.all(), ["sent", "add web"]);
         assert!(!node.place.is_clean());
+        let migrates = || fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req").unwrap();
+        assert_eq!(node.place.in_pod(migrates).trim(), "1");
 
         // The API server is away, and comes back having forgotten what was watched.
         node.api.end();
@@ -303,8 +306,11 @@ async fn a_pod_that_the_watch_has_not_told_of_is_captured_before_it_starts() {
         pod["metadata"]["annotations"][REDIRECTION] = "enabled".into();
         pod
     });
-    // Told of at last, it is the same pod.
-    node.label(Some("ambient"));
+    // Told of at last, it is the same pod. The Event is about another one that came after it.
+    node.api.put(PODS, pod("proxy", "u2", json!({"hostNetwork": true}), json!({"phase": "Running"})));
+    node.until("both were seen", |node| {
+        node.api.asked().iter().any(|asked| asked.contains("AmbitNotEnrolled"))
+    });
     node.api.delete(PODS, "web");
     node.until("gone", |_| asked.all().len() == 3);
     assert_eq!(asked.all(), ["sent", "add web", &format!("del {UID}")]);

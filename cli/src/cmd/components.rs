@@ -1,6 +1,6 @@
 //! The parts of the mesh in a cluster: which pods they are, on which nodes, and where their pages are.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::Client;
 
 use super::playground::state::Kind;
@@ -11,9 +11,12 @@ use crate::objects::{self, escaped};
 /// Where the control plane is, unless it is said otherwise.
 pub(crate) const SYSTEM: &str = "istio-system";
 
-/// The port of the pages of controllers and tunnels, on the loopback of their pods.
+/// The port of the pages of controllers and tunnels, on the loopback of their pods, if nothing else is said.
 const ADMIN: u16 = 15000;
 const AGENT_ADMIN: u16 = 8000;
+/// How it is said.
+const ADMIN_FLAG: &str = "--admin=";
+const ADMIN_ENV: &str = "ADMIN_ADDR";
 const TUNNEL_METRICS: u16 = 15020;
 const TUNNEL_READINESS: u16 = 15021;
 
@@ -50,6 +53,8 @@ pub(crate) struct Instance {
     pub(crate) image: String,
     /// Its containers.
     pub(crate) containers: Vec<String>,
+    /// The port of its pages, on its loopback.
+    pub(crate) admin: u16,
     /// Why it is not up, in Kubernetes' words.
     pub(crate) waits_for: Option<String>,
 }
@@ -79,6 +84,10 @@ impl Instance {
             restarts: statuses.iter().map(|one| one.restart_count).sum(),
             image: spec.containers.first().and_then(|one| one.image.clone()).unwrap_or_default(),
             containers: spec.containers.iter().map(|one| one.name.clone()).collect(),
+            admin: spec.containers.iter().find_map(admin).unwrap_or(match kind {
+                Kind::Controller | Kind::Ztunnel => ADMIN,
+                Kind::Agent => AGENT_ADMIN,
+            }),
             waits_for: unscheduled.or(waiting),
         })
     }
@@ -118,11 +127,7 @@ impl Instance {
 
     /// Its pages for operators.
     pub(crate) fn admin(&self, client: &Client) -> Endpoint {
-        let port = match self.kind {
-            Kind::Controller | Kind::Ztunnel => ADMIN,
-            Kind::Agent => AGENT_ADMIN,
-        };
-        self.endpoint(port, client)
+        self.endpoint(self.admin, client)
     }
 
     /// Where it says whether it is ready.
@@ -149,6 +154,13 @@ impl Instance {
             through: Through::cluster(client.clone()),
         }
     }
+}
+
+/// The port that a container is told to have its pages on.
+fn admin(container: &Container) -> Option<u16> {
+    let flag = container.args.iter().flatten().find_map(|arg| arg.strip_prefix(ADMIN_FLAG));
+    let env = || container.env.iter().flatten().find(|env| env.name == ADMIN_ENV)?.value.as_deref();
+    flag.or_else(env)?.rsplit_once(':')?.1.parse().ok()
 }
 
 /// Every pod of the mesh's own in the namespace, by kind and place.
@@ -187,8 +199,22 @@ mod tests {
         let one = Instance::read(Kind::Ztunnel, &pod).unwrap();
         assert_eq!((one.title().as_str(), one.tag()), ("ztunnel/n1", Some("0.1.0")));
         assert_eq!((one.ready, one.restarts, one.since.as_deref()), (true, 2, Some("2026-01-10T12:00:00Z")));
+        assert_eq!(one.admin, 15000);
         let untagged = Instance { image: "localhost:5000/ambit/ztunnel".to_owned(), ..one };
         assert_eq!(untagged.tag(), None);
+    }
+
+    #[test]
+    fn pages_are_where_the_container_is_told_to_have_them() {
+        for (container, expected) in [
+            (json!({ "name": "a", "args": ["--admin=127.0.0.1:15000"] }), 15000),
+            (json!({ "name": "a", "env": [{ "name": "ADMIN_ADDR", "value": "[::1]:9000" }] }), 9000),
+            (json!({ "name": "a", "env": [{ "name": "ADMIN_ADDR", "value": "unix:/run/x" }] }), 8000),
+            (json!({ "name": "a" }), 8000),
+        ] {
+            let pod = pod(json!({ "metadata": { "name": "a" }, "spec": { "containers": [container] } }));
+            assert_eq!(Instance::read(Kind::Agent, &pod).unwrap().admin, expected, "{container}");
+        }
     }
 
     #[test]

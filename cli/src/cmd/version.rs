@@ -49,37 +49,63 @@ pub(crate) async fn run(args: &Args, out: &mut Out) -> anyhow::Result<ExitCode> 
     if !tables {
         let components: Vec<_> = versions
             .iter()
-            .map(|(title, version)| json!({ "component": title, "version": version }))
+            .map(|(title, version)| json!({ "component": title, "version": version.shown() }))
             .collect();
         out.value(&json!({ "client": CLIENT, "components": components }), args.output)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new(2, &["COMPONENT", "VERSION"]);
     for (title, version) in &versions {
-        table.row([title.clone(), version.clone().unwrap_or_else(|| "-".to_owned())]);
+        table.row([title.as_str(), version.shown().unwrap_or("-")]);
     }
     out.table(&table)?;
-    let different: BTreeSet<_> = versions.iter().filter_map(|(_, version)| version.as_ref()).collect();
-    if different.len() > 1 {
+    if differ(versions.iter().map(|(_, version)| version)) {
         out.line("the versions differ; that is well during an upgrade, and should not last")?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a component says itself, else what its image is called.
-pub(crate) async fn version(target: &Target) -> Option<String> {
+/// Which version something is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Version {
+    /// By its own word.
+    pub(crate) said: Option<String>,
+    /// By who started it: the tag of its image, say.
+    pub(crate) tag: Option<String>,
+}
+
+impl Version {
+    /// The better known of the two.
+    pub(crate) fn shown(&self) -> Option<&str> {
+        self.said.as_deref().or(self.tag.as_deref())
+    }
+}
+
+/// Whether there are several versions. Words and tags are only compared with their like: a tag may be called anything.
+pub(crate) fn differ<'a>(versions: impl Iterator<Item = &'a Version>) -> bool {
+    let (mut said, mut tags) = (BTreeSet::new(), BTreeSet::new());
+    for version in versions {
+        said.extend(version.said.as_deref());
+        tags.extend(version.tag.as_deref());
+    }
+    said.len() > 1 || tags.len() > 1
+}
+
+/// Asks a component.
+pub(crate) async fn version(target: &Target) -> Version {
+    let tag = target.version.clone();
     let page = match target.kind {
         Kind::Controller => "/version",
         Kind::Ztunnel => "/debug/sync",
-        Kind::Agent => return target.version.clone(),
+        Kind::Agent => return Version { said: None, tag },
     };
-    let said = timeout(PATIENCE, target.admin.get(page)).await.ok().and_then(Result::ok);
-    let said = said.and_then(|said| match target.kind {
+    let answer = timeout(PATIENCE, target.admin.get(page)).await.ok().and_then(Result::ok);
+    let said = answer.and_then(|answer| match target.kind {
         Kind::Ztunnel => {
-            let sync: Value = serde_json::from_str(&said).ok()?;
+            let sync: Value = serde_json::from_str(&answer).ok()?;
             sync.get("version")?.as_str().map(str::to_owned)
         }
-        Kind::Controller | Kind::Agent => Some(said.trim().to_owned()),
+        Kind::Controller | Kind::Agent => Some(answer.trim().to_owned()),
     });
-    said.or_else(|| target.version.clone())
+    Version { said, tag }
 }

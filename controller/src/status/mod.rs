@@ -204,7 +204,8 @@ impl Writer {
         self.inputs.changed.mark_unchanged();
         self.inputs.problems.mark_unchanged();
         let writes = self.due();
-        self.counts.pending(writes.len());
+        let mut pending = writes.len();
+        self.counts.pending(pending);
         let now = Instant::now();
         let mut later: Option<Instant> = None;
         let (mut written, mut unserved) = (0, false);
@@ -227,8 +228,12 @@ impl Writer {
                 sleep(pause).await;
                 return Left::More;
             }
-            if let Some((until, _)) = self.resting.get(&slot) {
-                later = Some(later.map_or(*until, |earlier| earlier.min(*until)));
+            match self.resting.get(&slot) {
+                Some((until, _)) => later = Some(later.map_or(*until, |earlier| earlier.min(*until))),
+                None => {
+                    pending = pending.saturating_sub(1);
+                    self.counts.pending(pending);
+                }
             }
         }
         if unserved {

@@ -296,7 +296,7 @@ async fn mistakes_are_told_on_the_object_until_they_are_corrected() {
     until("peers", || fake.conditions(&peers) == [understood]).await;
     until("policy", || fake.conditions(&policy) == ["ZtunnelAccepted=False Invalid"]).await;
     let message = fake.get(&entry).unwrap()["status"]["conditions"][0]["message"].clone();
-    assert_eq!(message, Value::from("spec.x is wrong; correct it"));
+    assert_eq!(message, Value::from("spec.x: is wrong; correct it"));
 
     controller.problems.send_replace(Vec::new());
     until("policy", || fake.conditions(&policy) == ["ZtunnelAccepted=True Accepted"]).await;

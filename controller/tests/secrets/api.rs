@@ -286,7 +286,7 @@ impl Api {
         let cuts = changed.borrow().1;
         if from < self.state().oldest {
             // In the stream, as the API server does, or as the answer, as some proxies do.
-            return if cuts % 2 == 0 {
+            return if cuts.is_multiple_of(2) {
                 refusal(410)
             } else {
                 document(StatusCode::OK, &json!({"type": "ERROR", "object": status(410)}))

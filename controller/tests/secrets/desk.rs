@@ -8,6 +8,7 @@ use ambit_controller::{
         Desk, Signer,
         authority::Terms,
         cert_manager::{CertManager, Issuer, Settings},
+        figures::Figures,
         in_force::InForce,
         rotation::Stage,
     },
@@ -18,6 +19,7 @@ use ambit_controller::{
     publish::Sink,
 };
 use ambit_model::identity::Identity;
+use ambit_runtime::metrics::{Format, Registry};
 use ambit_wire::{
     ca::{Application, Approver as _},
     cert::request::Request,
@@ -104,6 +106,7 @@ async fn certificates_come_from_the_root_that_signs_and_bring_every_root_that_is
     let api = Api::new();
     let keeper = open(&api).await.unwrap();
     let office = Office::open(keeper.in_force(), Signer::Counted(keeper.lives()));
+    let kept = keeper.counts();
     let mut replica = Replica::start(keeper, true);
     let old = replica.in_force.borrow().bundle().to_owned();
     assert_eq!(*office.ask(0).await.unwrap().last().unwrap(), old);
@@ -133,6 +136,25 @@ async fn certificates_come_from_the_root_that_signs_and_bring_every_root_that_is
     assert_eq!((count(&trusted[1]["fingerprint"]), count(active)), (2, 1));
     assert!(page["retireFrom"].as_str().unwrap().ends_with('Z'));
     assert_eq!(page["longestLifeSeconds"], 86_400);
+
+    let mut registry = Registry::new();
+    registry.collect(Figures {
+        in_force: replica.in_force.clone(),
+        desk: office.desk.clone(),
+        kept: Some(kept),
+        told: Some(Arc::default()),
+    });
+    let metrics = registry.share().render(Format::Prometheus);
+    for line in [
+        "ambit_ca_trusted_roots 2",
+        "ambit_ca_rotation_stage{stage=\"active\"} 1",
+        "ambit_ca_rotation_stage{stage=\"steady\"} 0",
+        "ambit_ca_rotation_steps_total 2",
+        "ambit_ca_secret_problem 0",
+        "ambit_ca_distribution_writes_total{config_map=\"istio-ca-root-cert\"} 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
+    }
     replica.stop().await;
 }
 

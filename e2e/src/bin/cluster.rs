@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ambit_e2e::kubernetes::home::Home;
 use ambit_e2e::kubernetes::keeper::{self, Keep};
-use ambit_e2e::kubernetes::{Cluster, Options, images};
+use ambit_e2e::kubernetes::{Cluster, Options};
 use ambit_e2e::wait::Stop;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, Subcommand};
@@ -95,11 +95,7 @@ fn main() -> anyhow::Result<ExitCode> {
             }
         }
         Task::Images => {
-            let cluster = Cluster::attach(&options)?;
-            for image in images::mesh(&options.binaries)? {
-                cluster.load_image(&image)?;
-                say(image.name())?;
-            }
+            Cluster::attach(&options)?.load_mesh()?;
         }
         Task::Keep { idle } => {
             let keep = Keep {

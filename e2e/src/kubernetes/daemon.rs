@@ -74,7 +74,7 @@ impl Daemon {
             .filter(|running| running.since.elapsed() > AGAIN)
             .and_then(|running| running.process.ended());
         if let Some(status) = ended {
-            eprintln!("{} ended with {status}; it is started again", self.name);
+            super::tell(&format!("{} ended with {status}; it is started again", self.name));
             self.running = None;
             self.start()?;
         }

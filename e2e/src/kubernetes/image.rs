@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,6 +58,24 @@ impl Image {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its name, as a file may bear it.
+    pub(super) fn file_name(&self) -> String {
+        self.name.replace(['/', ':'], "-")
+    }
+
+    /// Another when a file that it is made of was changed.
+    pub(super) fn fingerprint(&self) -> anyhow::Result<String> {
+        let mut told = format!("{} {} {:?} {:?}\n", self.name, self.user, self.entrypoint, self.env);
+        for (path, entry) in &self.entries {
+            if let Entry::File { content: Content::At(from), .. } = entry {
+                let now = fs::metadata(from).with_context(|| format!("{} is missing", from.display()))?;
+                told.push_str(&format!("{} {} {}.{} ", now.ino(), now.len(), now.mtime(), now.mtime_nsec()));
+            }
+            told.push_str(&format!("{} {entry:?}\n", path.display()));
+        }
+        digest(&mut told.as_bytes())
     }
 
     /// A file of this machine.

@@ -31,6 +31,8 @@ const STEP_LIMIT: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Whoever looks at the lock has it for a moment.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
+/// Enough to see why, a dozen logs together.
+const LAST_LINES: usize = 4;
 /// A client says its order at once.
 const ORDER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -78,7 +80,7 @@ pub fn keep(keep: &Keep, stop: &Stop) -> anyhow::Result<()> {
         .with_context(|| format!("cluster {} has a keeper already", home.name()))?;
     fs::write(home.lock(), std::process::id().to_string())?;
     sweep(home)?;
-    let kept = Kept::up(keep, stop).and_then(|mut kept| {
+    let kept = Kept::up(keep, stop).with_context(|| last_words(home)).and_then(|mut kept| {
         fs::write(home.ready(), std::process::id().to_string())?;
         let served = kept.serve(keep.idle, stop);
         // Nobody begins to use what is about to go.
@@ -93,6 +95,21 @@ pub fn keep(keep: &Keep, stop: &Stop) -> anyhow::Result<()> {
     }
     lock.remove();
     outcome
+}
+
+/// What its daemons said at last, before their logs go.
+fn last_words(home: &Home) -> String {
+    let logs = fs::read_dir(home.logs()).into_iter().flatten().filter_map(Result::ok);
+    let mut told = String::from("the cluster does not come up; its daemons said at last:\n");
+    for log in logs {
+        let text = fs::read(log.path()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text.lines().rev().take(LAST_LINES).collect();
+        for line in lines.iter().rev() {
+            told.push_str(&format!("{}: {line}\n", log.file_name().display()));
+        }
+    }
+    told
 }
 
 /// The process that keeps a cluster, as far as is known.
@@ -149,7 +166,7 @@ impl Kept {
     fn up(keep: &Keep, stop: &Stop) -> anyhow::Result<Self> {
         let home = &keep.home;
         let begun = Instant::now();
-        let told = |what: &str| eprintln!("{:>5.1}s  {what}", begun.elapsed().as_secs_f32());
+        let told = |what: &str| super::tell(&format!("{:>5.1}s  {what}", begun.elapsed().as_secs_f32()));
         for dir in [home.dir(), home.logs(), home.share()] {
             fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
@@ -284,24 +301,43 @@ impl Kept {
 }
 
 /// Makes the archives of the first images.
-fn archives(keep: &Keep) -> anyhow::Result<Vec<String>> {
+fn archives(keep: &Keep) -> anyhow::Result<Vec<Archive>> {
     let mut all = images::first(&keep.programs)?;
     all.push(images::app(&keep.binaries)?);
-    all.iter().map(|image| archive(&keep.home, image)).collect()
+    all.iter().map(|image| Archive::make(&keep.home, image)).collect()
 }
 
-/// Puts an image where the nodes see it; says under which name.
-pub(super) fn archive(home: &Home, image: &super::Image) -> anyhow::Result<String> {
-    let name = format!("{}.tar", image.name().replace(['/', ':'], "-"));
-    image.write(&home.share().join(&name))?;
-    Ok(name)
+/// An image on its way to the nodes, in the folder that they share. Unpacked there, it is removed here.
+pub(super) struct Archive {
+    name: String,
+    path: PathBuf,
+}
+
+impl Archive {
+    /// Writes it.
+    pub(super) fn make(home: &Home, image: &super::Image) -> anyhow::Result<Self> {
+        let name = format!("{}.tar", image.file_name());
+        let path = home.share().join(&name);
+        image.write(&path)?;
+        Ok(Self { name, path })
+    }
+}
+
+impl Drop for Archive {
+    fn drop(&mut self) {
+        // It goes with the cluster at the latest.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 /// Gives every node these images, nodes side by side.
-pub(super) fn import(home: &Home, archives: &[String]) -> anyhow::Result<()> {
+pub(super) fn import(home: &Home, archives: &[Archive]) -> anyhow::Result<()> {
     thread::scope(|scope| {
         let nodes = NODES.map(|node| {
-            scope.spawn(move || archives.iter().try_for_each(|archive| node::import(home, node, archive)))
+            let all = archives.iter();
+            scope.spawn(move || {
+                all.map(|one| node::import(home, node, &one.name)).collect::<anyhow::Result<()>>()
+            })
         });
         nodes
             .into_iter()

@@ -26,7 +26,8 @@ mod node;
 mod pki;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -60,6 +61,7 @@ pub const STORIES: &str = "stories";
 #[derive(Debug)]
 pub struct Cluster {
     home: Home,
+    binaries: PathBuf,
     kubectl: Kubectl,
     runtime: tokio::runtime::Runtime,
     lease: Option<Held>,
@@ -124,13 +126,13 @@ pub fn impossible() -> Option<String> {
 }
 
 /// Tells a story on the shared cluster, or says loudly why it cannot be told here.
-pub fn story(tell: impl FnOnce(&Cluster) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub fn story(told: impl FnOnce(&Cluster) -> anyhow::Result<()>) -> anyhow::Result<()> {
     match impossible() {
         Some(why) => {
-            eprintln!("SKIPPED: {why}");
+            tell(&format!("SKIPPED: {why}"));
             Ok(())
         }
-        None => tell(&Cluster::shared()?),
+        None => told(&Cluster::shared()?),
     }
 }
 
@@ -216,7 +218,8 @@ impl Cluster {
     ) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let kubectl = Kubectl::new(&home, &options.programs);
-        Ok(Self { home, kubectl, runtime, lease, keeper })
+        let binaries = options.binaries.clone();
+        Ok(Self { home, binaries, kubectl, runtime, lease, keeper })
     }
 
     /// The path of its administrator's configuration.
@@ -251,10 +254,20 @@ impl Cluster {
         self.runtime.block_on(work)
     }
 
-    /// Gives every node an image.
+    /// Gives every node an image, unless it has this very one already.
     pub fn load_image(&self, image: &Image) -> anyhow::Result<()> {
-        let archive = keeper::archive(&self.home, image)?;
-        keeper::import(&self.home, &[archive])
+        let mark = self.home.share().join(format!("{}.loaded", image.file_name()));
+        let fingerprint = image.fingerprint()?;
+        if fs::read_to_string(&mark).is_ok_and(|loaded| loaded == fingerprint) {
+            return Ok(());
+        }
+        keeper::import(&self.home, &[keeper::Archive::make(&self.home, image)?])?;
+        fs::write(&mark, fingerprint).with_context(|| format!("cannot write {}", mark.display()))
+    }
+
+    /// Gives every node the images of the mesh, made of the programs beside the running one.
+    pub fn load_mesh(&self) -> anyhow::Result<()> {
+        images::mesh(&self.binaries)?.iter().try_for_each(|image| self.load_image(image))
     }
 
     /// Runs a command on a node (`n1`, `n2`), as its root, in at most `limit`.
@@ -308,7 +321,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Err(err) = self.release() {
-            eprintln!("{err:#}");
+            tell(&format!("{err:#}"));
         }
     }
 }
@@ -356,7 +369,9 @@ fn start_keeper(options: &Options, home: &Home, stay: Stay) -> anyhow::Result<Op
     let mut keeper = command.spawn().context("cannot start ambit-cluster; is util-linux installed?")?;
     Stop::default().until_every(PAUSE, UP_LIMIT, "a cluster", || {
         if let Some(status) = keeper.try_wait()? {
-            bail!("the cluster did not come up ({status}): {}", said(home));
+            let said = said(home);
+            let _ = fs::remove_file(home.log());
+            bail!("the cluster did not come up ({status}): {said}");
         }
         Ok(fs::read_to_string(home.ready()).is_ok_and(|pid| pid == keeper.id().to_string()).then_some(()))
     })?;
@@ -367,7 +382,8 @@ fn said(home: &Home) -> String {
     fs::read_to_string(home.log()).unwrap_or_else(|err| format!("(no log: {err})"))
 }
 
-/// The images of the mesh, made of the programs beside the running one.
-pub fn mesh_images(options: &Options) -> anyhow::Result<Vec<Image>> {
-    images::mesh(Path::new(&options.binaries))
+/// To whoever started us, or to a keeper's log.
+fn tell(line: &str) {
+    // Nobody listens: then nobody misses it.
+    let _ = writeln!(io::stderr(), "{line}");
 }

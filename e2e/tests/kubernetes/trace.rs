@@ -113,7 +113,11 @@ fn a_cluster_leaves_nothing_behind() -> anyhow::Result<()> {
     let nodes: Vec<_> = there.processes.iter().filter(|line| line.contains("containerd-shim")).collect();
     ensure!(!nodes.is_empty(), "no container is in the cluster's control groups: {:?}", there.processes);
     ensure!(there.devices == before.devices, "the machine got devices: {}", there.devices);
-    let machines: Vec<_> = there.groups.iter().filter(|path| path.ends_with("kubepods")).collect();
+    let machines: Vec<_> = there
+        .groups
+        .iter()
+        .filter(|path| path.ends_with("kubepods") && !before.groups.contains(*path))
+        .collect();
     ensure!(machines.is_empty(), "a kubelet works in the machine's own control groups: {machines:?}");
     ensure!(there.mounts == before.mounts, "the machine got mounts: {}", there.mounts);
     ensure!(there.rules == before.rules, "the machine got rules: {}", there.rules);
@@ -131,5 +135,16 @@ fn a_cluster_leaves_nothing_behind() -> anyhow::Result<()> {
     })?;
     drop(cluster);
     Cluster::take_down(&options)?;
-    clean("after the keeper was killed")
+    clean("after the keeper was killed")?;
+
+    // A program that ends at once, in place of Kubernetes.
+    let broken = tempfile::tempdir()?;
+    let real = &options.programs;
+    std::os::unix::fs::symlink(real.join("coredns"), broken.path().join("coredns"))?;
+    fs::copy(real.join("pause"), broken.path().join("pause"))?;
+    fs::copy("/bin/false", broken.path().join("kubernetes"))?;
+    let err = Cluster::up(&Options { programs: broken.path().to_owned(), ..options.clone() });
+    let err = format!("{:#}", err.err().context("a cluster came up without Kubernetes")?);
+    ensure!(err.contains("the API server ended with exit status: 1"), "it says something else: {err}");
+    clean("after a cluster that did not come up")
 }

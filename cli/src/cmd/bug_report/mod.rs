@@ -117,7 +117,7 @@ async fn versions(client: &Client, instances: &[Instance], archive: &mut Archive
     for one in instances {
         let version = version::version(&one.target(client)).await;
         components.push(json!({
-            "component": one.title(), "pod": one.pod, "node": one.node, "image": one.image, "version": version,
+            "component": one.title(), "pod": one.pod, "node": one.node, "image": one.image, "version": version.shown(),
             "ready": one.ready, "since": one.since, "restarts": one.restarts, "waitsFor": one.waits_for,
         }));
     }

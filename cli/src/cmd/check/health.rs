@@ -11,6 +11,7 @@ use x509_parser::pem::Pem;
 use super::verdict::{Check, name};
 use crate::cmd::components::Instance;
 use crate::cmd::playground::state::Kind;
+use crate::cmd::version::{self, Version};
 use crate::output::{age, few, moment};
 
 /// The taint that keeps pods away from a node until its tunnel is ready.
@@ -312,27 +313,30 @@ fn blocks(pem: &str) -> BTreeSet<Vec<u8>> {
 }
 
 /// Whether all components, and this program, are of one version.
-pub(super) fn versions(client: &str, components: &[(String, Option<String>)]) -> Check {
+pub(super) fn versions(client: &str, components: &[(String, Version)]) -> Check {
     const NAME: &str = "versions";
     let mut by_version: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (title, version) in components {
-        if let Some(version) = version {
+        if let Some(version) = version.shown() {
             by_version.entry(version).or_default().push(title.clone());
         }
     }
     let words: Vec<_> =
         by_version.iter().map(|(version, titles)| format!("{version} ({})", few(titles))).collect();
-    // An image may be called otherwise than the version that is in it.
-    let client_differs = by_version.keys().all(|version| !version.starts_with(client));
-    match (by_version.len(), client_differs) {
-        (0, _) => Check::skipped(NAME, "no component says its version"),
-        (1, false) => Check::pass(NAME, format!("all are {}", words.join(", "))),
-        (1, true) => Check::warning(
+    if words.is_empty() {
+        return Check::skipped(NAME, "no component says its version");
+    }
+    if version::differ(components.iter().map(|(_, version)| version)) {
+        return Check::warning(NAME, words.join("; "), "finish the upgrade, or roll it back");
+    }
+    let said = components.iter().find_map(|(_, version)| version.said.as_deref());
+    match said.filter(|said| said.split(' ').next() != Some(client)) {
+        Some(said) => Check::warning(
             NAME,
-            format!("this program is {client}, the mesh is {}", words.join(", ")),
+            format!("this program is {client}, the mesh is {said}"),
             "use an ambit of the mesh's version",
         ),
-        (_, _) => Check::warning(NAME, words.join("; "), "finish the upgrade, or roll it back"),
+        None => Check::pass(NAME, format!("all are of one version: {}", words.join("; "))),
     }
 }
 
@@ -488,6 +492,7 @@ mod tests {
             restarts: 0,
             image: "ambit/ztunnel:0.1.0".to_owned(),
             containers: Vec::new(),
+            admin: 15000,
             waits_for: (!ready).then(|| "ImagePullBackOff".to_owned()),
         }
     }
@@ -596,15 +601,23 @@ mod tests {
 
     #[test]
     fn versions_agree_or_are_listed() {
-        let of = |list: &[(&str, Option<&str>)]| -> Vec<(String, Option<String>)> {
-            list.iter().map(|(title, version)| ((*title).to_owned(), version.map(str::to_owned))).collect()
+        let of = |list: &[(Option<&str>, &str)]| -> Vec<(String, Version)> {
+            list.iter()
+                .map(|(said, tag)| {
+                    let said = said.map(str::to_owned);
+                    (tag.to_string(), Version { said, tag: Some((*tag).to_owned()) })
+                })
+                .collect()
         };
         for (list, verdict) in [
-            (&[("controller/a", Some("0.1.0")), ("ztunnel/b", Some("0.1.0"))][..], Pass),
-            (&[("controller/a", Some("0.1.0")), ("ztunnel/b", None)], Pass),
-            (&[("controller/a", Some("0.1.0")), ("ztunnel/b", Some("0.2.0"))], Warning),
-            (&[("controller/a", Some("0.2.0"))], Warning),
-            (&[("controller/a", None)], Skipped),
+            (&[(Some("0.1.0"), "0.1.0"), (Some("0.1.0"), "0.1.0")][..], Pass),
+            // What does not say its version is of the same release by its image.
+            (&[(Some("0.1.0"), "dev"), (None, "dev")], Pass),
+            (&[(Some("0.1.0"), "dev"), (None, "old")], Warning),
+            (&[(Some("0.1.0"), "dev"), (Some("0.2.0"), "dev")], Warning),
+            (&[(Some("0.2.0"), "dev")], Warning),
+            (&[(Some("0.1.0 (abc)"), "dev")], Pass),
+            (&[], Skipped),
         ] {
             assert_eq!(versions("0.1.0", &of(list)).verdict, verdict, "{list:?}");
         }

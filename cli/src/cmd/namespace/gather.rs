@@ -1,6 +1,7 @@
 //! What a cluster says of a namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use ambit_api::labels;
 use anyhow::{Context as _, bail};
@@ -8,10 +9,11 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::judge::Facts;
-use crate::cmd::components::{self, selector};
+use crate::cmd::components::{self, Instance, selector};
 use crate::cmd::playground::state::Kind;
 use crate::objects::{self, escaped};
 
@@ -20,10 +22,13 @@ const EXCLUDED: &str = "kube-system";
 const EXCLUDED_ENV: &str = "EXCLUDE_NAMESPACES";
 const EXCLUDED_FLAG: &str = "--excluded-namespaces";
 
+/// A page by the API server and a kubelet is there within a second or two.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What is known of the agents, for every namespace alike.
 #[derive(Debug, Clone)]
 pub(super) struct Agents {
-    nodes: Option<BTreeSet<String>>,
+    ready: Option<Vec<Instance>>,
     excluded: Vec<String>,
 }
 
@@ -35,23 +40,45 @@ impl Agents {
         labels: BTreeMap<String, String>,
         pods: Vec<Pod>,
     ) -> Facts {
-        let (agents, excluded) = (self.nodes.clone(), self.excluded.clone());
+        let (agents, excluded) = (self.nodes(), self.excluded.clone());
         Facts { namespace, labels, pods, agents, excluded, ..Facts::default() }
+    }
+
+    fn nodes(&self) -> Option<BTreeSet<String>> {
+        Some(self.ready.as_ref()?.iter().filter_map(|one| one.node.clone()).collect())
+    }
+
+    /// What keeps pods of a namespace from joining, by the pages of the agents. Those that do not answer are passed over.
+    pub(super) async fn pending(&self, client: &Client, namespace: &str) -> BTreeMap<String, String> {
+        let mut pending = BTreeMap::new();
+        for one in self.ready.iter().flatten() {
+            let page = timeout(PATIENCE, one.admin(client).get("/debug/pods")).await;
+            let Ok(Ok(page)) = page else { continue };
+            let pods: Vec<Value> = serde_json::from_str(&page).unwrap_or_default();
+            pending.extend(pods.iter().filter_map(|pod| late(pod, namespace)));
+        }
+        pending
     }
 }
 
 /// Where agents are ready, and what they leave alone. Who may not look into the system namespace gets no nodes.
 pub(super) async fn agents(client: &Client, system: &str) -> Agents {
     let instances = components::instances(client, system).await;
-    let nodes = instances.ok().map(|all| {
-        let ready = all.into_iter().filter(|one| one.kind == Kind::Agent && one.ready);
-        ready.filter_map(|one| one.node).collect()
-    });
+    let ready = instances
+        .ok()
+        .map(|all| all.into_iter().filter(|one| one.kind == Kind::Agent && one.ready).collect());
     let path = format!("/apis/apps/v1/namespaces/{system}/daemonsets");
     let query = format!("labelSelector={}", escaped(selector(Kind::Agent)));
     let sets: Option<Vec<DaemonSet>> = objects::list(client, &path, &query).await.unwrap_or_default();
     let excluded = sets.iter().flatten().find_map(excluded);
-    Agents { nodes, excluded: excluded.unwrap_or_else(|| vec![EXCLUDED.to_owned()]) }
+    Agents { ready, excluded: excluded.unwrap_or_else(|| vec![EXCLUDED.to_owned()]) }
+}
+
+/// A pod of the namespace that its agent wants in the mesh, and what failed last.
+fn late(pod: &Value, namespace: &str) -> Option<(String, String)> {
+    let text = |field: &str| pod.get(field).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let waits = text("state") == Some("pending") && text("namespace") == Some(namespace);
+    if waits { Some((text("name")?.to_owned(), text("reason")?.to_owned())) } else { None }
 }
 
 /// What the agents' template says that they leave alone.
@@ -83,8 +110,9 @@ pub(super) async fn facts(client: &Client, name: &str, agents: &Agents) -> anyho
         pods: objects::list(client, &within("pods"), "").await?.unwrap_or_default(),
         services: objects::list(client, &within("services"), "").await?.unwrap_or_default(),
         policies: objects::list(client, &policies, "").await?.unwrap_or_default(),
-        agents: agents.nodes.clone(),
+        agents: agents.nodes(),
         excluded: agents.excluded.clone(),
+        pending: BTreeMap::new(),
     })
 }
 
@@ -108,8 +136,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_what_failed_in_this_namespace_is_late() {
+        let pod = |namespace: &str, state: &str, reason: &str| json!({ "namespace": namespace, "name": "web", "state": state, "reason": reason });
+        let found = late(&pod("shop", "pending", "no tunnel"), "shop").unwrap();
+        assert_eq!(found, ("web".to_owned(), "no tunnel".to_owned()));
+        for other in
+            [pod("x", "pending", "no tunnel"), pod("shop", "outside", "opts out"), pod("shop", "pending", "")]
+        {
+            assert_eq!(late(&other, "shop"), None, "{other}");
+        }
+    }
+
+    #[test]
     fn what_agents_leave_alone_is_read_from_their_template() {
-        let set = |container: serde_json::Value| -> DaemonSet {
+        let set = |container: Value| -> DaemonSet {
             serde_json::from_value(
                 json!({ "spec": { "selector": {}, "template": { "spec": { "containers": [container] } } } }),
             )

@@ -23,6 +23,8 @@ pub(super) struct Facts {
     pub(super) agents: Option<BTreeSet<String>>,
     /// Namespaces that the agents leave alone.
     pub(super) excluded: Vec<String>,
+    /// What keeps pods from joining, by what the agents say.
+    pub(super) pending: BTreeMap<String, String>,
 }
 
 /// What is to be done to the namespace.
@@ -181,6 +183,7 @@ pub(super) fn judge(facts: &Facts, change: Change) -> Report {
 fn row(facts: &Facts, pod: &Pod, mode: Option<&str>) -> Row {
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
     let captured = annotation(pod, labels::REDIRECTION) == Some(labels::REDIRECTION_ENABLED);
+    let name = pod.metadata.name.clone().unwrap_or_default();
     let outcome = match (obstacle(facts, pod, mode), captured) {
         (Some(_), true) if !is_over(pod) => Outcome::Leaves,
         (Some(why), _) => Outcome::Out(why),
@@ -190,10 +193,10 @@ fn row(facts: &Facts, pod: &Pod, mode: Option<&str>) -> Row {
             (Some(node), Some(agents)) if !agents.contains(node) => {
                 Outcome::Waits(format!("no node agent is ready on node {node}"))
             }
-            (Some(_), _) => Outcome::Joins,
+            (Some(_), _) => facts.pending.get(&name).cloned().map_or(Outcome::Joins, Outcome::Waits),
         },
     };
-    Row { pod: pod.metadata.name.clone().unwrap_or_default(), node, outcome }
+    Row { pod: name, node, outcome }
 }
 
 /// Why a pod stays out: the node agent's own rules, in its order.
@@ -445,6 +448,15 @@ mod tests {
         let leaving = judge(&facts, Change::Remove);
         assert!(!leaving.has_problems(), "{leaving:?}");
         assert_eq!(leaving.count("leaves"), 1);
+    }
+
+    #[test]
+    fn what_an_agent_says_of_a_pod_is_shown() {
+        let pending = BTreeMap::from([("web".to_owned(), "no tunnel is connected".to_owned())]);
+        let facts = Facts { pending, ..facts(vec![pod("web", json!({})), pod("db", json!({}))]) };
+        let report = judge(&facts, Change::Add);
+        assert_eq!(report.pods[0].outcome, Outcome::Joins);
+        assert_eq!(report.pods[1].outcome, Outcome::Waits("no tunnel is connected".to_owned()));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use kube::Client;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use self::judge::{Change, Note, Outcome, Report, Weight};
+use self::judge::{Change, Facts, Note, Outcome, Report, Weight};
 use super::components::System;
 use crate::cluster::ClusterArgs;
 use crate::objects;
@@ -124,17 +124,18 @@ async fn change(args: &ChangeArgs, change: Change, out: &mut Out) -> anyhow::Res
         gather::label(&client, name, mode).await?;
     }
     let limit = if args.wait { Duration::from_secs(args.timeout) } else { Duration::ZERO };
-    let after = settled(&client, args, &agents, limit).await?;
-    let late = after.iter().any(|report| report.count("joins") + report.count("leaves") > 0);
+    let (after, late) = settled(&client, args, &agents, limit).await?;
     if tables {
         for report in &after {
             out.line(summary(report, change))?;
         }
-        if args.wait && late {
-            for (name, row) in after.iter().flat_map(|one| one.pods.iter().map(|row| (&one.namespace, row))) {
-                if matches!(row.outcome, Outcome::Joins | Outcome::Leaves) {
+        for (name, row) in after.iter().flat_map(|one| one.pods.iter().map(|row| (&one.namespace, row))) {
+            match &row.outcome {
+                Outcome::Joins | Outcome::Leaves if args.wait => {
                     out.line(format!("  {name}/{} {} still", row.pod, row.outcome.word()))?;
                 }
+                Outcome::Waits(why) => out.line(format!("  {name}/{} waits: {why}", row.pod))?,
+                Outcome::Joins | Outcome::Leaves | Outcome::In | Outcome::Out(_) => {}
             }
         }
     } else {
@@ -147,13 +148,14 @@ async fn change(args: &ChangeArgs, change: Change, out: &mut Out) -> anyhow::Res
     Ok(ExitCode::SUCCESS)
 }
 
-/// How the namespaces are once nothing is on its way, or the limit is over.
+/// How the namespaces are once nothing is on its way; or when the limit is over, with what the agents say of it, and
+/// true.
 async fn settled(
     client: &Client,
     args: &ChangeArgs,
     agents: &gather::Agents,
     limit: Duration,
-) -> anyhow::Result<Vec<Report>> {
+) -> anyhow::Result<(Vec<Report>, bool)> {
     let until = Instant::now() + limit;
     loop {
         let mut reports = Vec::new();
@@ -161,11 +163,30 @@ async fn settled(
             reports.push(judge::judge(&gather::facts(client, name, agents).await?, Change::None));
         }
         let on_their_way = reports.iter().any(|one| one.count("joins") + one.count("leaves") > 0);
-        if !on_their_way || Instant::now() >= until {
-            return Ok(reports);
+        if !on_their_way || limit.is_zero() {
+            return Ok((reports, on_their_way));
+        }
+        if Instant::now() >= until {
+            break;
         }
         sleep(PAUSE).await;
     }
+    let mut reports = Vec::new();
+    for name in &args.names {
+        reports.push(now(client, name, agents).await?);
+    }
+    Ok((reports, true))
+}
+
+/// How a namespace is, with what keeps its pods from joining.
+async fn now(client: &Client, name: &str, agents: &gather::Agents) -> anyhow::Result<Report> {
+    let facts = gather::facts(client, name, agents).await?;
+    let report = judge::judge(&facts, Change::None);
+    if report.count("joins") == 0 {
+        return Ok(report);
+    }
+    let pending = agents.pending(client, name).await;
+    Ok(judge::judge(&Facts { pending, ..facts }, Change::None))
 }
 
 async fn list(args: &ListArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
@@ -174,7 +195,7 @@ async fn list(args: &ListArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
     if !args.names.is_empty() {
         let mut reports = Vec::new();
         for name in &args.names {
-            reports.push(judge::judge(&gather::facts(&client, name, &agents).await?, Change::None));
+            reports.push(now(&client, name, &agents).await?);
         }
         if args.output != Format::Table {
             out.value(&Value::Array(values(&reports)), args.output)?;
