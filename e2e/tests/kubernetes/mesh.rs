@@ -8,6 +8,7 @@ use ambit_e2e::telling::{Evidence, Telling};
 use ambit_e2e::wait::Stop;
 use anyhow::{Context as _, ensure};
 
+use crate::rights;
 use crate::scene::{self, Load, SYSTEM, Scene, client_is};
 
 const SHOP: &str = "shop";
@@ -19,7 +20,7 @@ const JOINED: Duration = Duration::from_secs(10);
 
 type Tell = fn(&Scene<'_>, &mut Evidence<'_>) -> anyhow::Result<()>;
 
-const STEPS: [(&str, Tell); 15] = [
+const STEPS: [(&str, Tell); 16] = [
     ("One command installs the mesh", install),
     ("A label takes running pods in, and none is restarted", join),
     ("Traffic between them is mutual TLS", mutual_tls),
@@ -33,6 +34,7 @@ const STEPS: [(&str, Tell); 15] = [
     ("A second revision of the controller takes over, and gives back", revisions),
     ("The command says that all is well", checks),
     ("Without the label, pods leave and go on", leave),
+    ("No account has a right that it has no use for", rights),
     ("Uninstalling leaves nothing", uninstall),
     ("Pods that were in the mesh are not broken", afterwards),
 ];
@@ -201,6 +203,11 @@ fn tunnels(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     let load = Load::start(scene, SHOP, "http://web/", 20)?;
     scene.kubectl().ok(&["-n", SYSTEM, "rollout", "restart", "daemonset/ztunnel"])?;
     scene.kubectl().rolled_out(SYSTEM, "daemonset/ztunnel", ROLLED)?;
+    // New ones serve; the old ones go on with what they began, and then end.
+    scene.until(SYSTEM, ROLLED, "the end of the old tunnels", || {
+        let pods = scene.kubectl().get(SYSTEM, &["pods", "-l", "app=ztunnel"])?.context("no list")?;
+        Ok(pods["items"].as_array().is_some_and(|pods| pods.len() == 2).then_some(()))
+    })?;
     seen.saw(load.finish_without_failure()?);
     Ok(())
 }
@@ -259,6 +266,11 @@ fn leave(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
     // Once more in, so that the end of the mesh finds pods in it.
     scene.ambit(&["namespace", "add", SHOP, "--wait"])?;
     scene.calls(SHOP, "http://web/", 5)
+}
+
+fn rights(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    seen.saw(rights::none_is_idle(scene)?);
+    Ok(())
 }
 
 fn uninstall(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
