@@ -1,15 +1,21 @@
 //! What can be typed: the commands and what all of them share.
 
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
-use crate::cmd::{playground, status, tunnel_config};
+use crate::cmd::{
+    analyze, bug_report, ca, check, completion, install, namespace, playground, status, tunnel_config,
+    version,
+};
 
 const EXIT: &str = "Exit status:
   0  it was done, and all is well
   1  it failed; the message says what to do
   2  the command line was wrong
-  3  `ambit status`: something is stale, not ready or unreachable
+  3  `ambit status`: something is stale, not ready or unreachable; `ambit check`: a check failed
   `ambit playground exec` ends as the command in the pod does.";
 
 const STYLES: Styles = Styles::styled()
@@ -36,9 +42,37 @@ pub(crate) enum Command {
     Playground(playground::Args),
     /// Every component: its version, and whether what it knows is up to date and since when.
     Status(status::Args),
+    /// Installs the mesh in a cluster: shows what is new, asks, applies, and waits until all of it runs.
+    Install(install::InstallArgs),
+    /// Installs this version over the one that is there, or other values over those that were said.
+    Upgrade(install::UpgradeArgs),
+    /// Removes the mesh from a cluster, with everything that it made there.
+    Uninstall(install::UninstallArgs),
     /// What a tunnel knows and does, in the columns of `istioctl ztunnel-config`.
     #[command(alias = "tc")]
     TunnelConfig(tunnel_config::Args),
+    /// Takes namespaces into the mesh and out of it, and says what that means.
+    #[command(alias = "ns")]
+    Namespace(namespace::Args),
+    /// What the mesh needs and how it is: named checks, each with a verdict, a reason and a remedy.
+    Check(check::Args),
+    /// What is wrong with objects, in files before they are applied or in a cluster.
+    Analyze(analyze::Args),
+    /// How the mesh's root stands, and from one root to the next.
+    Ca(ca::Args),
+    /// Everything that helps to understand what is wrong with a mesh, and no secret, in one file.
+    BugReport(bug_report::Args),
+    /// The versions of this program and of every component.
+    Version(version::Args),
+    /// A script that completes this command line in a shell.
+    Completion(completion::Args),
+}
+
+/// The command as it was called: kubectl runs a plugin as `kubectl-ambit`, and people type `kubectl ambit`.
+pub(crate) fn called(command: clap::Command, program: Option<OsString>) -> clap::Command {
+    let program = program.map(PathBuf::from);
+    let plugin = program.as_deref().and_then(Path::file_stem).is_some_and(|stem| stem == "kubectl-ambit");
+    if plugin { command.bin_name("kubectl ambit").display_name("kubectl-ambit") } else { command }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! One request to a daemon's pages: by TCP, by a local socket, or from inside a network namespace, as the pages of a
-//! node are on its own loopback.
+//! One request to a daemon's pages: by TCP, by a local socket, from inside a network namespace, as the pages of a
+//! node are on its own loopback, or from inside a pod of a cluster, by the API server.
 
 use std::fmt;
 use std::io;
@@ -13,6 +13,8 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -21,6 +23,9 @@ use tokio::time::timeout;
 const LIMIT: Duration = Duration::from_secs(10);
 /// A dump of a hundred thousand workloads is smaller.
 const LONGEST: usize = 512 * 1024 * 1024;
+
+/// The reason of a broken stream comes right after its end.
+const BESIDE: Duration = Duration::from_millis(500);
 
 /// Where a daemon has its pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +41,42 @@ pub(crate) enum Endpoint {
         /// The address inside.
         address: SocketAddr,
     },
+    /// `pod:NAMESPACE/NAME:PORT`: a port on the loopback of a pod, by the API server and the kubelet.
+    Pod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// The port.
+        port: u16,
+        /// The cluster it is in.
+        through: Through,
+    },
+}
+
+/// The cluster through which a pod is reached, if one was named. It is no part of the address.
+#[derive(Clone, Default)]
+pub(crate) struct Through(Option<Box<Client>>);
+
+impl Through {
+    /// By the API server of this cluster.
+    pub(crate) fn cluster(client: Client) -> Self {
+        Self(Some(Box::new(client)))
+    }
+}
+
+impl PartialEq for Through {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Through {}
+
+impl fmt::Debug for Through {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Through(cluster)" } else { "Through(nothing)" })
+    }
 }
 
 /// An answer.
@@ -60,6 +101,14 @@ pub(crate) enum ConnectError {
         to: Endpoint,
         /// Why.
         source: io::Error,
+    },
+    /// The API server or the kubelet does not let us through.
+    #[error("cannot reach {to}: {why}; is the pod up, and may you create pods/portforward?")]
+    Forward {
+        /// Where.
+        to: Endpoint,
+        /// Why.
+        why: String,
     },
     /// The daemon does not answer.
     #[error("{to} did not answer within {LIMIT:?}; is the daemon stopped or overloaded?")]
@@ -91,7 +140,9 @@ pub(crate) enum ConnectError {
 
 /// A text that names no endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no address of pages; write HOST:PORT, unix:PATH or netns:NAME/IP:PORT")]
+#[error(
+    "{0:?} is no address of pages; write HOST:PORT, unix:PATH, netns:NAME/IP:PORT or pod:NAMESPACE/NAME:PORT"
+)]
 pub(crate) struct NoEndpoint(String);
 
 impl FromStr for Endpoint {
@@ -108,6 +159,16 @@ impl FromStr for Endpoint {
             let address = address.parse().map_err(|_| wrong())?;
             return Ok(Self::Netns { name: name.to_owned(), address });
         }
+        if let Some(rest) = text.strip_prefix("pod:") {
+            let (pod, port) = rest.rsplit_once(':').ok_or_else(wrong)?;
+            let (namespace, name) = pod
+                .split_once('/')
+                .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty())
+                .ok_or_else(wrong)?;
+            let port = port.parse().map_err(|_| wrong())?;
+            let (namespace, name) = (namespace.to_owned(), name.to_owned());
+            return Ok(Self::Pod { namespace, name, port, through: Through::default() });
+        }
         let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
         match port.map(u16::from_str) {
             Some(Ok(_)) => Ok(Self::Tcp(text.to_owned())),
@@ -122,6 +183,7 @@ impl fmt::Display for Endpoint {
             Self::Tcp(address) => f.write_str(address),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Netns { name, address } => write!(f, "netns:{name}/{address}"),
+            Self::Pod { namespace, name, port, .. } => write!(f, "pod:{namespace}/{name}:{port}"),
         }
     }
 }
@@ -142,6 +204,22 @@ impl Endpoint {
                 let port = address.port().saturating_add(by);
                 Self::Netns { name: name.clone(), address: SocketAddr::new(address.ip(), port) }
             }
+            Self::Pod { namespace, name, port, through } => Self::Pod {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                port: port.saturating_add(by),
+                through: through.clone(),
+            },
+        }
+    }
+
+    /// The same, and if it is a pod, one of this cluster.
+    pub(crate) fn within(self, client: &Client) -> Self {
+        match self {
+            Self::Pod { namespace, name, port, .. } => {
+                Self::Pod { namespace, name, port, through: Through::cluster(client.clone()) }
+            }
+            Self::Tcp(_) | Self::Unix(_) | Self::Netns { .. } => self,
         }
     }
 
@@ -158,6 +236,9 @@ impl Endpoint {
                         TcpStream::from_std(stream)
                     });
                     self.exchange(stream, method, path).await
+                }
+                Self::Pod { namespace, name, port, through } => {
+                    self.forward((namespace, name, *port), through, method, path).await
                 }
             }
         };
@@ -179,6 +260,31 @@ impl Endpoint {
     fn refused(&self, path: &str, status: StatusCode, body: &str) -> ConnectError {
         let said = body.lines().next().unwrap_or_default().to_owned();
         ConnectError::Status { to: self.clone(), path: path.to_owned(), status, said }
+    }
+
+    async fn forward(
+        &self,
+        (namespace, name, port): (&str, &str, u16),
+        through: &Through,
+        method: Method,
+        path: &str,
+    ) -> Result<Answer, ConnectError> {
+        let failed = |why: String| ConnectError::Forward { to: self.clone(), why };
+        let client =
+            through.0.as_deref().cloned().ok_or_else(|| failed("no cluster was named".to_owned()))?;
+        let pods: Api<Pod> = Api::namespaced(client, namespace);
+        let mut forwarder =
+            pods.portforward(name, &[port]).await.map_err(|err| failed(crate::objects::said(&err)))?;
+        let told = forwarder.take_error(port);
+        let stream = forwarder.take_stream(port).ok_or_else(|| failed("no stream".to_owned()))?;
+        let answer = self.exchange(Ok(stream), method, path).await;
+        // Why a stream ended is told beside it.
+        let why = match (&answer, told) {
+            (Err(_), Some(told)) => timeout(BESIDE, told).await.ok().flatten(),
+            (_, _) => None,
+        };
+        forwarder.abort();
+        why.map_or(answer, |why| Err(failed(short(&why, port))))
     }
 
     async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
@@ -213,6 +319,15 @@ impl Endpoint {
     }
 }
 
+/// What the kubelet says of a stream that came to nothing, without the names of its sandboxes.
+fn short(why: &str, port: u16) -> String {
+    if why.contains("connection refused") {
+        return format!("nothing listens at port {port} of its loopback");
+    }
+    let last = why.trim().rsplit(": ").next().unwrap_or_default();
+    if last.is_empty() { why.trim().to_owned() } else { last.to_owned() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,18 +336,50 @@ mod tests {
 
     #[test]
     fn every_kind_of_address_is_read_and_written() {
-        for text in
-            ["10.0.0.1:15000", "[::1]:15000", "node-a:15000", "unix:/run/x.sock", "netns:amb-a/127.0.0.1:1"]
-        {
+        for text in [
+            "10.0.0.1:15000",
+            "[::1]:15000",
+            "node-a:15000",
+            "unix:/run/x.sock",
+            "netns:amb-a/127.0.0.1:1",
+            "pod:istio-system/ztunnel-x:15000",
+        ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
-        for text in ["", "15000", ":15000", "unix:", "netns:/127.0.0.1:1", "netns:a/b", "host:port"] {
+        for text in [
+            "",
+            "15000",
+            ":15000",
+            "unix:",
+            "netns:/127.0.0.1:1",
+            "netns:a/b",
+            "host:port",
+            "pod:x:1",
+            "pod:/x:1",
+            "pod:a/x",
+        ] {
             let err = text.parse::<Endpoint>().unwrap_err().to_string();
             assert!(err.contains("HOST:PORT"), "{err}");
         }
         let other = "netns:amb-a/127.0.0.1:15000".parse::<Endpoint>().unwrap().above(21);
         assert_eq!(other.to_string(), "netns:amb-a/127.0.0.1:15021");
         assert_eq!("[::1]:15000".parse::<Endpoint>().unwrap().above(20).to_string(), "[::1]:15020");
+    }
+
+    #[test]
+    fn what_a_kubelet_says_is_cut_to_the_point() {
+        let long = "error forwarding port 1 to pod 2c7d, uid : failed to execute portforward in network namespace \
+                    \"x\": failed to connect to localhost:1 inside namespace \"2c7d\", IPv4: dial tcp4 127.0.0.1:1: \
+                    connect: connection refused IPv6 dial tcp6: address localhost: no suitable address found ";
+        assert_eq!(short(long, 1), "nothing listens at port 1 of its loopback");
+        assert_eq!(short("error forwarding: sandbox is not running\n", 1), "sandbox is not running");
+    }
+
+    #[tokio::test]
+    async fn a_pod_of_no_cluster_is_told_so() {
+        let pod = "pod:istio-system/x:1".parse::<Endpoint>().unwrap();
+        let err = pod.get("/").await.unwrap_err().to_string();
+        assert!(err.contains("no cluster") && err.contains("pods/portforward"), "{err}");
     }
 
     /// Answers one request with `answer`, and gives what was asked.

@@ -164,6 +164,16 @@ impl Table {
     }
 }
 
+/// `a, b and 3 more`: a list that may be long, in a sentence.
+pub(crate) fn few(names: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let (shown, rest) = names.split_at(names.len().min(SHOWN));
+    match rest.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 /// A moment as it is written in JSON.
 pub(crate) fn rfc3339(moment: OffsetDateTime) -> String {
     moment.replace_nanosecond(0).unwrap_or(moment).format(&Rfc3339).unwrap_or_default()
@@ -205,6 +215,14 @@ mod tests {
         table.toned_row(vec![("ok".to_owned(), Tone::Good), ("1".to_owned(), Tone::Plain)]);
         assert_eq!(table.render(true), "STATE  X\n\x1b[32mok\x1b[0m     1\n");
         assert!(!table.render(false).contains('\x1b'));
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let names: Vec<_> = ["a", "b", "c", "d", "e", "f"].map(str::to_owned).into();
+        assert_eq!(few(&names), "a, b, c, d and 2 more");
+        assert_eq!(few(&names[..1]), "a");
+        assert_eq!(few(&[]), "");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | `/metrics` | for Prometheus |
 //! | `/debug/configz` | every published resource with its version; `?type=` and `?name=` narrow it |
 //! | `/debug/syncz` | every subscriber: which node, since when, what was sent and acknowledged, the last NACK |
+//! | `/debug/ca` | what signs, who is trusted, how a rotation stands |
 //! | `/debug/objects` | how many objects there are, what is wrong with documents, conditions of objects |
 
 use std::time::SystemTime;
@@ -25,6 +26,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::watch;
 
 use crate::{
+    ca::Desk,
     engine::View,
     metrics::{objects_of, short},
     translate::status,
@@ -41,20 +43,14 @@ pub struct Shown {
     pub problems: watch::Receiver<Vec<Problem>>,
     /// Whether the process is ready.
     pub ready: Ready,
+    /// Who signs.
+    pub desk: Desk,
 }
 
 /// All pages.
 pub fn pages(shown: Shown, metrics: &Metrics) -> Pages {
     let pages = shown.ready.pages(metrics.pages(Pages::new("Ambit controller")));
-    let pages =
-        pages.page(Method::GET, "/healthz", "200 while the process lives", |_| Response::text("ok\n"));
-    let ready = shown.ready.clone();
-    let pages = ["/readyz", "/ready"].into_iter().fold(pages, |pages, path| {
-        let ready = ready.clone();
-        pages.page(Method::GET, path, "200 when ready, else 503 and what is pending", move |_| {
-            readiness(&ready)
-        })
-    });
+    let pages = health_pages(pages, &shown.ready);
     let pages = pages.page(Method::GET, "/version", "which build this is", |_| {
         Response::text(format!("{}\n", version::line()))
     });
@@ -72,12 +68,31 @@ pub fn pages(shown: Shown, metrics: &Metrics) -> Pages {
         "every subscriber: node, since when, what was sent and acknowledged, last NACK",
         move |_| document(&subscribers(&of.publisher, SystemTime::now())),
     );
+    let desk = shown.desk.clone();
+    let pages = pages.page(
+        Method::GET,
+        "/debug/ca",
+        "what signs, which roots are trusted, how a rotation stands",
+        move |_| document(&desk.page(SystemTime::now())),
+    );
     pages.page(
         Method::GET,
         "/debug/objects",
         "how many objects there are, what is wrong with documents, conditions of objects",
         move |_| document(&objects(&shown)),
     )
+}
+
+/// Whether it lives, and whether it is ready: all that a kubelet needs to know.
+pub fn health_pages(pages: Pages, ready: &Ready) -> Pages {
+    let pages =
+        pages.page(Method::GET, "/healthz", "200 while the process lives", |_| Response::text("ok\n"));
+    ["/readyz", "/ready"].into_iter().fold(pages, |pages, path| {
+        let ready = ready.clone();
+        pages.page(Method::GET, path, "200 when ready, else 503 and what is pending", move |_| {
+            readiness(&ready)
+        })
+    })
 }
 
 fn readiness(ready: &Ready) -> Response {

@@ -20,14 +20,18 @@ use ambit_runtime::{
 };
 use clap::{Args, Parser};
 
-use crate::cluster::{EntryVisibility, L7Deny, Settings};
+use crate::{
+    ca::{cert_manager::Issuer, serving::service_names},
+    cluster::{EntryVisibility, L7Deny, Settings},
+    leader::identity,
+};
 
 /// Tells tunnels and waypoints what the mesh is, and signs their certificates.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "controller", version = ambit_runtime::version::VERSION)]
 pub struct Config {
-    /// Where objects come from: `directory:PATH`.
-    #[arg(long, env = "SOURCE", value_name = "KIND:WHERE")]
+    /// Where objects come from: `kubernetes`, or `directory:PATH`.
+    #[arg(long, env = "SOURCE", value_name = "KIND[:WHERE]")]
     pub source: Source,
 
     /// Where tunnels connect, for configuration and certificates; TLS only.
@@ -39,6 +43,18 @@ pub struct Config {
     /// there.
     #[arg(long, env = "ADMIN_ADDR", value_name = "ADDRESS", default_value = "localhost:15014")]
     pub admin: Address,
+
+    /// Where health is told to whoever asks, and nothing else: `IP:PORT`. Unset: with the other pages only.
+    #[arg(long, env = "HEALTH_ADDR", value_name = "ADDRESS")]
+    pub health: Option<Address>,
+
+    /// Where metrics are for whoever asks, and nothing else: `IP:PORT`. Unset: with the other pages only.
+    #[arg(long, env = "TELEMETRY_ADDR", value_name = "ADDRESS")]
+    pub telemetry: Option<Address>,
+
+    /// Where the API server asks whether objects are sound, in Kubernetes; TLS only. Unset: it is not asked to.
+    #[arg(long, env = "WEBHOOK_ADDR", value_name = "IP:PORT")]
+    pub webhook: Option<SocketAddr>,
 
     /// What holds for the whole mesh.
     #[command(flatten)]
@@ -52,6 +68,10 @@ pub struct Config {
     #[command(flatten)]
     pub authority: Authority,
 
+    /// Which of several controllers this is.
+    #[command(flatten)]
+    pub replica: Replica,
+
     /// What to log: a level, or `scope:level` pairs, separated by commas.
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = filter)]
     pub log: Filter,
@@ -63,6 +83,59 @@ pub struct Config {
     /// How long subscribers may take to leave when the controller ends.
     #[arg(long, env = "DRAIN_DEADLINE", value_name = "TIME", value_parser = duration, default_value = "5s")]
     pub drain_deadline: Duration,
+}
+
+impl Config {
+    /// Everything that this controller is called by.
+    pub fn server_names(&self) -> Vec<String> {
+        let mesh = &self.mesh;
+        let services = service_names(self.replica.revision(), &mesh.system_namespace, &mesh.cluster_domain);
+        let mut names = self.authority.server_names(mesh);
+        names.extend(services);
+        let mut once = std::collections::HashSet::new();
+        names.retain(|name| once.insert(name.clone()));
+        names
+    }
+}
+
+/// Which of several controllers this is, in Kubernetes.
+#[derive(Debug, Clone, Args)]
+pub struct Replica {
+    /// The name of its pod.
+    #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "controller")]
+    pub pod_name: String,
+
+    /// Its revision: several revisions serve side by side, each with a leader of its own.
+    #[arg(long, env = "REVISION", value_name = "NAME")]
+    pub revision: Option<String>,
+}
+
+impl Replica {
+    /// The revision, unless it is the default one.
+    pub fn revision(&self) -> Option<&str> {
+        self.revision.as_deref().filter(|revision| !matches!(*revision, "" | "default"))
+    }
+
+    /// The Lease of those that share its revision.
+    pub fn lease(&self) -> String {
+        match self.revision() {
+            Some(revision) => format!("ambit-leader-{revision}"),
+            None => "ambit-leader".to_owned(),
+        }
+    }
+
+    /// The configuration by which the API server finds this revision's webhook.
+    pub fn webhook(&self, system_namespace: &str) -> String {
+        match self.revision() {
+            Some(revision) => format!("ambit-validator-{revision}-{system_namespace}"),
+            None => format!("ambit-validator-{system_namespace}"),
+        }
+    }
+
+    /// Who it is, as holder of a Lease.
+    pub fn identity(&self) -> String {
+        identity(&self.pod_name)
+    }
 }
 
 /// What holds for the whole mesh and is not written in objects.
@@ -122,9 +195,19 @@ impl Mesh {
 #[derive(Debug, Clone, Args)]
 pub struct Access {
     /// A directory with a token for each node: the file's name is the node's, its content what the node's tunnel sends.
-    /// It is read again when it changes.
+    /// It is read again when it changes. In Kubernetes, callers show tokens of service accounts instead.
     #[arg(long, env = "TOKENS", value_name = "DIR")]
-    pub tokens: PathBuf,
+    pub tokens: Option<PathBuf>,
+
+    /// What tokens of service accounts must be meant for, in Kubernetes.
+    #[arg(
+        long = "audience",
+        env = "TOKEN_AUDIENCES",
+        value_name = "NAME",
+        value_delimiter = ',',
+        default_value = "istio-ca"
+    )]
+    pub audiences: Vec<String>,
 
     /// The account that the tunnels of nodes with a token run as, in the system namespace.
     #[arg(long, env = "TUNNEL_ACCOUNT", value_name = "NAME", default_value = "ztunnel")]
@@ -195,6 +278,14 @@ pub struct Authority {
     #[arg(long, env = "CITADEL_SELF_SIGNED_CA_CERT_TTL", value_name = "TIME", value_parser = duration, default_value = "87600h")]
     pub root_ttl: Duration,
 
+    /// Who signs for workloads instead, by cert-manager: `NAME` of a ClusterIssuer, `KIND/NAME`, or `GROUP/KIND/NAME`.
+    #[arg(long = "ca-issuer", env = "CA_ISSUER", value_name = "[[GROUP/]KIND/]NAME", value_parser = issuer)]
+    pub issuer: Option<Issuer>,
+
+    /// The roots of that issuer, PEM, where cert-manager does not tell them.
+    #[arg(long = "ca-issuer-roots", env = "CA_ISSUER_ROOTS", value_name = "FILE", requires = "issuer")]
+    pub issuer_roots: Option<PathBuf>,
+
     /// How long this controller's own certificate is valid. It is replaced at half of that.
     #[arg(long = "server-cert-ttl", env = "SERVER_CERT_TTL", value_name = "TIME", value_parser = duration, default_value = "24h")]
     pub server_ttl: Duration,
@@ -221,6 +312,8 @@ impl Authority {
 /// Where objects come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
+    /// The API server.
+    Kubernetes,
     /// A directory of YAML.
     Directory(PathBuf),
 }
@@ -231,6 +324,7 @@ impl FromStr for Source {
     fn from_str(text: &str) -> Result<Self, NoSource> {
         match text.split_once(':') {
             Some(("directory", path)) if !path.is_empty() => Ok(Self::Directory(path.into())),
+            None if text == "kubernetes" => Ok(Self::Kubernetes),
             Some(_) | None => Err(NoSource(text.to_owned())),
         }
     }
@@ -239,6 +333,7 @@ impl FromStr for Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Kubernetes => f.write_str("kubernetes"),
             Self::Directory(path) => write!(f, "directory:{}", path.display()),
         }
     }
@@ -246,7 +341,7 @@ impl fmt::Display for Source {
 
 /// A source that is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no source of objects; write directory:PATH")]
+#[error("{0:?} is no source of objects; write kubernetes or directory:PATH")]
 pub struct NoSource(String);
 
 /// A service account with its namespace.
@@ -285,6 +380,20 @@ fn duration(text: &str) -> Result<Duration, String> {
     let length = words.duration("").optional();
     words.finish().map_err(|_| wrong())?;
     length.filter(|length| !length.is_zero()).ok_or_else(wrong)
+}
+
+fn issuer(text: &str) -> Result<Issuer, String> {
+    let parts: Vec<&str> = text.split('/').collect();
+    let (group, kind, name) = match parts.as_slice() {
+        [name] => ("cert-manager.io", "ClusterIssuer", *name),
+        [kind, name] => ("cert-manager.io", *kind, *name),
+        [group, kind, name] => (*group, *kind, *name),
+        _ => ("", "", ""),
+    };
+    if group.is_empty() || kind.is_empty() || name.is_empty() {
+        return Err(format!("{text:?} is no issuer; write NAME, KIND/NAME or GROUP/KIND/NAME"));
+    }
+    Ok(Issuer { name: name.to_owned(), kind: kind.to_owned(), group: group.to_owned() })
 }
 
 fn filter(text: &str) -> Result<Filter, String> {
@@ -334,7 +443,7 @@ mod tests {
     #[test]
     fn a_mistake_says_what_to_write() {
         for (flags, remedy) in [
-            (["--source", "kubernetes"], "directory:PATH"),
+            (["--source", "etcd"], "directory:PATH"),
             (["--trusted-node-accounts", "ztunnel"], "namespace/name"),
             (["--default-workload-ttl", "soon"], "24h"),
             (["--max-workload-ttl", "0h"], "24h"),

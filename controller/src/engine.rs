@@ -26,14 +26,20 @@ pub struct Engine<S> {
     view: View,
     outputs: Outputs,
     synced: watch::Sender<bool>,
+    changes: watch::Sender<u64>,
     sink: S,
 }
 
 impl<S: Sink> Engine<S> {
     /// An engine that knows nothing yet.
     pub fn new(settings: Settings, sink: S) -> Self {
-        let view = View(Arc::new(RwLock::new(Cluster::new(settings))));
-        Self { view, outputs: Outputs::default(), synced: watch::Sender::new(false), sink }
+        Self::on(View::new(settings), sink)
+    }
+
+    /// An engine that writes what `view` shows.
+    pub fn on(view: View, sink: S) -> Self {
+        let (synced, changes) = (watch::Sender::new(false), watch::Sender::new(0));
+        Self { view, outputs: Outputs::default(), synced, changes, sink }
     }
 
     /// The cluster, for others to read.
@@ -44,6 +50,11 @@ impl<S: Sink> Engine<S> {
     /// Becomes true when everything that there was at the start is published.
     pub fn synced(&self) -> watch::Receiver<bool> {
         self.synced.subscribe()
+    }
+
+    /// Changes whenever the cluster may be another than before: for those who look at all of it now and then.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// What is published.
@@ -100,6 +111,9 @@ impl<S: Sink> Engine<S> {
             self.sink.open();
             self.synced.send_replace(true);
         }
+        if known || completed {
+            self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+        }
     }
 
     fn publish(&mut self, affected: BTreeSet<Output>) {
@@ -137,6 +151,11 @@ fn warn_of(cluster: &Cluster, touched: &Touched) {
 pub struct View(Arc<RwLock<Cluster>>);
 
 impl View {
+    /// A cluster that nothing is known of yet.
+    pub fn new(settings: Settings) -> Self {
+        Self(Arc::new(RwLock::new(Cluster::new(settings))))
+    }
+
     /// The cluster as it is. Writers wait as long as the guard lives: look, copy, let go.
     pub fn read(&self) -> RwLockReadGuard<'_, Cluster> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)

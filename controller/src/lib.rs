@@ -10,19 +10,27 @@
 //! | what may change? | [`impact`] | pure: touched object → outputs |
 //! | what is it now? | [`translate`] | pure: cluster and output → workload, service or policy |
 //! | send what differs | [`publish`] | encoded, versioned, compared |
+//! | tell users | [`status`] | conditions on their objects; by the one that leads ([`leader`]) |
+//!
+//! What cannot be understood or enforced is kept out before all that, by a webhook with the same parsers ([`admit`]).
 //!
 //! The argument for correctness is one property test: for any sequence of events, the incremental result equals
 //! the translation from scratch of the final cluster.
 
 pub mod admin;
+pub mod admit;
 pub mod app;
 pub mod ca;
+pub mod callers;
 pub mod cluster;
 pub mod config;
 pub mod engine;
 pub mod impact;
+pub mod leader;
 pub mod metrics;
 pub mod nodes;
 pub mod publish;
+pub mod reviewer;
 pub mod source;
+pub mod status;
 pub mod translate;

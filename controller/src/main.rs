@@ -21,6 +21,7 @@ fn main() -> ExitCode {
 }
 
 fn start(config: Config) -> anyhow::Result<()> {
+    ambit_wire::tls::install_provider()?;
     let (logs, flush) = telemetry::init(config.log_format, config.log.clone())?;
     match rlimit::raise_open_files() {
         Ok(limit) => tracing::debug!(?limit, "Open file limit raised"),

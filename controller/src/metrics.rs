@@ -33,11 +33,9 @@ pub struct Figures {
     /// The authority.
     pub desk: Desk,
     /// Who may connect.
-    pub nodes: Arc<Nodes>,
+    pub nodes: Option<Arc<Nodes>>,
     /// How long changes took.
     pub changes: Changes,
-    /// When the authority ends, in seconds since 1970.
-    pub expires: std::time::SystemTime,
 }
 
 /// A publisher that notes how long each batch of events took.
@@ -133,7 +131,10 @@ impl Figures {
             "Documents that are not used as written",
             self.problems.borrow().len(),
         )?;
-        gauge(to, "ambit_nodes_with_token", "Nodes that may connect", self.nodes.len())
+        match &self.nodes {
+            Some(nodes) => gauge(to, "ambit_nodes_with_token", "Nodes that may connect", nodes.len()),
+            None => Ok(()),
+        }
     }
 
     fn certificates(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -149,7 +150,7 @@ impl Figures {
         counter(to, "citadel_server_csr_parsing_err_count", help, of(&counts.requests))?;
         let help = "Certificate requests that failed here";
         counter(to, "citadel_server_csr_sign_err_count", help, of(&counts.failures))?;
-        let expires = self.expires.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let expires = self.desk.in_force().expires().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let help = "When the first certificate of the signing chain ends, in seconds since 1970";
         each(
             to,
@@ -187,7 +188,7 @@ pub fn short(type_url: &str) -> String {
     }
 }
 
-fn each<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
+pub(crate) fn each<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -200,11 +201,21 @@ fn each<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
     Ok(())
 }
 
-fn counter(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, count: u64) -> Result<(), Error> {
+pub(crate) fn counter(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    count: u64,
+) -> Result<(), Error> {
     ConstCounter::new(count).encode(to.encode_descriptor(name, help, None, MetricType::Counter)?)
 }
 
-fn gauge(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, count: usize) -> Result<(), Error> {
+pub(crate) fn gauge(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    count: usize,
+) -> Result<(), Error> {
     let count = u64::try_from(count).unwrap_or(u64::MAX);
     ConstGauge::new(count).encode(to.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }

@@ -60,8 +60,7 @@ impl Nodes {
     }
 
     /// Who shows this token. Reads files now and then: not for the threads of tasks.
-    pub fn identify(&self, token: Option<&str>) -> Result<Caller, Stranger> {
-        let token = token.filter(|token| !token.is_empty()).ok_or(Stranger::NoToken)?;
+    pub fn identify(&self, token: &str) -> Result<Caller, NotANode> {
         let digest = digest(&self.salt, token.as_bytes());
         let mut known = self.locked();
         self.refresh(&mut known, LOOK);
@@ -70,7 +69,7 @@ impl Nodes {
             self.refresh(&mut known, LOOK_FOR_STRANGERS);
             found = known.find(&digest);
         }
-        let node = found.ok_or(Stranger::UnknownToken)?;
+        let node = found.ok_or(NotANode)?;
         Ok(Caller { identity: self.tunnel.clone(), node: Some(node) })
     }
 
@@ -109,18 +108,12 @@ impl fmt::Debug for Nodes {
     }
 }
 
-/// Why it is not known who calls.
+/// A token that is not that of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Stranger {
-    /// Nothing was shown.
-    #[error("no token; set AUTH_TOKEN to the file with the token of the node")]
-    NoToken,
-    /// Not the token of a node.
-    #[error(
-        "the token is not that of a node; compare the file of AUTH_TOKEN with that of the node in the controller's --tokens directory"
-    )]
-    UnknownToken,
-}
+#[error(
+    "the token is not that of a node; compare the file of AUTH_TOKEN with that of the node in the controller's --tokens directory"
+)]
+pub struct NotANode;
 
 /// Why tokens cannot be read at all. The daemon must not start.
 #[derive(Debug, thiserror::Error)]
@@ -299,8 +292,8 @@ mod tests {
         Nodes::open(dir.path(), Identity::new("cluster.local", "istio-system", "ztunnel")).unwrap()
     }
 
-    fn node(nodes: &Nodes, token: &str) -> Result<String, Stranger> {
-        nodes.identify(Some(token)).map(|caller| caller.node.unwrap().to_string())
+    fn node(nodes: &Nodes, token: &str) -> Result<String, NotANode> {
+        nodes.identify(token).map(|caller| caller.node.unwrap().to_string())
     }
 
     /// What is true after a look, waited for within bounds.
@@ -316,14 +309,12 @@ mod tests {
     fn a_token_is_the_tunnel_of_its_node() {
         let dir = dir(&[("n1", ONE), ("n2", &format!("{TWO}\n"))]);
         let nodes = open(&dir);
-        let caller = nodes.identify(Some(ONE)).unwrap();
+        let caller = nodes.identify(ONE).unwrap();
         assert_eq!(caller.identity.to_string(), "spiffe://cluster.local/ns/istio-system/sa/ztunnel");
         assert_eq!(caller.node, Some("n1".into()));
         assert_eq!(node(&nodes, TWO), Ok("n2".into()));
-        assert_eq!(nodes.identify(None), Err(Stranger::NoToken));
-        assert_eq!(nodes.identify(Some("")), Err(Stranger::NoToken));
-        for token in ["n1", "one-0123456789abcde", "one-0123456789abcdef0", "ONE-0123456789ABCDEF"] {
-            assert_eq!(node(&nodes, token), Err(Stranger::UnknownToken), "{token}");
+        for token in ["", "n1", "one-0123456789abcde", "one-0123456789abcdef0", "ONE-0123456789ABCDEF"] {
+            assert_eq!(node(&nodes, token), Err(NotANode), "{token}");
         }
     }
 
@@ -349,7 +340,7 @@ mod tests {
     #[test]
     fn a_token_of_two_nodes_lets_neither_in() {
         let nodes = open(&dir(&[("n1", ONE), ("n2", ONE), ("n3", TWO)]));
-        assert_eq!(node(&nodes, ONE), Err(Stranger::UnknownToken));
+        assert_eq!(node(&nodes, ONE), Err(NotANode));
         assert_eq!(node(&nodes, TWO), Ok("n3".into()));
     }
 
@@ -360,7 +351,7 @@ mod tests {
         put(dir.path(), "n2", TWO);
         soon(|| node(&nodes, TWO) == Ok("n2".into()));
         put(dir.path(), "n1", "new-0123456789abcdef");
-        soon(|| node(&nodes, ONE) == Err(Stranger::UnknownToken));
+        soon(|| node(&nodes, ONE) == Err(NotANode));
         assert_eq!(node(&nodes, "new-0123456789abcdef"), Ok("n1".into()));
         fs::remove_file(dir.path().join("n2")).unwrap();
         soon(|| node(&nodes, TWO).is_err());

@@ -3,11 +3,16 @@
 //! [`town`] is a mesh in a lab with a directory of YAML to edit and pods to call from; [`observe`] reads what its
 //! tunnels say: access log, metrics, dump. [`telling`] tells steps and keeps what came of them; [`wait`] waits for
 //! conditions. [`demo`] is the story of `make demo`, which is also the test `story`; the other stories are in `tests/`,
-//! told by [`story`]. [`kubernetes`] is a real cluster of two nodes on this machine.
+//! told by [`story`].
+//!
+//! [`kubernetes`] is a real cluster of two nodes on this machine; [`api_server`] is Kubernetes' word without a cluster,
+//! and [`scale`] measures the controller with it.
 
+pub mod api_server;
 pub mod demo;
 pub mod kubernetes;
 pub mod observe;
+pub mod scale;
 pub mod story;
 pub mod telling;
 pub mod town;

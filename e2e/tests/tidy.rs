@@ -234,8 +234,10 @@ fn decisions_are_recorded_in_one_form() {
 #[test]
 fn no_file_knows_the_machine_it_was_written_on() {
     let places = [concat!("/ro", "ot"), concat!("/ho", "me"), concat!("/wo", "rk")];
+    // Where Google's nodes keep their plugins is no secret of ours.
+    let of_others = "install/platforms/gke.yaml";
     none(text_lines(
-        |_| true,
+        |path| path != of_others,
         |line| {
             places
                 .iter()

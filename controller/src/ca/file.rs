@@ -20,7 +20,8 @@ pub fn publish(path: &Path, content: &[u8]) -> Result<(), FileError> {
     write(path, content, 0o644).map_err(|error| FileError::write(path, error))
 }
 
-pub(super) fn read(path: &Path) -> Result<String, FileError> {
+/// Reads a file that everybody may read.
+pub fn read(path: &Path) -> Result<String, FileError> {
     File::open(path).and_then(read_all).map_err(|error| FileError::read(path, error))
 }
 

@@ -62,7 +62,7 @@ pub struct Plugged {
 }
 
 /// What signs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Root {
     /// The authority.
     pub authority: Authority,
@@ -104,15 +104,21 @@ pub fn open(
         let path = dir.join(SELF_SIGNED);
         if path.exists() { kept(&path)? } else { make(&path, trust_domain, lifetime, now)? }
     };
-    let (begins, expires) = check_chain(&root.authority, now)
+    let root = proven(root.authority, root.origin, now)
         .map_err(|problem| RootError::Chain { dir: dir.to_owned(), problem })?;
+    info!(ca.dir = %dir.display(), ca.origin = ?root.origin, "Authority ready");
+    Ok(root)
+}
+
+/// What signs, if its chain leads to a root and all of that is valid now. Says so if it soon ends.
+pub(super) fn proven(authority: Authority, origin: Origin, now: SystemTime) -> Result<Root, ChainError> {
+    let (begins, expires) = check_chain(&authority, now)?;
     let life = expires.duration_since(begins).unwrap_or_default();
     let left = expires.duration_since(now).unwrap_or_default();
     if left < life / LAST_PART {
-        warn!(ca.dir = %dir.display(), left_seconds = left.as_secs(), "The signing certificate ends soon; replace it");
+        warn!(ca.origin = ?origin, left_seconds = left.as_secs(), "The signing certificate ends soon; replace it");
     }
-    info!(ca.dir = %dir.display(), ca.origin = ?root.origin, left_seconds = left.as_secs(), "Authority ready");
-    Ok(Root { expires, ..root })
+    Ok(Root { authority, origin, expires })
 }
 
 fn plugged(dir: &Path) -> Result<Root, RootError> {
@@ -136,7 +142,7 @@ fn plugged(dir: &Path) -> Result<Root, RootError> {
 }
 
 /// Istio's chain begins with the signer itself; others' begins above it. Both are taken.
-fn signer_first(certificate: &str, above: &str) -> Result<String, AuthorityError> {
+pub(super) fn signer_first(certificate: &str, above: &str) -> Result<String, AuthorityError> {
     let signer = X509::stack_from_pem(certificate.as_bytes()).map_err(|_| AuthorityError::Chain)?;
     if signer.is_empty() {
         return Err(AuthorityError::Chain);
@@ -208,7 +214,7 @@ fn check_chain(authority: &Authority, now: SystemTime) -> Result<(SystemTime, Sy
     if leads { Ok(life) } else { Err(ChainError::LeadsNowhere(why.unwrap_or_default())) }
 }
 
-fn validity(certificate: &X509) -> Result<(SystemTime, SystemTime), ChainError> {
+pub(super) fn validity(certificate: &X509) -> Result<(SystemTime, SystemTime), ChainError> {
     let der = certificate.to_der()?;
     let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| ChainError::Empty)?;
     let at = |time: x509_parser::time::ASN1Time| {

@@ -69,6 +69,8 @@ pub enum L7Deny {
     Deny,
     /// As Istio does: a match of which nothing is left matches nothing.
     Upstream,
+    /// The webhook admits no such policy. One that is there all the same denies as with [`L7Deny::Deny`].
+    Refuse,
 }
 
 /// Who sees ServiceEntries.

@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::Event;
-use crate::cluster::object::{Key, Object, Parsed, parse};
+use super::standing::{Standing, Verdict, difference, judge};
+use crate::cluster::object::{Key, parse};
 
 /// Editors and scripts write several files in a row; the directory is read when they have paused.
 const QUIET: Duration = Duration::from_millis(100);
@@ -153,9 +154,7 @@ struct Id {
 struct Known {
     file: Arc<Path>,
     value: Value,
-    in_force: Option<Object>,
-    /// Whether what is in force was understood, and does not just stand in for it.
-    understood: bool,
+    standing: Standing,
 }
 
 impl State {
@@ -169,7 +168,9 @@ impl State {
             let before = self.known.remove(&id);
             let stale = loaded.stale.contains(&id.key);
             let known = match before {
-                Some(before) if stale || (before.value == document.value && before.understood) => before,
+                Some(before) if stale || (before.value == document.value && before.standing.understood) => {
+                    before
+                }
                 before => self.read(document, before, &mut problems, &mut events),
             };
             now.insert(id, known);
@@ -179,7 +180,7 @@ impl State {
         for (id, known) in std::mem::take(&mut self.known) {
             if loaded.truncated || unread.iter().any(|problem| known.file.starts_with(&problem.file)) {
                 now.insert(id, known);
-            } else if let Some(object) = known.in_force {
+            } else if let Some(object) = known.standing.object {
                 events.push(Event::Delete(object.key()));
             }
         }
@@ -203,10 +204,10 @@ impl State {
         problems: &mut Vec<Problem>,
         events: &mut Vec<Event>,
     ) -> Known {
-        let was = before.as_ref().and_then(|before| before.in_force.clone());
-        let (is, understood) = match parse(&document) {
-            Parsed::Object(object) => (Some(object), true),
-            Parsed::Unknown => {
+        let was = before.as_ref().map(|before| &before.standing);
+        let standing = match judge(parse(&document), was) {
+            Verdict::Understood(standing) => standing,
+            Verdict::Unknown => {
                 let kind = (document.group().to_owned(), document.kind.clone());
                 if self.unknown_kinds.insert(kind) {
                     info!(
@@ -215,34 +216,22 @@ impl State {
                         "Objects of this kind are not used"
                     );
                 }
-                (None, true)
+                Standing { object: None, understood: true }
             }
-            Parsed::Bad { rejection, instead } => {
-                let in_force = match (&before, &instead) {
-                    (Some(before), _) if before.understood && before.in_force.is_some() => {
-                        "what it last said stays in force"
-                    }
-                    (_, Some(_)) => "until then the strictest that it can mean is in force",
-                    (_, None) => "until then it is not used",
-                };
-                let remedy = format!("{}; {in_force}", rejection.remedy);
-                problems.push(document.problem(rejection.field, rejection.what, remedy));
-                match before {
-                    Some(before) if before.understood && before.in_force.is_some() => {
-                        // The value is remembered as it was, so that the mistake is found again at the next look.
-                        return Known { file: document.file, ..before };
-                    }
-                    Some(_) | None => (instead, false),
-                }
+            Verdict::Kept(rejection) => {
+                problems.push(document.problem(rejection.field, rejection.what, rejection.remedy));
+                // The value is remembered as it was, so that the mistake is found again at the next look.
+                let (value, standing) =
+                    before.map(|before| (before.value, before.standing)).unwrap_or_default();
+                return Known { file: document.file, value, standing };
+            }
+            Verdict::Replaced(standing, rejection) => {
+                problems.push(document.problem(rejection.field, rejection.what, rejection.remedy));
+                standing
             }
         };
-        if is != was {
-            let key = is.as_ref().map(Object::key);
-            events
-                .extend(was.map(|was| was.key()).filter(|was| Some(was) != key.as_ref()).map(Event::Delete));
-            events.extend(is.clone().map(Event::Upsert));
-        }
-        Known { file: document.file, value: document.value, in_force: is, understood }
+        events.extend(difference(was.and_then(|was| was.object.as_ref()), standing.object.as_ref()));
+        Known { file: document.file, value: document.value, standing }
     }
 
     fn complain(&mut self, problems: Vec<Problem>) {

@@ -1,6 +1,8 @@
 //! Where objects come from: one stream of [`Event`], whoever writes the objects.
 
 pub mod directory;
+pub mod kubernetes;
+pub mod standing;
 
 use crate::cluster::object::{Key, Object};
 

@@ -103,7 +103,7 @@ fn judged(rule: &ParsedRule, action: Action, l7_deny: L7Deny) -> Option<Rule> {
         _ if rule.l7.is_empty() => Some(rule.l4.clone()),
         (Action::Allow, _) => None,
         (Action::Deny, L7Deny::Upstream) => Some(rule.l4.clone()),
-        (Action::Deny, L7Deny::Deny) => {
+        (Action::Deny, L7Deny::Deny | L7Deny::Refuse) => {
             // A match of which nothing is left stands for everything, and so does a clause that offers it.
             let says_something = |clause: &&Clause| !clause.matches.iter().any(Match::is_empty);
             Some(Rule { clauses: rule.l4.clauses.iter().filter(says_something).cloned().collect() })

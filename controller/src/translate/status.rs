@@ -29,14 +29,16 @@ pub struct Condition {
     pub observed_generation: Option<i64>,
 }
 
-const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
-const WAYPOINT_MISSING: &str = "istio.io/WaypointMissing";
-const VISIBILITY_APPLIED: &str = "istio.io/VisibilityApplied";
-const ZTUNNEL_ACCEPTED: &str = "ZtunnelAccepted";
-const WAYPOINT_ACCEPTED: &str = "WaypointAccepted";
+pub(crate) const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
+pub(crate) const WAYPOINT_MISSING: &str = "istio.io/WaypointMissing";
+pub(crate) const VISIBILITY_APPLIED: &str = "istio.io/VisibilityApplied";
+pub(crate) const ZTUNNEL_ACCEPTED: &str = "ZtunnelAccepted";
+pub(crate) const WAYPOINT_ACCEPTED: &str = "WaypointAccepted";
+/// Ours: an object is not in force as it is written now. Istio relies on its webhook to keep such objects out.
+pub(crate) const UNDERSTOOD: &str = "ambit.io/Understood";
 
-/// The conditions of every object that has any, by kind and name.
-pub fn all(cluster: &Cluster) -> Vec<(Key, Vec<Condition>)> {
+/// Every object that can have conditions.
+pub fn keys(cluster: &Cluster) -> impl Iterator<Item = Key> {
     fn keys<'a>(kind: Kind, names: impl Iterator<Item = &'a Name>) -> impl Iterator<Item = Key> {
         names.map(move |name| Key { kind, name: name.clone() })
     }
@@ -44,12 +46,15 @@ pub fn all(cluster: &Cluster) -> Vec<(Key, Vec<Condition>)> {
         .chain(keys(Kind::ServiceEntry, cluster.service_entries.iter().map(|(name, _)| name)))
         .chain(keys(Kind::WorkloadEntry, cluster.workload_entries.iter().map(|(name, _)| name)))
         .chain(keys(Kind::AuthorizationPolicy, cluster.authorization_policies.iter().map(|(name, _)| name)))
-        .map(|key| {
-            let conditions = of(cluster, &key);
-            (key, conditions)
-        })
-        .filter(|(_, conditions)| !conditions.is_empty())
-        .collect()
+}
+
+/// The conditions of every object that has any, by kind and name.
+pub fn all(cluster: &Cluster) -> Vec<(Key, Vec<Condition>)> {
+    let all = keys(cluster).map(|key| {
+        let conditions = of(cluster, &key);
+        (key, conditions)
+    });
+    all.filter(|(_, conditions)| !conditions.is_empty()).collect()
 }
 
 /// The conditions of one object.
@@ -225,7 +230,9 @@ pub fn l7_message(action: Action, rules: &[ParsedRule], l7_deny: L7Deny) -> Opti
     }
     let consequence = match (action, l7_deny) {
         (Action::Allow, _) => "ALLOW rules that use them are left out, so less is allowed",
-        (Action::Deny, L7Deny::Deny) => "DENY rules are applied without them, so more is denied",
+        (Action::Deny, L7Deny::Deny | L7Deny::Refuse) => {
+            "DENY rules are applied without them, so more is denied"
+        }
         (Action::Deny, L7Deny::Upstream) => {
             "DENY rules are applied without them; what has no other condition denies nothing"
         }

@@ -28,6 +28,8 @@ mount -o remount,bind,ro programs
 mount --bind "$share" share
 mount --rbind /dev dev
 mount -t tmpfs -o mode=755 tmpfs run
+# Called by its own name, which whoever looks for a kubelet sees.
+ln -s /programs/kubernetes run/kubelet
 mount -t proc proc proc
 mount -t sysfs sysfs sys
 if [ "$1" = unified ]; then

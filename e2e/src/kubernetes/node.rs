@@ -143,8 +143,7 @@ impl Node {
         let address = format!("--node-ip={}", address(self.name));
         let name = format!("--hostname-override={}", self.name);
         let kubelet = [
-            "/programs/kubernetes",
-            "kubelet",
+            "/run/kubelet",
             "--config=/etc/kubernetes/kubelet.yaml",
             "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig",
             &name,

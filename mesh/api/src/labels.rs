@@ -106,3 +106,38 @@ pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 pub const NETNS: &str = "ambit.io/netns";
 /// Ours. Annotation of Pod, written by the lab: the node that runs it, when `spec.nodeName` cannot say.
 pub const NODE: &str = "ambit.io/node";
+
+/// Ours. Annotation of Secret `istio-ca-secret`, written by `ambit ca rotate`: the step that is wished for, one of the
+/// `CA_ROTATION_*` words. The leading controller carries it out or refuses it, and takes the annotation away.
+pub const CA_ROTATION: &str = "ambit.io/ca-rotation";
+/// Value of [`CA_ROTATION`]: make a new root and let everybody trust it; the old one goes on signing.
+pub const CA_ROTATION_PREPARE: &str = "prepare";
+/// Value of [`CA_ROTATION`]: the new root signs, both are trusted. Refused until everybody trusts the new one.
+pub const CA_ROTATION_ACTIVATE: &str = "activate";
+/// Value of [`CA_ROTATION`]: forget the old root. Refused while a certificate that it signed may be in use.
+pub const CA_ROTATION_RETIRE: &str = "retire";
+/// Value of [`CA_ROTATION`]: one step back. Forgetting a root that has signed is refused as retiring is.
+pub const CA_ROTATION_ROLLBACK: &str = "rollback";
+/// Ends a value of [`CA_ROTATION`] (`activate-now`, `retire-now`, `rollback-now`): do not wait, even if connections break.
+pub const CA_ROTATION_NOW: &str = "-now";
+/// Ours. Annotation of Secret `istio-ca-secret`, written by the controller: `steady`, `prepared` or `active`.
+pub const CA_STAGE: &str = "ambit.io/ca-stage";
+/// Ours. Annotation beside [`CA_STAGE`]: why the last wish was refused, until the next one.
+pub const CA_REFUSAL: &str = "ambit.io/ca-refusal";
+/// Ours. Annotation beside [`CA_STAGE`], RFC 3339: from when on the next root may sign.
+pub const CA_ACTIVATE_FROM: &str = "ambit.io/ca-activate-from";
+/// Ours. Annotation beside [`CA_STAGE`], RFC 3339: from when on the root that does not sign (any more) may be forgotten,
+/// by `retire` when active and by `rollback` when prepared.
+pub const CA_RETIRE_FROM: &str = "ambit.io/ca-retire-from";
+/// Ours. Annotation beside [`CA_STAGE`], whole seconds: the longest life of a certificate that this root signed.
+pub const CA_LONGEST_LIFE: &str = "ambit.io/ca-longest-life";
+
+/// Label of objects: who manages them.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`] for what we make.
+pub const MANAGED_BY_AMBIT: &str = "ambit";
+/// Label of the ConfigMaps with roots and revocation lists, `true`.
+pub const CONFIG: &str = "istio.io/config";
+
+/// Ours. Annotation of cert-manager's CertificateRequest: the identity that the certificate is for.
+pub const CERTIFICATE_IDENTITY: &str = "ambit.io/identity";

@@ -115,7 +115,6 @@ impl Row {
 
 /// The line of one component. `subscribers` are the controller's, for whom it may know better than they do.
 pub(super) fn judge(target: &Target, asked: &Asked, subscribers: &[Value]) -> Row {
-    let process = target.process.as_ref();
     let own = text(asked.sync.as_ref(), "connectedSince");
     let subscriber =
         subscribers.iter().find(|one| one.get("node").and_then(Value::as_str) == target.node.as_deref());
@@ -134,8 +133,8 @@ pub(super) fn judge(target: &Target, asked: &Asked, subscribers: &[Value]) -> Ro
     };
     Row {
         title: target.title(),
-        version: asked.version.clone().or_else(|| process.and_then(|process| process.version.clone())),
-        up_since: process.filter(|process| process.pid.is_some()).map(|process| process.since.clone()),
+        version: asked.version.clone().or_else(|| target.version.clone()),
+        up_since: target.since.clone(),
         health,
         since,
         pods: match target.kind {
@@ -249,7 +248,8 @@ mod tests {
             admin: page.clone(),
             readiness: page.clone(),
             metrics: page,
-            process: None,
+            version: None,
+            since: None,
         }
     }
 

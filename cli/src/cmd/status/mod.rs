@@ -43,14 +43,19 @@ pub(crate) struct Args {
 /// Does it.
 pub(crate) async fn run(args: &Args, out: &mut Out) -> anyhow::Result<ExitCode> {
     let mut asked = Vec::new();
-    for target in args.sources.all()? {
+    for target in args.sources.all().await? {
         let answers = ask(&target).await;
         asked.push((target, answers));
     }
-    let subscribers = asked.iter().find_map(|(_, answers)| answers.syncz.clone());
-    let subscribers = subscribers.as_ref().and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    // Each controller knows those that are connected to it.
+    let subscribers: Vec<Value> = asked
+        .iter()
+        .filter_map(|(_, answers)| answers.syncz.as_ref()?.as_array())
+        .flatten()
+        .cloned()
+        .collect();
     let rows: Vec<_> =
-        asked.iter().map(|(target, answers)| judge::judge(target, answers, subscribers)).collect();
+        asked.iter().map(|(target, answers)| judge::judge(target, answers, &subscribers)).collect();
     let all_well = rows.iter().all(|row| row.health.is_well());
     match args.output {
         Format::Table => print(&rows, out)?,

@@ -195,7 +195,7 @@ impl Common {
                 .with_context(|| format!("cannot read {}; name a saved dump", file.display()))?;
             return Dump::parse(&text).with_context(|| format!("{} is no dump of a tunnel", file.display()));
         }
-        let tunnels = self.sources.tunnels(node.or(self.node_of_tunnel.as_ref()).map(String::as_str))?;
+        let tunnels = self.sources.tunnels(node.or(self.node_of_tunnel.as_ref()).map(String::as_str)).await?;
         let mut whole: Option<Dump> = None;
         let mut failed = Vec::new();
         for tunnel in &tunnels {
@@ -245,7 +245,7 @@ async fn log(args: &LogArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
         (None, false) => "/logging".to_owned(),
     };
     let mut code = ExitCode::SUCCESS;
-    for tunnel in args.sources.tunnels(args.node.as_deref())? {
+    for tunnel in args.sources.tunnels(args.node.as_deref()).await? {
         match tunnel.admin.post(&page).await {
             Ok(said) => out.line(format!("{}:\n{}", tunnel.title(), said.trim_end()))?,
             Err(error) => {

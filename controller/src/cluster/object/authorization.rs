@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use ambit_api::authorization_policy as api;
-use ambit_api::directory::Document;
 use ambit_api::labels;
 use ambit_model::{
     authz::{AccountMatch, Action, Clause, Match, Rule, Text},
@@ -12,7 +11,7 @@ use ambit_model::{
 use ipnet::IpNet;
 
 use super::peer_authentication::{bare_meta, parse_selector, readable_selector, refuse_unknown};
-use super::{Meta, Rejection, Selector, parse_bool};
+use super::{Meta, Rejection, Selector, Written, parse_bool};
 
 /// What the mesh needs of an AuthorizationPolicy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,11 +138,11 @@ impl AuthorizationPolicy {
 
     /// What one that cannot be understood is taken for: a denial, as far as it can reach. Targets are only
     /// believed if they can be read in full; in doubt it is for the whole namespace.
-    pub(super) fn undecodable(document: &Document, reason: String) -> Self {
-        let selector = readable_selector(document);
+    pub(super) fn undecodable(written: &Written<'_>, reason: String) -> Self {
+        let selector = readable_selector(written);
         Self {
-            meta: bare_meta(document),
-            attachment: match (selector, readable_targets(document)) {
+            meta: bare_meta(written),
+            attachment: match (selector, readable_targets(written)) {
                 (Some(selector), _) => Attachment::Selected(selector),
                 (None, Some(targets)) => Attachment::Targets(targets),
                 (None, None) => Attachment::Namespace,
@@ -161,8 +160,8 @@ impl AuthorizationPolicy {
     }
 }
 
-fn readable_targets(document: &Document) -> Option<Vec<PolicyTarget>> {
-    let spec = document.value.get("spec")?;
+fn readable_targets(written: &Written<'_>) -> Option<Vec<PolicyTarget>> {
+    let spec = written.value.get("spec")?;
     if spec.get("selector").is_some() {
         return None;
     }

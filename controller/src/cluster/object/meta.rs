@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ambit_api::k8s_openapi::apimachinery::pkg::apis::meta::v1 as k8s;
-use ambit_model::name::Namespace;
+use ambit_model::name::{Label, Namespace};
 
 use super::{Name, Rejection};
 
@@ -23,6 +23,8 @@ pub struct Meta {
     pub created: Option<i64>,
     /// The version of its spec.
     pub generation: Option<i64>,
+    /// Tells it from others that had its name before; empty where nobody gives out such ids.
+    pub uid: Label,
 }
 
 impl Meta {
@@ -33,6 +35,7 @@ impl Meta {
             annotations: Labels(meta.annotations.unwrap_or_default()),
             created: meta.creation_timestamp.map(|time| time.0.as_microsecond()),
             generation: meta.generation,
+            uid: meta.uid.unwrap_or_default().into(),
         }
     }
 

@@ -15,9 +15,10 @@ mod slice;
 use std::fmt;
 use std::sync::Arc;
 
-use ambit_api::directory::Document;
+use ambit_api::directory::{Document, typed};
 use ambit_model::name::{Label, Namespace};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 pub use authorization::{Attachment, AuthorizationPolicy, Content, ParsedRule, PolicyTarget, Unsupported};
 pub use entry::{Endpoint, EntryAddress, EntryPort, Resolution, ServiceEntry, WorkloadEntry};
@@ -222,20 +223,32 @@ pub enum Parsed {
     },
 }
 
-/// Parses a document.
+/// Parses a document of a directory.
 pub fn parse(document: &Document) -> Parsed {
-    let Some(kind) = Kind::of(document.group(), document.version(), &document.kind) else {
-        return Parsed::Unknown;
-    };
-    match valid_name(document).and_then(|()| parse_known(kind, document)) {
+    let Document { kind, namespace, name, value, .. } = document;
+    parse_value(document.group(), document.version(), kind, namespace, name, value)
+}
+
+/// Parses an object, whoever has it. `value` is all of it; it may leave out what the other arguments say.
+pub fn parse_value(
+    group: &str,
+    version: &str,
+    kind: &str,
+    namespace: &str,
+    name: &str,
+    value: &Value,
+) -> Parsed {
+    let Some(kind) = Kind::of(group, version, kind) else { return Parsed::Unknown };
+    let written = &Written { namespace, name, value };
+    match valid_name(written).and_then(|()| parse_known(kind, written)) {
         Ok(object) => Parsed::Object(object),
         Err(rejection) => {
             let instead = match kind {
                 Kind::AuthorizationPolicy => Some(Object::AuthorizationPolicy(Arc::new(
-                    AuthorizationPolicy::undecodable(document, rejection.to_string()),
+                    AuthorizationPolicy::undecodable(written, rejection.to_string()),
                 ))),
                 Kind::PeerAuthentication => {
-                    Some(Object::PeerAuthentication(Arc::new(PeerAuthentication::undecodable(document))))
+                    Some(Object::PeerAuthentication(Arc::new(PeerAuthentication::undecodable(written))))
                 }
                 Kind::Namespace
                 | Kind::Node
@@ -252,10 +265,18 @@ pub fn parse(document: &Document) -> Parsed {
     }
 }
 
+/// An object as it is written.
+#[derive(Clone, Copy)]
+struct Written<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    value: &'a Value,
+}
+
 /// Kubernetes admits no other names, and the mesh relies on it: names that it makes up itself have a `_` in them.
-fn valid_name(document: &Document) -> Result<(), Rejection> {
+fn valid_name(written: &Written<'_>) -> Result<(), Rejection> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
-    for (field, name) in [("metadata.name", &document.name), ("metadata.namespace", &document.namespace)] {
+    for (field, name) in [("metadata.name", written.name), ("metadata.namespace", written.namespace)] {
         if !name.chars().all(plain) {
             let remedy = "use lower-case letters, digits, '-' and '.'";
             return Err(Rejection::new(field, format!("{name:?} is not a valid name"), remedy));
@@ -264,35 +285,33 @@ fn valid_name(document: &Document) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn parse_known(kind: Kind, document: &Document) -> Result<Object, Rejection> {
-    let namespace = Namespace::from(document.namespace.as_str());
+fn parse_known(kind: Kind, written: &Written<'_>) -> Result<Object, Rejection> {
+    let namespace = Namespace::from(written.namespace);
     Ok(match kind {
-        Kind::Namespace => Object::Namespace(Arc::new(NamespaceObject::parse(read(document)?))),
-        Kind::Node => Object::Node(Arc::new(Node::parse(read(document)?))),
-        Kind::Pod => Object::Pod(Arc::new(Pod::parse(namespace, read(document)?)?)),
-        Kind::Service => Object::Service(Arc::new(Service::parse(namespace, read(document)?)?)),
+        Kind::Namespace => Object::Namespace(Arc::new(NamespaceObject::parse(read(written)?))),
+        Kind::Node => Object::Node(Arc::new(Node::parse(read(written)?))),
+        Kind::Pod => Object::Pod(Arc::new(Pod::parse(namespace, read(written)?)?)),
+        Kind::Service => Object::Service(Arc::new(Service::parse(namespace, read(written)?)?)),
         Kind::EndpointSlice => {
-            Object::EndpointSlice(Arc::new(EndpointSlice::parse(namespace, read(document)?)?))
+            Object::EndpointSlice(Arc::new(EndpointSlice::parse(namespace, read(written)?)?))
         }
-        Kind::ServiceEntry => {
-            Object::ServiceEntry(Arc::new(ServiceEntry::parse(namespace, read(document)?)?))
-        }
+        Kind::ServiceEntry => Object::ServiceEntry(Arc::new(ServiceEntry::parse(namespace, read(written)?)?)),
         Kind::WorkloadEntry => {
-            Object::WorkloadEntry(Arc::new(WorkloadEntry::parse(namespace, read(document)?)?))
+            Object::WorkloadEntry(Arc::new(WorkloadEntry::parse(namespace, read(written)?)?))
         }
         Kind::AuthorizationPolicy => {
-            Object::AuthorizationPolicy(Arc::new(AuthorizationPolicy::parse(namespace, read(document)?)?))
+            Object::AuthorizationPolicy(Arc::new(AuthorizationPolicy::parse(namespace, read(written)?)?))
         }
         Kind::PeerAuthentication => {
-            Object::PeerAuthentication(Arc::new(PeerAuthentication::parse(namespace, read(document)?)?))
+            Object::PeerAuthentication(Arc::new(PeerAuthentication::parse(namespace, read(written)?)?))
         }
-        Kind::Gateway => Object::Gateway(Arc::new(Gateway::parse(namespace, read(document)?)?)),
-        Kind::GatewayClass => Object::GatewayClass(Arc::new(GatewayClass::parse(read(document)?)?)),
+        Kind::Gateway => Object::Gateway(Arc::new(Gateway::parse(namespace, read(written)?)?)),
+        Kind::GatewayClass => Object::GatewayClass(Arc::new(GatewayClass::parse(read(written)?)?)),
     })
 }
 
-fn read<T: DeserializeOwned>(document: &Document) -> Result<T, Rejection> {
-    document.parse().map_err(|error| {
+fn read<T: DeserializeOwned>(written: &Written<'_>) -> Result<T, Rejection> {
+    typed(written.value).map_err(|error| {
         Rejection::new(error.field, error.what, "give the field the shape that its kind has")
     })
 }

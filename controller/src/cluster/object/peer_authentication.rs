@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use ambit_api::directory::Document;
 use ambit_api::peer_authentication as api;
 use ambit_api::selector::WorkloadSelector;
 use ambit_model::name::Namespace;
 
-use super::{Labels, Meta, Name, Rejection, Selector};
+use super::{Labels, Meta, Name, Rejection, Selector, Written};
 
 /// What the mesh needs of a PeerAuthentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,10 +53,10 @@ impl PeerAuthentication {
     }
 
     /// What one that cannot be understood is taken for: the strictest that it can have meant.
-    pub(super) fn undecodable(document: &Document) -> Self {
+    pub(super) fn undecodable(written: &Written<'_>) -> Self {
         Self {
-            meta: bare_meta(document),
-            selector: readable_selector(document),
+            meta: bare_meta(written),
+            selector: readable_selector(written),
             mode: Some(Mode::Strict),
             ports: BTreeMap::new(),
         }
@@ -102,24 +101,27 @@ pub(super) fn parse_selector(selector: Option<WorkloadSelector>) -> Result<Optio
 
 /// The selector of a policy that is otherwise not understood. If not even that is readable, it is none, and
 /// the policy counts for its whole namespace.
-pub(super) fn readable_selector(document: &Document) -> Option<Selector> {
-    let selector = document.value.pointer("/spec/selector")?.clone();
+pub(super) fn readable_selector(written: &Written<'_>) -> Option<Selector> {
+    let selector = written.value.pointer("/spec/selector")?.clone();
     parse_selector(serde_json::from_value(selector).ok()?).ok().flatten()
 }
 
 /// Name and nothing else, for an object whose other fields are in doubt.
-pub(super) fn bare_meta(document: &Document) -> Meta {
+pub(super) fn bare_meta(written: &Written<'_>) -> Meta {
     // The `_` keeps it apart from every policy with a valid name.
-    let name = if super::valid_name(document).is_ok() {
-        document.name.clone()
+    let name = if super::valid_name(written).is_ok() {
+        written.name.to_owned()
     } else {
-        format!("undecodable_{}", document.name)
+        format!("undecodable_{}", written.name)
     };
+    let metadata = |field: &str| written.value.get("metadata").and_then(|metadata| metadata.get(field));
     Meta {
-        name: Name::new(document.namespace.as_str(), name),
+        name: Name::new(written.namespace, name),
         labels: Labels::default(),
         annotations: Labels::default(),
         created: None,
-        generation: None,
+        // Only conditions tell of these two.
+        generation: metadata("generation").and_then(serde_json::Value::as_i64),
+        uid: metadata("uid").and_then(serde_json::Value::as_str).unwrap_or_default().into(),
     }
 }

@@ -13,8 +13,6 @@ use super::{Meta, Rejection};
 pub struct Pod {
     /// Name, labels and annotations.
     pub meta: Meta,
-    /// Its unique id in Kubernetes.
-    pub uid: Label,
     /// The account it runs as.
     pub service_account: ServiceAccount,
     /// Its node; empty until it is scheduled.
@@ -70,7 +68,6 @@ pub struct Owner {
 impl Pod {
     pub(super) fn parse(namespace: Namespace, object: k8s::Pod) -> Result<Self, Rejection> {
         let owner = Owner { name: owner_of(&object).into() };
-        let uid = object.metadata.uid.clone().unwrap_or_default().into();
         let deleting = object.metadata.deletion_timestamp.is_some();
         let meta = Meta::parse(namespace, object.metadata);
         let spec = object.spec.unwrap_or_default();
@@ -106,7 +103,6 @@ impl Pod {
             }
         }
         Ok(Self {
-            uid,
             service_account: spec
                 .service_account_name
                 .filter(|name| !name.is_empty())

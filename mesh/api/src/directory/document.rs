@@ -58,13 +58,7 @@ impl Document {
 
     /// Reads it as a typed object.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, FieldError> {
-        serde_path_to_error::deserialize(&self.value).map_err(|error| {
-            let field = error.path().to_string();
-            FieldError {
-                field: if field == "." { String::new() } else { field },
-                what: error.into_inner().to_string(),
-            }
-        })
+        typed(&self.value)
     }
 
     /// The problem of a field of this document.
@@ -83,6 +77,17 @@ impl Document {
             remedy: remedy.into(),
         }
     }
+}
+
+/// Reads a value as a typed object.
+pub fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, FieldError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let field = error.path().to_string();
+        FieldError {
+            field: if field == "." { String::new() } else { field },
+            what: error.into_inner().to_string(),
+        }
+    })
 }
 
 /// A field that does not have the shape its kind asks for.

@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
-pub use document::{Document, FieldError};
+pub use document::{Document, FieldError, typed};
 use walk::{Cache, Found};
 
 /// A longer file is not read: nobody writes one by hand, and parsing it would hold up everything else.

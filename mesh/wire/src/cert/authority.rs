@@ -107,18 +107,7 @@ impl Authority {
         validity: Validity,
         serial: Serial,
     ) -> Result<Vec<String>, SignError> {
-        if csr.len() > LARGEST_REQUEST {
-            return Err(SignError::Request("it is too large"));
-        }
-        let request = X509Req::from_pem(csr.as_bytes())
-            .map_err(|_| SignError::Request("it is not a PKCS#10 request in PEM"))?;
-        let public = request.public_key().map_err(|_| SignError::Request("it has no key"))?;
-        if !request.verify(&public).unwrap_or(false) {
-            return Err(SignError::Request("it is not signed with its own key"));
-        }
-        if !is_strong(&public) {
-            return Err(SignError::Request("its key is weak; use ECDSA on P-256"));
-        }
+        let public = applicant(csr)?.public_key()?;
         let mut san = SubjectAlternativeName::new();
         san.critical().uri(&identity.to_string());
         let leaf = self.leaf(&public, &X509NameBuilder::new()?.build(), &san, validity, serial)?;
@@ -310,6 +299,24 @@ pub enum AuthorityError {
     /// The crypto library failed.
     #[error("the authority cannot be used: {0}")]
     Crypto(#[from] ErrorStack),
+}
+
+/// A request that whoever sent it could sign with the very key that is to be certified, and with a key that is strong.
+/// What else it says is not looked at.
+pub fn applicant(csr: &str) -> Result<X509Req, SignError> {
+    if csr.len() > LARGEST_REQUEST {
+        return Err(SignError::Request("it is too large"));
+    }
+    let request = X509Req::from_pem(csr.as_bytes())
+        .map_err(|_| SignError::Request("it is not a PKCS#10 request in PEM"))?;
+    let public = request.public_key().map_err(|_| SignError::Request("it has no key"))?;
+    if !request.verify(&public).unwrap_or(false) {
+        return Err(SignError::Request("it is not signed with its own key"));
+    }
+    if !is_strong(&public) {
+        return Err(SignError::Request("its key is weak; use ECDSA on P-256"));
+    }
+    Ok(request)
 }
 
 /// A certificate without extensions and issuer, ready for both.

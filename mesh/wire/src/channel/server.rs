@@ -33,6 +33,11 @@ impl ServerTls {
         Ok(Self { profile: profile.clone(), config })
     }
 
+    /// What is served with now, for servers that are none of gRPC.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        self.config.load_full()
+    }
+
     /// Shows `credentials` from now on.
     pub fn replace(&self, credentials: &ServerCredentials) -> Result<(), ServerTlsError> {
         self.config.store(Arc::new(serving(&self.profile, credentials)?));

@@ -179,6 +179,16 @@ enum Problem {
     Empty,
 }
 
+/// Whether this is PEM (several lists, one after another) or DER that could be put in force.
+pub fn check(content: &[u8]) -> Result<(), NotLists> {
+    parse(content).map(drop).map_err(NotLists)
+}
+
+/// Why something is no revocation list.
+#[derive(Debug, thiserror::Error)]
+#[error("it {0}")]
+pub struct NotLists(Problem);
+
 /// How lists are applied; `None` without any.
 pub(crate) fn options<'a>(lists: &'a [&'a CertRevocationList<'a>]) -> Option<RevocationOptions<'a>> {
     let options = RevocationOptionsBuilder::new(lists).ok()?;

@@ -1,29 +1,30 @@
 //! The only file that knows everyone: builds the controller, starts it, ends it.
 
+mod duties;
+mod parts;
+mod signing;
+mod site;
+
 use std::{
     convert::Infallible,
-    future::Future,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
     sync::Arc,
-    time::SystemTime,
 };
 
-use ambit_api::directory::{Directory, DirectoryError};
+use ambit_api::directory::DirectoryError;
 use ambit_runtime::{
-    admin,
-    drain::{self, Drain, Mode, Outcome, Watch},
+    admin::{self, Address, BindError, Pages},
+    drain::{self, Drain, Mode, Outcome},
     metrics::Registry,
     ready::{Pending, Ready},
     signal,
-    task::{self, Task},
     telemetry::LogControl,
     version,
 };
 use ambit_wire::{
     ca,
-    channel::{ControlStream, incoming},
+    channel::incoming,
     codec::{ADDRESS, AUTHORIZATION, WORKLOAD},
     spawn::Spawner,
     tls::{Compliance, ComplianceError, Profile, Versions, revoked::Revocation},
@@ -37,32 +38,38 @@ use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
-use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, metadata::MetadataMap};
 use tracing::{error, info, warn};
 
+use self::{
+    duties::{Duties, Needs, bundles},
+    parts::Parts,
+    site::Site,
+};
 use crate::{
-    admin::{Shown, pages},
+    admin::{Shown, health_pages, pages},
     ca::{
         Desk,
         authority::{Terms, TermsError},
-        file::{self, FileError},
-        revocation::{PassOn, PassOnError},
-        root::{self, REVOCATION_LISTS, Root, RootError},
+        figures,
+        file::FileError,
+        keeping::KeepError,
+        revocation::PassOnError,
+        root::RootError,
         serving::{Serving, ServingError},
     },
-    config::{Config, Source},
-    engine::{self, Engine},
+    callers::Callers,
+    config::Config,
+    engine::{self, Engine, View},
     metrics::{Figures, Measured},
-    nodes::{Nodes, NodesError},
-    source::directory,
+    nodes::NodesError,
+    reviewer::Unreviewed,
+    status,
 };
 
 /// What is pushed, in this order. Policies go before the workloads that name them: a tunnel takes a name that it does
 /// not know for no policy. Workloads alone are for Envoy based proxies, which ask for no more (protocols 1.3).
 const TYPES: [&str; 3] = [AUTHORIZATION, ADDRESS, WORKLOAD];
-/// Connections whose handshake is done and that nobody has begun to serve yet.
-const ACCEPTED: usize = 64;
 
 /// Runs the controller until a signal, or until a part of it fails.
 pub async fn run(config: Config, logs: &LogControl) -> Result<(), StartError> {
@@ -99,39 +106,41 @@ impl Controller {
     pub async fn start(config: &Config, logs: Option<&LogControl>) -> Result<Self, StartError> {
         let terms = Terms::new(&config.authority)?;
         let profile = Profile::new(Compliance::None, Versions::Tls13, Revocation::NotConfigured)?;
-        let Source::Directory(path) = &config.source;
-        let source = Directory::open(path)?;
-        let nodes = Nodes::open(&config.access.tokens, config.access.tunnel_identity(&config.mesh))?;
-        let nodes = Arc::new(nodes);
-        if nodes.is_empty() {
-            warn!(tokens.path = %config.access.tokens.display(), "No node has a token yet, so nobody can connect");
-        }
-        let (root, lists) = authority(config).await?;
-        let serving = Serving::new(
-            &profile,
-            root.authority.clone(),
-            config.authority.server_names(&config.mesh),
-            config.authority.server_ttl,
-        )?;
+        let site = Site::open(config).await?;
+        let signing = site.signing(config).await?;
+        let in_force = signing.in_force.clone();
+        let serving =
+            Serving::new(&profile, in_force.clone(), config.server_names(), config.authority.server_ttl)?;
         let listener =
             listen(config.listen).await.map_err(|source| StartError::Listen(config.listen, source))?;
         let address = listener.local_addr().map_err(|source| StartError::Listen(config.listen, source))?;
         let admin = admin::Server::bind(std::slice::from_ref(&config.admin)).await?;
+        let health = bind(config.health.as_ref()).await?;
+        let telemetry = bind(config.telemetry.as_ref()).await?;
 
         let ready = Ready::new();
         let configured = ready.task("configuration");
-        let authenticator = ByToken(Arc::clone(&nodes));
+        let cluster = View::new(config.mesh.settings());
+        let callers = site.callers(config, &cluster)?;
+        let authenticator = ByToken(callers.clone());
         let spawner = Spawner::new(|name, future| {
-            task::spawn(name, future);
+            ambit_runtime::task::spawn(name, future);
         });
         let (server, publisher) = Server::new(TYPES, Limits::default(), authenticator, spawner);
         let sink = Measured::new(publisher.clone());
         let changes = sink.changes();
-        let engine = Engine::new(config.mesh.settings(), sink);
-        let (cluster, synced) = (engine.view(), engine.synced());
+        let engine = Engine::on(cluster.clone(), sink);
+        let (synced, changed) = (engine.synced(), engine.changes());
         let trusted = config.access.trusted(&config.mesh);
-        let desk =
-            Desk::new(root.authority, terms, Arc::clone(&nodes), trusted, cluster.clone(), synced.clone());
+        let desk = Desk::new(
+            in_force.clone(),
+            signing.signer.clone(),
+            terms,
+            callers,
+            trusted,
+            cluster.clone(),
+            synced.clone(),
+        );
         let (problems, seen_problems) = watch::channel(Vec::new());
 
         let mut registry = Registry::new();
@@ -140,13 +149,21 @@ impl Controller {
             cluster: cluster.clone(),
             problems: seen_problems.clone(),
             desk: desk.clone(),
-            nodes,
+            nodes: site.nodes(),
             changes,
-            expires: root.expires,
         });
-        let shown =
-            Shown { publisher: publisher.clone(), cluster, problems: seen_problems, ready: ready.clone() };
-        let pages = pages(shown, &registry.share());
+        let (kept, told) = (signing.kept.clone(), signing.told.clone());
+        registry.collect(figures::Figures { in_force: in_force.clone(), desk: desk.clone(), kept, told });
+        let duties = Duties::open(config, &mut registry).await?;
+        let shown = Shown {
+            publisher: publisher.clone(),
+            cluster: cluster.clone(),
+            problems: seen_problems.clone(),
+            ready: ready.clone(),
+            desk: desk.clone(),
+        };
+        let metrics = registry.share();
+        let pages = pages(shown, &metrics);
         let pages = logs.map(|logs| logs.pages(pages.clone())).unwrap_or(pages);
 
         let (drain, watch) = drain::channel();
@@ -156,12 +173,34 @@ impl Controller {
         let admin_addresses = admin.local_addresses();
         let tls = serving.tls();
         parts.start("admin pages", |stop| admin.serve(pages, stop));
-        parts.start("engine", |stop| engine.run(received, stop));
-        parts.start("source", |stop| directory::run_telling(source, events, problems, stop));
-        parts.start("own certificate", |stop| serving.rotate(root.expires, stop));
-        if let Some(lists) = lists {
-            parts.start("revocation lists", |stop| lists.follow(stop));
+        if let Some(server) = health {
+            let pages = health_pages(Pages::new("Health of an Ambit controller"), &ready);
+            parts.start("health pages", |stop| server.serve(pages, stop));
         }
+        if let Some(server) = telemetry {
+            let pages = metrics.pages(Pages::new("Metrics of an Ambit controller"));
+            parts.start("metrics pages", |stop| server.serve(pages, stop));
+        }
+        parts.start("engine", |stop| engine.run(received, stop));
+        let (leads, leader) = watch::channel(false);
+        match site.client() {
+            // It is alone.
+            None => drop(leads.send_replace(true)),
+            Some(client) => {
+                let status = status::Inputs {
+                    view: cluster,
+                    synced: synced.clone(),
+                    changed,
+                    problems: seen_problems,
+                    leader: leader.clone(),
+                };
+                let needs = Needs { leads, status, tls: serving.tls(), bundle: bundles(&parts, in_force) };
+                duties.start(&parts, &client, config, needs);
+            }
+        }
+        signing.keep_up(&parts, &leader);
+        site.tell(&parts, events, problems);
+        parts.start("own certificate", |stop| serving.rotate(stop));
         parts.start("readiness", |stop| async move {
             tokio::select! {
                 () = stop => {}
@@ -223,78 +262,12 @@ impl Controller {
     }
 }
 
-/// The parts of a controller, each ended by the drain.
-struct Parts {
-    watch: Watch,
-    failed: mpsc::Sender<&'static str>,
-}
-
-impl Parts {
-    /// Starts a part. It is told to stop by the future that `run` is given, and cut off when the drain is out of
-    /// patience; if it ends by itself, that is a failure.
-    fn start<F>(&self, name: &'static str, run: impl FnOnce(Stop) -> F) -> Task
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let (watch, failed) = (self.watch.clone(), self.failed.clone());
-        let told = self.watch.clone();
-        let part = run(Box::pin(async move {
-            told.signaled().await;
-        }));
-        let part = task::spawn(name, async move {
-            let forced = watch.clone();
-            tokio::select! {
-                () = part => {}
-                () = forced.forced() => {}
-            }
-        });
-        let watch = self.watch.clone();
-        task::spawn("supervisor", async move {
-            part.await;
-            if watch.mode().is_none() {
-                // Full: another part has failed already.
-                let _ = failed.try_send(name);
-            }
-        })
-    }
-
-    /// Hands connections on until the drain starts, and then closes the listener, so that the next connection is
-    /// refused at once and not left waiting.
-    fn accept(
-        &self,
-        connections: impl Stream<Item = io::Result<ControlStream>> + Send + 'static,
-    ) -> ReceiverStream<io::Result<ControlStream>> {
-        let (hand_on, accepted) = mpsc::channel(ACCEPTED);
-        self.start("listener", |stop| async move {
-            tokio::pin!(connections, stop);
-            loop {
-                let next = tokio::select! {
-                    () = &mut stop => return,
-                    next = connections.next() => next,
-                };
-                let Some(connection) = next else { return };
-                if hand_on.send(connection).await.is_err() {
-                    return;
-                }
-            }
-        });
-        ReceiverStream::new(accepted)
-    }
-}
-
-type Stop = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Subscribers are known by the token of their node.
-struct ByToken(Arc<Nodes>);
+/// Subscribers are known by their token.
+struct ByToken(Callers);
 
 impl Authenticator for ByToken {
     async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
-        let token = ca::bearer(metadata);
-        let nodes = Arc::clone(&self.0);
-        let identified = tokio::task::spawn_blocking(move || nodes.identify(token.as_deref())).await;
-        let caller = identified
-            .map_err(|_| Status::unavailable("the controller is ending; try again"))?
-            .map_err(|stranger| Status::unauthenticated(stranger.to_string()))?;
+        let caller = self.0.identify(ca::bearer(metadata)).await.map_err(Status::from)?;
         let node = caller.node.map(|node| node.to_string());
         Ok(Caller {
             name: match &node {
@@ -308,23 +281,6 @@ impl Authenticator for ByToken {
     }
 }
 
-/// What signs, its root where tunnels find it, and the revocation lists passed on.
-async fn authority(config: &Config) -> Result<(Root, Option<PassOn>), StartError> {
-    let settings = config.authority.clone();
-    let trust_domain = config.mesh.trust_domain.as_str().into();
-    // It may wait for another controller that makes the root.
-    let made = tokio::task::spawn_blocking(move || {
-        let root = root::open(&settings.ca_dir, &trust_domain, settings.root_ttl, SystemTime::now())?;
-        if let Some(path) = &settings.root_cert {
-            file::publish(path, root.authority.roots().as_bytes())?;
-        }
-        let lists =
-            settings.crl_out.map(|to: PathBuf| PassOn::start(settings.ca_dir.join(REVOCATION_LISTS), to));
-        Ok((root, lists.transpose()?))
-    });
-    made.await.map_err(|_| StartError::Failed("authority"))?
-}
-
 /// Tells that the configuration is known and published; then has nothing more to do.
 async fn tell_when(mut synced: watch::Receiver<bool>, configured: Pending) -> Infallible {
     if synced.wait_for(|synced| *synced).await.is_ok() {
@@ -332,6 +288,14 @@ async fn tell_when(mut synced: watch::Receiver<bool>, configured: Pending) -> In
         info!("Controller is ready");
     }
     std::future::pending().await
+}
+
+/// Pages at an address of their own, if they should have one.
+async fn bind(address: Option<&Address>) -> Result<Option<admin::Server>, BindError> {
+    match address {
+        Some(address) => admin::Server::bind(std::slice::from_ref(address)).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// On a machine without IPv6, "every address" is every IPv4 address.
@@ -355,6 +319,12 @@ fn is_no_ipv6(error: &io::Error) -> bool {
     error.raw_os_error() == Some(NO_FAMILY) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
+impl StartError {
+    fn kubernetes(error: kube::Error) -> Self {
+        Self::Kubernetes(Box::new(error))
+    }
+}
+
 /// Why the controller does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -364,15 +334,27 @@ pub enum StartError {
     /// No source.
     #[error(transparent)]
     Source(#[from] DirectoryError),
+    /// Nobody is said to be a node.
+    #[error("--tokens is needed with --source directory:PATH: a directory with a token for each node")]
+    NoTokens,
     /// No tokens.
     #[error(transparent)]
     Tokens(#[from] NodesError),
+    /// No way to the API server.
+    #[error("the API server cannot be found: {0}; run in a pod with a service account, or set KUBECONFIG")]
+    Kubernetes(#[source] Box<kube::Error>),
+    /// Nobody could be reviewed.
+    #[error(transparent)]
+    Reviewer(#[from] Unreviewed),
     /// Lifetimes that make no sense.
     #[error(transparent)]
     Terms(#[from] TermsError),
     /// No authority.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// No authority in Kubernetes.
+    #[error(transparent)]
+    Keep(#[from] KeepError),
     /// The root cannot be given to tunnels.
     #[error(transparent)]
     File(#[from] FileError),
@@ -390,9 +372,12 @@ pub enum StartError {
         "cannot listen on {0}: {1}; is another controller running there? --listen chooses another address"
     )]
     Listen(SocketAddr, #[source] io::Error),
+    /// So is that of the webhook.
+    #[error("cannot listen on {0} for the API server: {1}; --webhook chooses another address")]
+    Webhook(SocketAddr, #[source] io::Error),
     /// So is that of the pages.
     #[error("{0}; --admin chooses another address")]
-    Admin(#[from] admin::BindError),
+    Admin(#[from] BindError),
     /// A part ended.
     #[error("the {0} of the controller ended; the log says why")]
     Failed(&'static str),
