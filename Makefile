@@ -1,10 +1,10 @@
-# The project's four commands. Each installs what it needs (as root, on Debian 12) or says what is missing.
+# The project's commands. Each installs what it needs (as root, on Debian 12) or says what is missing.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 export PATH := $(TARGET)/tools/bin:$(PATH):/usr/sbin
 
-.PHONY: demo test check bench build fuzz
+.PHONY: demo test check bench build fuzz cluster-up cluster-down
 
 demo: ## Two nodes, real packets: the story of the mesh, step by step.
 	@.ci/setup build test
@@ -12,11 +12,24 @@ demo: ## Two nodes, real packets: the story of the mesh, step by step.
 	@$(TARGET)/release/ambit-demo --binaries $(TARGET)/release
 
 test: ## Everything: unit, property, in-memory, network-namespace and story tests, then the fuzzers for a while.
-	@.ci/setup build test
+	@.ci/setup build test cluster
+	@.ci/cluster-programs
 	cargo build --locked --workspace --bins
 	cargo nextest run --locked --workspace --no-fail-fast
+	@$(TARGET)/debug/ambit-cluster down --name stories
 	cargo test --locked --workspace --doc --quiet
 	@$(MAKE) --no-print-directory fuzz SECONDS_EACH=10
+
+CLUSTER ?= ambit
+cluster-up: ## A real Kubernetes cluster of two nodes on this machine, in namespaces of its own. Says how to reach it.
+	@.ci/setup build cluster
+	@.ci/cluster-programs
+	@cargo build --locked --workspace --bins
+	@$(TARGET)/debug/ambit-cluster up --name $(CLUSTER)
+
+cluster-down: ## Takes it down without a trace.
+	@cargo build --locked --workspace --bins
+	@$(TARGET)/debug/ambit-cluster down --name $(CLUSTER)
 
 # Private items are documented too, so links to them lead somewhere.
 check: ## Format, lints, house rules, licences and advisories, documentation.

@@ -295,8 +295,12 @@ impl Stage {
                     continue;
                 }
                 let netns = PodNetns::open(&pod.netns().path())?;
-                let redirect =
-                    Redirect { dns: Capture::Off, inbound: Capture::On, virtual_interfaces: Vec::new() };
+                let redirect = Redirect {
+                    dns: Capture::Off,
+                    inbound: Capture::On,
+                    virtual_interfaces: Vec::new(),
+                    probes: Default::default(),
+                };
                 self.runtime.block_on(redirect::apply::apply(&netns, redirect, Capture::Off))?;
                 let info = PodInfo {
                     name: pod.name().name.clone(),

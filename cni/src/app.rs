@@ -1,30 +1,37 @@
 //! Puts the agent together: the only file that knows everyone.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use ambit_api::directory::{Directory, DirectoryError};
+use ambit_api::directory::DirectoryError;
 use ambit_runtime::{
-    admin::{self, Method, Pages, Response},
-    metrics::Registry,
+    admin::{self, Address, Method, Pages, Response},
+    metrics::{self, Registry},
     ready::{Pending, Ready},
-    task,
+    task::{self, Owned},
 };
 use ambit_wire::{spawn::Spawner, zds};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::{
-    annotate::Annotations,
+    arrivals::{self, Arrivals, Ask},
     config::{Config, Probing, Source},
     enroll::Rules,
-    feed::{Feed, Tools},
-    host::{self, HostError, Probes},
+    farewell::Ending,
+    feed::Tools,
+    host::{self, HostError, Probes, Taken},
+    install::{
+        Installer,
+        conflist::{Entry, Ownership, PLUGIN},
+    },
     ledger::Ledger,
     metrics::Metrics,
-    netns::{Annotated, NetnsSource},
+    post::Post,
     redirect::Capture,
-    roster::{Roster, View},
-    watch::{Watch, WatchError},
+    roster::View,
+    site::{Cluster, Site},
+    taint,
+    watch::directory::WatchError,
 };
 
 /// How long the first pods may take before tunnels are told of them.
@@ -37,14 +44,14 @@ const DEPARTURES: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct App {
     config: Config,
-    watch: Watch,
-    feed: Feed,
+    site: Site,
     tools: Arc<Tools>,
-    roster: Roster,
-    rules: Rules,
+    rules: Arc<Rules>,
     server: zds::Server,
-    admin: admin::Server,
-    pages: Pages,
+    doors: Vec<(admin::Server, Pages)>,
+    admin_addresses: Vec<SocketAddr>,
+    desk: mpsc::Receiver<Ask>,
+    installer: Option<(Installer, Pending)>,
     synced: Pending,
 }
 
@@ -57,17 +64,28 @@ pub enum StartError {
     /// Watching it.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    /// The cluster.
+    #[error(
+        "it is not known how to reach the API server: {0}; does the agent run in a pod with a service account, or is KUBECONFIG set?"
+    )]
+    Kubernetes(String),
     /// The node's own rules.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The admin address.
+    /// The address for probes.
+    #[error(transparent)]
+    Taken(#[from] Taken),
+    /// The plugin's program.
+    #[error("the agent's own program cannot be found: {0}; say with --plugin-program where the plugin's is")]
+    Program(std::io::Error),
+    /// An address for pages, or the plugin's socket.
     #[error(transparent)]
     Admin(#[from] admin::BindError),
     /// The socket for tunnels.
     #[error("cannot listen for tunnels at {path}: {source}; does its directory exist, and may we write there?", path = path.display())]
     Zds {
         /// The socket.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
@@ -76,23 +94,42 @@ pub enum StartError {
 impl App {
     /// Opens and binds everything. Pods are touched only by [`App::run`].
     pub async fn start(config: Config, extra: impl FnOnce(Pages) -> Pages) -> Result<Self, StartError> {
-        let Source::Directory(path) = &config.source;
-        let directory = Arc::new(Directory::open(path)?);
-        let watch = Watch::start(Arc::clone(&directory), &config.node)?;
+        let ready = Ready::new();
+        let metrics = Metrics::default();
+        let addresses = config.probe_addresses();
+        let prober = prober(&config);
+        if prober.is_some() {
+            for problem in host::look_around(addresses).await? {
+                warn!(
+                    problem,
+                    "The address for kubelet's probes may be another's; choose one with --probe-address"
+                );
+            }
+        }
+        let site = Site::open(&config, &ready, &metrics).await?;
         let spawner = Spawner::new(|name, future| {
             task::spawn(name, future);
         });
         let (server, tunnels) = zds::server::bind(&config.zds_socket, spawner)
             .map_err(|source| StartError::Zds { path: config.zds_socket.clone(), source })?;
-        let admin = admin::Server::bind(std::slice::from_ref(&config.admin)).await?;
-        let ready = Ready::new();
         let synced = ready.task("pods of this node");
+        let installer = if config.plugin.install {
+            Some((installer(&config)?, ready.task("the plugin in the runtime's configuration")))
+        } else {
+            None
+        };
         let ledger = Ledger::default();
-        let metrics = Metrics::default();
+        let rules = Arc::new(Rules {
+            excluded: config.excluded_namespaces.iter().cloned().collect(),
+            dns: capture(config.dns_capture),
+            probes: addresses,
+        });
         let tools = Arc::new(Tools {
-            probes: Probes::open(prober(config.probes)).await?,
-            annotations: Annotations::new(directory, &config.node),
+            probes: Probes::open(prober, addresses).await?,
+            annotations: site.annotations.clone(),
+            events: site.events.clone(),
             ipv6: capture(config.ipv6),
+            host_proc: config.host_proc.clone(),
             tunnels,
             ledger: ledger.clone(),
             metrics: metrics.clone(),
@@ -100,52 +137,48 @@ impl App {
         let mut registry = Registry::new();
         let connected = tools.tunnels.clone();
         metrics.register(&mut registry, &ledger, move || connected.connected());
-        let pages = extra(registry.share().pages(pages(&ready, &ledger)));
-        let rules = Rules {
-            excluded: config.excluded_namespaces.iter().cloned().collect(),
-            dns: capture(config.dns_capture),
+        let shared = registry.share();
+        let (ask, desk) = mpsc::channel(arrivals::QUEUE);
+        let arrivals = Arrivals {
+            lookup: site.lookup.clone(),
+            rules: Arc::clone(&rules),
+            desk: ask,
+            host_proc: config.host_proc.clone(),
+            metrics,
         };
-        let feed = Feed::new(Arc::clone(&tools));
-        let roster = Roster::default();
-        Ok(Self { config, watch, feed, tools, roster, rules, server, admin, pages, synced })
+        let pages = extra(shared.pages(debug(&ledger, health(&ready, Pages::new("Ambit node agent")))));
+        let admin = admin::Server::bind(std::slice::from_ref(&config.admin)).await?;
+        let admin_addresses = admin.local_addresses();
+        let mut doors = vec![(admin, pages)];
+        doors.extend(narrow_doors(&config, &ready, &shared, arrivals).await?);
+        Ok(Self { config, site, tools, rules, server, doors, admin_addresses, desk, installer, synced })
     }
 
     /// Where the pages for operators are, with the real port.
-    pub fn admin_addresses(&self) -> Vec<std::net::SocketAddr> {
-        self.admin.local_addresses()
+    pub fn admin_addresses(&self) -> Vec<SocketAddr> {
+        self.admin_addresses.clone()
     }
 
     /// Captures pods until `stop`.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) {
-        let (end, ended) = oneshot::channel::<()>();
-        let pages = std::mem::replace(&mut self.pages, Pages::new(""));
-        let Self { config, mut watch, mut feed, tools, mut roster, rules, server, admin, synced, .. } = self;
-        let admin_task = task::spawn("admin", admin.serve(pages, until(ended))).owned();
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let Self { config, site, tools, rules, server, doors, mut desk, installer, synced, .. } = self;
+        let (end, ended) = watch::channel(());
+        let open: Vec<Owned> = doors.into_iter().map(|door| serve(door, ended.clone())).collect();
+        let Site { mut watch, sandboxes, cluster, .. } = site;
+        let uninstaller = installer.as_ref().map(|(installer, _)| installer.clone());
+        let mut post = Post::new(Arc::clone(&tools), rules, sandboxes, config.host_proc.clone());
+        let mut helpers = Vec::new();
 
         let follow = async {
-            let view = first_view(&mut watch).await;
+            let view = watch.first().await;
             forget_absent(&tools, &view);
-            enact(&mut feed, &tools, &mut roster, &rules, &view);
-            feed.first_tries(FIRST_TRIES).await;
-            if roster.all_have_addresses() {
-                let uids = roster.uids().map(str::to_owned).collect();
-                if let Err(error) = tools.probes.retain(uids).await {
-                    warn!(%error, "Probes of pods that are gone are still let through");
-                }
-            }
+            post.see(view).await;
+            post.first_tries(FIRST_TRIES).await;
             synced.done();
-            info!(node = %config.node, source = %config.source, pods = roster.uids().count(), "Agent ready");
-            let follow = async {
-                loop {
-                    watch.changed().await;
-                    match watch.read().await {
-                        Ok(view) => enact(&mut feed, &tools, &mut roster, &rules, &view),
-                        Err(error) => warn!(%error, "The directory cannot be read; pods stay as they are"),
-                    }
-                }
-            };
+            info!(node = %config.node, source = %config.source, pods = post.members(), "Agent ready");
+            helpers = help(&config, cluster.clone(), installer, &tools);
             tokio::select! {
-                () = follow => {}
+                () = post.follow(watch, &mut desk) => {}
                 () = server.serve(std::future::pending()) => {}
             }
         };
@@ -153,39 +186,116 @@ impl App {
             () = follow => {}
             () = stop => {}
         }
-        if config.cleanup_on_exit {
-            feed.carry_out(roster.dissolve());
-            feed.departures(DEPARTURES).await;
-            if let Err(error) = tools.probes.remove().await {
-                warn!(%error, "The node's own rules are still in force");
+        // Whoever repairs what is about to be taken away must be gone first.
+        drop(helpers);
+        let clean = config.cleanup_on_exit || ending(cluster).await == Ending::Uninstalled;
+        if clean {
+            if let Some(installer) = uninstaller {
+                uninstall(installer).await;
             }
+            post.dissolve(DEPARTURES).await;
         }
-        info!(cleaned = config.cleanup_on_exit, "Agent ends");
+        info!(cleaned = clean, "Agent ends");
         drop(end);
-        drop(admin_task);
+        drop(open);
     }
 }
 
-async fn until(ended: oneshot::Receiver<()>) {
-    // The sender is only ever dropped.
-    let _ = ended.await;
+fn serve((door, pages): (admin::Server, Pages), mut ended: watch::Receiver<()>) -> Owned {
+    let ended = async move {
+        // The sender is only ever dropped.
+        let _ = ended.changed().await;
+    };
+    task::spawn("admin", door.serve(pages, ended)).owned()
 }
 
-/// The first view. Without one there is nothing to do but to try again.
-async fn first_view(watch: &mut Watch) -> View {
-    loop {
-        match watch.read().await {
-            Ok(view) => return view,
-            Err(error) => warn!(%error, "The directory cannot be read"),
+/// What goes on beside the pods: the plugin is kept installed, the taint is taken off.
+fn help(
+    config: &Config,
+    cluster: Option<Cluster>,
+    installer: Option<(Installer, Pending)>,
+    tools: &Tools,
+) -> Vec<Owned> {
+    let mut helpers = Vec::new();
+    // Where it is not ours to install, it is taken for installed.
+    let (installed, is_installed) = watch::channel(installer.is_none());
+    match installer {
+        Some((installer, ready)) => {
+            let keeping = installer.keep(tools.metrics.clone(), ready, installed);
+            helpers.push(task::spawn("install", keeping).owned());
         }
-        watch.changed().await;
+        // Kept for as long as anyone looks at it.
+        None => helpers.push(task::spawn("install", async move { installed.closed().await }).owned()),
+    }
+    let Some(Cluster { client, own }) = cluster else { return helpers };
+    if let Some(own) = own {
+        helpers.push(task::spawn("own DaemonSet", async move { own.look().await }).owned());
+    }
+    if config.cluster.remove_taint {
+        let removal = taint::remove(client, config.node.clone(), tools.tunnels.synced(), is_installed);
+        helpers.push(task::spawn("taint", removal).owned());
+    }
+    helpers
+}
+
+async fn ending(cluster: Option<Cluster>) -> Ending {
+    match cluster.and_then(|cluster| cluster.own) {
+        Some(own) => own.ending().await,
+        None => Ending::Replaced,
     }
 }
 
-fn enact(feed: &mut Feed, tools: &Tools, roster: &mut Roster, rules: &Rules, view: &View) {
-    let plan = roster.reconcile(view, rules, &|pod| Annotated.find(pod));
-    tools.ledger.bystanders(&plan.bystanders);
-    feed.carry_out(plan.changes);
+async fn uninstall(installer: Installer) {
+    match tokio::task::spawn_blocking(move || installer.uninstall()).await {
+        Ok(Ok(outcome)) => info!(files = ?outcome.changed, "The plugin was taken away"),
+        Ok(Err(error)) => warn!(%error, "The plugin is still in the runtime's configuration"),
+        Err(_) => warn!("The plugin is still in the runtime's configuration: the task that removes it died"),
+    }
+}
+
+fn installer(config: &Config) -> Result<Installer, StartError> {
+    let plugin = &config.plugin;
+    let program = match &plugin.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe().map_err(StartError::Program)?.with_file_name(PLUGIN),
+    };
+    let socket = config.plugin_socket().unwrap_or_default();
+    Ok(Installer {
+        program,
+        bin_dir: plugin.bin_dir.clone(),
+        conf_dir: plugin.conf_dir.clone(),
+        ownership: if plugin.own_cni_config { Ownership::Own } else { Ownership::Chained },
+        own: plugin.own_cni_config_file.clone(),
+        entry: Entry {
+            socket: socket.display().to_string(),
+            excluded: config.excluded_namespaces.clone(),
+            system: plugin.system_namespace.clone(),
+            timeout_seconds: plugin.timeout,
+        },
+        same: Arc::default(),
+    })
+}
+
+/// Listeners that offer one thing each, to those who may not have the other pages.
+async fn narrow_doors(
+    config: &Config,
+    ready: &Ready,
+    metrics: &metrics::Metrics,
+    arrivals: Arrivals,
+) -> Result<Vec<(admin::Server, Pages)>, StartError> {
+    let socket = config.plugin_socket().map(Address::Unix);
+    let wanted = [
+        (config.health.clone(), health(ready, Pages::new("Ambit node agent: health"))),
+        (config.telemetry.clone(), metrics.pages(Pages::new("Ambit node agent: metrics"))),
+        (socket, arrivals.pages()),
+    ];
+    let mut doors = Vec::new();
+    for (address, pages) in wanted {
+        if let Some(address) = address {
+            doors.push((admin::Server::bind(&[address]).await?, pages));
+        }
+    }
+    Ok(doors)
 }
 
 fn forget_absent(tools: &Tools, view: &View) {
@@ -197,11 +307,10 @@ fn forget_absent(tools: &Tools, view: &View) {
     }
 }
 
-fn pages(ready: &Ready, ledger: &Ledger) -> Pages {
+fn health(ready: &Ready, pages: Pages) -> Pages {
     let waiting = ready.clone();
-    let ledger = ledger.clone();
     ready
-        .pages(Pages::new("Ambit node agent"))
+        .pages(pages)
         .page(Method::GET, "/healthz", "whether the process answers", |_| Response::text("ok\n"))
         .page(Method::GET, "/readyz", "whether the pods of this node have been looked at", move |_| {
             let pending = waiting.pending();
@@ -212,21 +321,30 @@ fn pages(ready: &Ready, ledger: &Ledger) -> Pages {
                 Response::text(text).with_status(http::StatusCode::SERVICE_UNAVAILABLE)
             }
         })
-        .page(Method::GET, "/debug/pods", "each pod of this node: its state, and why", move |_| {
-            match serde_json::to_vec_pretty(&ledger.entries()) {
-                Ok(json) => Response::json(json),
-                Err(error) => {
-                    Response::text(error.to_string()).with_status(http::StatusCode::INTERNAL_SERVER_ERROR)
-                }
-            }
-        })
 }
 
-fn prober(probing: Probing) -> Option<u32> {
-    match probing {
-        Probing::Auto => host::kubelet(Path::new("/proc")),
-        Probing::Off => None,
-        Probing::User(user) => Some(user),
+fn debug(ledger: &Ledger, pages: Pages) -> Pages {
+    let ledger = ledger.clone();
+    pages.page(Method::GET, "/debug/pods", "each pod of this node: its state, and why", move |_| {
+        match serde_json::to_vec_pretty(&ledger.entries()) {
+            Ok(json) => Response::json(json),
+            Err(error) => {
+                Response::text(error.to_string()).with_status(http::StatusCode::INTERNAL_SERVER_ERROR)
+            }
+        }
+    })
+}
+
+/// Kubelet's user. In Kubernetes there is a kubelet, whatever its program is called, and it is root's.
+fn prober(config: &Config) -> Option<u32> {
+    match (config.probes, &config.source) {
+        (Probing::Off, _) => None,
+        (Probing::User(user), _) => Some(user),
+        (Probing::Auto, Source::Directory(_)) => host::kubelet(&config.host_proc),
+        (Probing::Auto, Source::Kubernetes) => host::kubelet(&config.host_proc).or_else(|| {
+            warn!(proc = %config.host_proc.display(), "No kubelet is seen; root's connections are taken for its probes. Is --host-proc the node's /proc?");
+            Some(0)
+        }),
     }
 }
 

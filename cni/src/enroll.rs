@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use crate::{
     pod::{Life, Mode, Network, Pod, Sidecar},
-    redirect::{Capture, Interface, Redirect},
+    redirect::{Capture, Interface, ProbeAddresses, Redirect},
 };
 
 /// What the operator decided for all pods of the node.
@@ -14,6 +14,8 @@ pub struct Rules {
     pub excluded: BTreeSet<String>,
     /// Whether DNS is captured where the pod does not say.
     pub dns: Capture,
+    /// From where probes come.
+    pub probes: ProbeAddresses,
 }
 
 /// The answer.
@@ -40,6 +42,8 @@ pub enum Reason {
     PodOptsOut,
     /// Neither it nor its namespace asks for it.
     NotAsked,
+    /// It belongs, and has no network yet. It is enrolled when it gets one.
+    NotStarted,
 }
 
 /// Judges one pod. `namespace` is what its namespace's label says; `Unsaid` if there is no such namespace.
@@ -47,6 +51,18 @@ pub fn judge(pod: &Pod, namespace: Mode, rules: &Rules) -> Verdict {
     match obstacle(pod, namespace, rules) {
         Some(reason) => Verdict::Out(reason),
         None => Verdict::In(redirect(pod, rules)),
+    }
+}
+
+/// Whether someone wants a pod in the mesh that is left out for this reason, and should be told.
+pub fn is_refused(pod: &Pod, namespace: Mode, reason: Reason) -> bool {
+    match reason {
+        Reason::HostNetwork | Reason::Sidecar => {
+            matches!((pod.mode, namespace), (Mode::Ambient, _) | (Mode::Unsaid, Mode::Ambient))
+        }
+        // The operator excluded the namespace; only a pod's own label contradicts.
+        Reason::ExcludedNamespace => pod.mode == Mode::Ambient,
+        Reason::Over | Reason::PodOptsOut | Reason::NotAsked | Reason::NotStarted => false,
     }
 }
 
@@ -89,6 +105,21 @@ fn redirect(pod: &Pod, rules: &Rules) -> Redirect {
             .flat_map(|list| list.split(','))
             .filter_map(|name| Interface::parse(name.trim()).ok())
             .collect(),
+        probes: rules.probes,
+    }
+}
+
+impl Reason {
+    /// What one can do about it.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::HostNetwork => "set hostNetwork to false, or label it istio.io/dataplane-mode=none",
+            Self::Sidecar => "start it without a sidecar (label sidecar.istio.io/inject=false)",
+            Self::ExcludedNamespace => "move it, or take the namespace off the agent's --excluded-namespaces",
+            Self::Over | Self::NotStarted => "nothing has to be done",
+            Self::PodOptsOut => "remove that label",
+            Self::NotAsked => "label it or its namespace",
+        }
     }
 }
 
@@ -101,6 +132,7 @@ impl fmt::Display for Reason {
             Self::Over => "it has finished",
             Self::PodOptsOut => "its own label istio.io/dataplane-mode opts out",
             Self::NotAsked => "neither it nor its namespace is labelled istio.io/dataplane-mode=ambient",
+            Self::NotStarted => "it has no network yet",
         })
     }
 }
@@ -111,7 +143,11 @@ mod tests {
     use crate::pod::{Wishes, tests::pod};
 
     fn rules() -> Rules {
-        Rules { excluded: ["kube-system".to_owned()].into(), dns: Capture::On }
+        Rules {
+            excluded: ["kube-system".to_owned()].into(),
+            dns: Capture::On,
+            probes: ProbeAddresses::default(),
+        }
     }
 
     fn outcome(pod: &Pod, namespace: Mode) -> Option<Reason> {
@@ -149,6 +185,24 @@ mod tests {
             (Pod { namespace: "kube-system".into(), ..ambient }, Reason::ExcludedNamespace),
         ] {
             assert_eq!(outcome(&pod, Mode::Ambient), Some(reason));
+        }
+    }
+
+    #[test]
+    fn whoever_asks_in_vain_is_told() {
+        use Mode::{Ambient, Out, Unsaid};
+        for (own, namespace, reason, told) in [
+            (Ambient, Unsaid, Reason::HostNetwork, true),
+            (Unsaid, Ambient, Reason::HostNetwork, true),
+            (Unsaid, Ambient, Reason::Sidecar, true),
+            (Unsaid, Unsaid, Reason::Sidecar, false),
+            (Out, Ambient, Reason::HostNetwork, false),
+            (Ambient, Unsaid, Reason::ExcludedNamespace, true),
+            (Unsaid, Ambient, Reason::ExcludedNamespace, false),
+            (Ambient, Ambient, Reason::Over, false),
+        ] {
+            let pod = Pod { mode: own, ..pod("a") };
+            assert_eq!(is_refused(&pod, namespace, reason), told, "{own:?} {namespace:?} {reason:?}");
         }
     }
 

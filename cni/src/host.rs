@@ -9,14 +9,23 @@ use std::{
     net::IpAddr,
     os::unix::fs::MetadataExt as _,
     path::Path,
+    time::Duration,
 };
 
+use ipnet::IpNet;
+use nix::unistd::geteuid;
 use serde_json::Value;
-use tokio::sync::Mutex;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Mutex,
+    time::timeout,
+};
 
 use crate::{
     command::{self, CommandError},
-    redirect::rules::{PROBE_V4, PROBE_V6},
+    netns::{Netns, NetnsError},
+    redirect::ProbeAddresses,
+    scan,
 };
 
 /// The table in the node's namespace.
@@ -25,12 +34,23 @@ pub const TABLE: &str = "ambit-probes";
 /// Programs that are kubelet, or hold it in themselves.
 const KUBELETS: [&str; 5] = ["kubelet", "kubelite", "k3s", "k3s-server", "k3s-agent"];
 
+/// How long a connection from the node to one of its pods may take.
+const NEAR: Duration = Duration::from_secs(1);
+
 /// The rule and its set, kept in step with the pods.
 #[derive(Debug)]
 pub struct Probes {
     /// Kubelet's user; without one there is nobody whose probes could be told apart.
     prober: Option<u32>,
-    set: Mutex<ProbeSet>,
+    addresses: ProbeAddresses,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    set: ProbeSet,
+    /// The table as we have made it; nothing while it is a former agent's.
+    applied: String,
 }
 
 /// The addresses of enrolled pods. Pure.
@@ -42,12 +62,12 @@ pub struct ProbeSet {
 impl Probes {
     /// For probes of the user `prober`. Takes over what a former agent left: until pods have been looked
     /// at again, their probes must not fail.
-    pub async fn open(prober: Option<u32>) -> Result<Self, HostError> {
+    pub async fn open(prober: Option<u32>, addresses: ProbeAddresses) -> Result<Self, HostError> {
         let set = match prober {
             Some(_) => on_node(left_behind).await?,
             None => ProbeSet::default(),
         };
-        Ok(Self { prober, set: Mutex::new(set) })
+        Ok(Self { prober, addresses, kept: Mutex::new(Kept { set, applied: String::new() }) })
     }
 
     /// The pod's probes are let through, at these addresses and no others.
@@ -70,22 +90,145 @@ impl Probes {
         if self.prober.is_none() {
             return Ok(());
         }
-        *self.set.lock().await = ProbeSet::default();
+        *self.kept.lock().await = Kept::default();
         on_node(|| command::demand("nft", &["-f", "-"], &removal()).map(drop)).await
     }
 
     async fn change(&self, edit: impl FnOnce(&mut ProbeSet)) -> Result<(), HostError> {
         let Some(prober) = self.prober else { return Ok(()) };
-        let mut set = self.set.lock().await;
-        let mut after = set.clone();
+        let mut kept = self.kept.lock().await;
+        let mut after = kept.set.clone();
         edit(&mut after);
-        if *set != after {
-            let ruleset = after.ruleset(prober);
-            on_node(move || command::demand("nft", &["-f", "-"], &ruleset).map(drop)).await?;
-            *set = after;
+        let ruleset = after.ruleset(prober, self.addresses);
+        if kept.applied != ruleset {
+            let input = ruleset.clone();
+            on_node(move || command::demand("nft", &["-f", "-"], &input).map(drop)).await?;
+            *kept = Kept { set: after, applied: ruleset };
         }
         Ok(())
     }
+
+    /// Connects to the pod as kubelet does, and sees whether it arrives as a probe. We can play kubelet only if we
+    /// are the same user; else nothing is known, and nothing said.
+    pub async fn prove(&self, netns: &Netns, ips: &[IpAddr]) -> Result<(), Unproven> {
+        if self.prober != Some(geteuid().as_raw()) {
+            return Ok(());
+        }
+        for family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
+            if let Some(ip) = ips.iter().copied().find(family) {
+                self.probe(netns, ip).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn probe(&self, netns: &Netns, ip: IpAddr) -> Result<(), Unproven> {
+        let expected = self.addresses.of(ip);
+        let listener = netns.inside(move || std::net::TcpListener::bind((ip, 0))).await?;
+        let listener = listener.and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        });
+        let listener = listener.map_err(Unproven::Listen)?;
+        let to = listener.local_addr().map_err(Unproven::Listen)?;
+        let _dialled = match timeout(NEAR, TcpStream::connect(to)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(Unproven::Unreachable { ip, why: error.to_string() }),
+            Err(_) => return Err(Unproven::Unreachable { ip, why: format!("no answer within {NEAR:?}") }),
+        };
+        match timeout(NEAR, listener.accept()).await {
+            Ok(Ok((_, from))) if from.ip().to_canonical() == expected => Ok(()),
+            Ok(Ok((_, from))) => Err(Unproven::Translated { ip, expected, seen: from.ip() }),
+            Ok(Err(error)) => Err(Unproven::Listen(error)),
+            Err(_) => Err(Unproven::Captured { ip }),
+        }
+    }
+}
+
+/// Why kubelet's probes may not reach a pod.
+#[derive(Debug, thiserror::Error)]
+pub enum Unproven {
+    /// The test itself failed.
+    #[error("the test of the pod's probes could not listen in the pod: {0}")]
+    Listen(#[source] std::io::Error),
+    /// The same.
+    #[error("the test of the pod's probes could not enter the pod: {0}")]
+    Enter(#[from] NetnsError),
+    /// Nothing arrives.
+    #[error(
+        "a connection from the node does not reach the pod at {ip}: {why}; does a NetworkPolicy or the cluster's network \
+         forbid the node to reach its pods?"
+    )]
+    Unreachable {
+        /// Where to.
+        ip: IpAddr,
+        /// Why.
+        why: String,
+    },
+    /// It arrives as something else.
+    #[error(
+        "a probe of the pod at {ip} comes from {seen} instead of {expected}: another program's rules translate it before \
+         ours; see `nft list ruleset` on the node for a chain of hook postrouting before ours"
+    )]
+    Translated {
+        /// Where to.
+        ip: IpAddr,
+        /// Where from it should come.
+        expected: IpAddr,
+        /// Where from it comes.
+        seen: IpAddr,
+    },
+    /// It does not arrive at its port.
+    #[error(
+        "a probe of the pod at {ip} is taken for traffic and captured: the node does not mark it; does the agent run in the \
+         node's network (hostNetwork), and does another program's rule stand before ours?"
+    )]
+    Captured {
+        /// Where to.
+        ip: IpAddr,
+    },
+}
+
+/// An address for probes that is somebody's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the address for probes, {0}, is an address of this node: whoever has it would pass all pods by unseen; choose another \
+     with --probe-address or --probe-address-v6"
+)]
+pub struct Taken(pub IpAddr);
+
+/// Whether the addresses that mean "probe" are free on this node: none of its own, and, which is only worth a
+/// warning, in no network that it has a route of its own to.
+pub async fn look_around(addresses: ProbeAddresses) -> Result<Vec<String>, Taken> {
+    let all = [IpAddr::from(addresses.v4), IpAddr::from(addresses.v6)];
+    let looked = tokio::task::spawn_blocking(move || {
+        let own = scan::addresses();
+        if let Some(taken) = all.into_iter().find(|ip| own.contains(ip)) {
+            return Err(Taken(taken));
+        }
+        let listed = ["-4", "-6"]
+            .map(|family| command::run("ip", &[family, "-j", "route", "show", "table", "all"], ""));
+        let listed = listed.into_iter().flatten().map(|output| output.out);
+        Ok(listed
+            .flat_map(|listing| {
+                all.into_iter().filter_map(move |ip| covering(&listing, ip)).collect::<Vec<_>>()
+            })
+            .collect())
+    });
+    looked.await.unwrap_or(Ok(Vec::new()))
+}
+
+/// The network that a route of its own leads to and that the address is in. Wide networks are nobody's in
+/// particular.
+fn covering(listing: &str, ip: IpAddr) -> Option<String> {
+    let listing: Value = serde_json::from_str(listing).ok()?;
+    let narrow = if ip.is_ipv4() { 20 } else { 64 };
+    let mut destinations = listing.as_array()?.iter().filter_map(|route| route.get("dst")?.as_str());
+    destinations.find_map(|text| {
+        let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))?;
+        (net.prefix_len() >= narrow && net.contains(&ip))
+            .then(|| format!("{ip} is in {text}, to which this node has a route"))
+    })
 }
 
 /// Why the node's rules could not be changed.
@@ -111,7 +254,8 @@ impl ProbeSet {
 
     /// The whole table, in the place of the old one. Its chain is before `srcnat`, where other CNIs stand with
     /// rules for everything: who translates first decides (protocols 12, line 41).
-    fn ruleset(&self, prober: u32) -> String {
+    fn ruleset(&self, prober: u32, addresses: ProbeAddresses) -> String {
+        let ProbeAddresses { v4: from_v4, v6: from_v6 } = addresses;
         let v4 = self.elements(IpAddr::is_ipv4);
         let v6 = self.elements(IpAddr::is_ipv6);
         format!(
@@ -124,8 +268,8 @@ impl ProbeSet {
 	}}
 	chain postrouting {{
 		type nat hook postrouting priority srcnat - 1; policy accept;
-		meta l4proto tcp meta skuid {prober} ip daddr @probes-v4 counter snat ip to {PROBE_V4}
-		meta l4proto tcp meta skuid {prober} ip6 daddr @probes-v6 counter snat ip6 to {PROBE_V6}
+		meta l4proto tcp meta skuid {prober} ip daddr @probes-v4 counter snat ip to {from_v4}
+		meta l4proto tcp meta skuid {prober} ip6 daddr @probes-v6 counter snat ip6 to {from_v6}
 	}}
 }}
 ",
@@ -200,10 +344,10 @@ mod tests {
     #[test]
     fn the_table() {
         let mut set = ProbeSet::default();
-        insta::assert_snapshot!("empty", set.ruleset(0));
+        insta::assert_snapshot!("empty", set.ruleset(0, ProbeAddresses::default()));
         set.assign("uid-a", &[ip("10.0.0.1"), ip("fd00::1")]);
         set.assign("uid-b", &[ip("10.0.0.2")]);
-        insta::assert_snapshot!("three", set.ruleset(997));
+        insta::assert_snapshot!("three", set.ruleset(997, ProbeAddresses::default()));
     }
 
     #[test]
@@ -231,6 +375,18 @@ mod tests {
         let owners = [(ip("10.0.0.1"), "a".to_owned()), (ip("fd00::1"), "a".to_owned())];
         assert_eq!(ProbeSet::read(listing).owners, owners.into());
         assert_eq!(ProbeSet::read("nonsense"), ProbeSet::default());
+    }
+
+    #[test]
+    fn a_route_of_its_own_to_the_address_for_probes_is_noticed() {
+        let listing = r#"[{"dst": "default", "gateway": "10.0.0.1"}, {"dst": "10.0.0.0/24"}, {"dst": "169.254.0.0/16"},
+            {"type": "local", "dst": "10.0.0.7"}, {"dst": "169.254.7.0/24"}, {"dst": 7}, {}]"#;
+        assert!(covering(listing, ip("169.254.7.127")).unwrap().contains("169.254.7.0/24"));
+        assert!(covering(listing, ip("10.0.0.7")).is_some());
+        for other in ["169.254.8.1", "192.0.2.1", "fd00::1"] {
+            assert_eq!(covering(listing, ip(other)), None, "{other}");
+        }
+        assert_eq!(covering("nonsense", ip("10.0.0.7")), None);
     }
 
     #[test]

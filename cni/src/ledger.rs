@@ -26,7 +26,7 @@ pub struct Entry {
     pub state: State,
     /// Why it is not further; empty when there is nothing to say.
     pub reason: String,
-    /// The file of its network namespace, if known.
+    /// Its network namespace, if known.
     pub netns: Option<String>,
 }
 
@@ -68,7 +68,7 @@ impl Ledger {
             uid: member.uid.clone(),
             state,
             reason: reason.into(),
-            netns: member.netns.as_ref().map(|path| path.display().to_string()),
+            netns: member.netns.as_ref().map(ToString::to_string),
         };
         self.lock().insert(member.uid.clone(), entry);
     }
@@ -83,7 +83,7 @@ impl Ledger {
     pub fn bystanders(&self, bystanders: &[Bystander]) {
         let mut entries = self.lock();
         entries.retain(|_, entry| entry.state != State::Outside);
-        for Bystander { pod, reason } in bystanders {
+        for Bystander { pod, reason, .. } in bystanders {
             entries.entry(pod.uid.clone()).or_insert_with(|| Entry {
                 namespace: pod.namespace.clone(),
                 name: pod.name.clone(),

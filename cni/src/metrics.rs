@@ -19,6 +19,11 @@ pub struct Metrics {
     left: Family<How, Counter>,
     failed: Family<Step, Counter>,
     repaired: Counter,
+    arrivals: Family<Outcome, Counter>,
+    reinstalled: Counter,
+    events: Family<Outcome, Counter>,
+    api_failed: Family<Kind, Counter>,
+    unproven: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -29,6 +34,16 @@ struct How {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Step {
     step: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
 }
 
 impl Metrics {
@@ -45,6 +60,17 @@ impl Metrics {
         registry.register("ambit_agent_enrolment_failures", help, self.failed.clone());
         let help = "Pods whose rules were found changed and put back";
         registry.register("ambit_agent_rules_repaired", help, self.repaired.clone());
+        let help = "Pods that the plugin announced, by what became of them";
+        registry.register("ambit_agent_arrivals", help, self.arrivals.clone());
+        let help =
+            "Times that the plugin was put back into the runtime's configuration after another changed it";
+        registry.register("ambit_agent_plugin_reinstalled", help, self.reinstalled.clone());
+        let help = "Kubernetes Events about pods that are not enrolled";
+        registry.register("ambit_agent_events", help, self.events.clone());
+        let help = "Failures of watching the API server";
+        registry.register("ambit_agent_api_failures", help, self.api_failed.clone());
+        let help = "Pods that a probe from the node did not reach as it should";
+        registry.register("ambit_agent_probes_blocked", help, self.unproven.clone());
         registry.collect(Now { ledger: ledger.clone(), tunnels: Box::new(tunnels) });
     }
 
@@ -65,6 +91,31 @@ impl Metrics {
     /// A step failed.
     pub fn failed(&self, step: &'static str) {
         self.failed.get_or_create(&Step { step }).inc();
+    }
+
+    /// A pod that the plugin announced was captured, left outside, refused, or could not be judged.
+    pub fn arrival(&self, outcome: &'static str) {
+        self.arrivals.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// The plugin was put back into the runtime's configuration.
+    pub fn reinstalled(&self) {
+        self.reinstalled.inc();
+    }
+
+    /// An Event was written, dropped, or failed.
+    pub fn event(&self, outcome: &'static str) {
+        self.events.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Watching a kind failed.
+    pub fn api_failed(&self, kind: &'static str) {
+        self.api_failed.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// A probe did not reach a pod.
+    pub fn unproven(&self) {
+        self.unproven.inc();
     }
 
     /// Rules were put back.

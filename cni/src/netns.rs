@@ -1,6 +1,8 @@
 //! Pods' network namespaces: finding them, holding them, and doing something inside.
 
 use std::{
+    collections::BTreeMap,
+    fmt,
     fs::File,
     io,
     os::{
@@ -17,19 +19,73 @@ use tokio::sync::oneshot;
 
 use crate::pod::Pod;
 
-/// How the agent learns which namespace is a pod's. The lab writes it into an annotation.
-pub trait NetnsSource: Send + Sync {
-    /// The file that stands for the pod's namespace, if it is known now.
-    fn find(&self, pod: &Pod) -> Option<PathBuf>;
+/// How the agent knows a pod's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetnsAt {
+    /// By a file that stands for it. The file may come to stand for another.
+    File(PathBuf),
+    /// It is held: there is nothing to look for.
+    Held(Netns),
 }
 
-/// The annotation `ambit.io/netns`.
-#[derive(Debug, Clone, Copy)]
-pub struct Annotated;
+/// The namespaces of pods, as far as they are known.
+#[derive(Debug)]
+pub struct Sandboxes {
+    held: BTreeMap<String, Netns>,
+    annotations: Annotations,
+}
 
-impl NetnsSource for Annotated {
-    fn find(&self, pod: &Pod) -> Option<PathBuf> {
-        pod.netns.clone()
+/// Whether the annotation `ambit.io/netns` is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Annotations {
+    /// It is: whoever writes pods runs them too, as the lab does.
+    Believed,
+    /// It is not: whoever may create a pod could name another's namespace.
+    Ignored,
+}
+
+impl Sandboxes {
+    /// None known yet.
+    pub fn new(annotations: Annotations) -> Self {
+        Self { held: BTreeMap::new(), annotations }
+    }
+
+    /// Where the pod's namespace is, if that is known now.
+    pub fn find(&self, pod: &Pod) -> Option<NetnsAt> {
+        match (self.held.get(&pod.uid), self.annotations) {
+            (Some(netns), _) => Some(NetnsAt::Held(netns.clone())),
+            (None, Annotations::Believed) => pod.netns.clone().map(NetnsAt::File),
+            (None, Annotations::Ignored) => None,
+        }
+    }
+
+    /// Whether pods that run already have to be looked for: nobody names their namespaces.
+    pub fn has_to_look(&self) -> bool {
+        self.annotations == Annotations::Ignored
+    }
+
+    /// The pod's namespace is this one, whatever was known before.
+    pub fn learn(&mut self, uid: &str, netns: Netns) {
+        self.held.insert(uid.to_owned(), netns);
+    }
+
+    /// The pod has no namespace any more.
+    pub fn forget(&mut self, uid: &str) {
+        self.held.remove(uid);
+    }
+
+    /// Lets go of everyone else's.
+    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.held.retain(|uid, _| wanted(uid));
+    }
+}
+
+impl fmt::Display for NetnsAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Held(netns) => write!(f, "net:[{}]", netns.id.inode),
+        }
     }
 }
 
@@ -39,6 +95,14 @@ pub struct Netns {
     file: Arc<OwnedFd>,
     id: NetnsId,
 }
+
+impl PartialEq for Netns {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Netns {}
 
 /// What tells namespaces apart. A path can come to mean another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

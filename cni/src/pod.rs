@@ -6,11 +6,16 @@ use ambit_api::labels;
 use k8s_openapi::api::core::v1::Pod as KubernetesPod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+/// On the image of a pod that kubelet read from a file: the UID that kubelet knows it by.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// A pod, as far as its node's agent cares.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
     /// Its UID: the one name that is never used twice.
     pub uid: String,
+    /// Its UID as kubelet names it: another one where kubelet read the pod from a file and the API has but its image.
+    pub kubelet_uid: String,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -119,8 +124,10 @@ impl Pod {
         let annotation = |key: &str| text(&meta.annotations, key).map(str::to_owned);
         let spec = object.spec.as_ref();
         let status = object.status.as_ref();
+        let uid = filled(meta.uid.as_deref()).ok_or(Unusable::NoUid)?;
         Ok(Self {
-            uid: filled(meta.uid.as_deref()).ok_or(Unusable::NoUid)?,
+            kubelet_uid: annotation(MIRROR).unwrap_or_else(|| uid.clone()),
+            uid,
             namespace: filled(meta.namespace.as_deref()).unwrap_or_else(|| "default".to_owned()),
             name: filled(meta.name.as_deref()).ok_or(Unusable::NoName)?,
             service_account: filled(spec.and_then(|spec| spec.service_account_name.as_deref()))

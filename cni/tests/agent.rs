@@ -75,6 +75,44 @@ impl Mesh {
         );
     }
 
+    /// The pod before its network is made.
+    fn write_unborn(&self, uid: &str) {
+        self.put(
+            "web.yaml",
+            &format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, namespace: shop, uid: {uid}}}\n\
+                 spec: {{nodeName: n1, serviceAccountName: seller, containers: []}}\nstatus: {{phase: Pending}}\n"
+            ),
+        );
+    }
+
+    /// Runs the plugin as a runtime does that has just made the pod's network.
+    fn announce(&self, uid: &str) -> Child {
+        let input = serde_json::json!({
+            "cniVersion": "1.0.0", "name": "net", "type": "ambit-cni", "agent_socket": self.plugin_socket(),
+            "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "10.99.0.2/24"}, {"address": "fd99::2/64"}]},
+        });
+        let mut plugin = Command::new(env!("CARGO_BIN_EXE_ambit-cni"))
+            .env("CNI_COMMAND", "ADD")
+            .env("CNI_NETNS", self.place.path())
+            .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID={uid}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        write!(plugin.stdin.take().unwrap(), "{input}").unwrap();
+        plugin
+    }
+
+    fn plugin_socket(&self) -> PathBuf {
+        self.dir.path().join("agent.sock")
+    }
+
+    fn start_with_plugin(&mut self, flags: &[&str]) {
+        let socket = self.plugin_socket().display().to_string();
+        self.start(&[&["--plugin-socket", &socket], flags].concat());
+    }
+
     fn put(&self, name: &str, text: &str) {
         let hidden = self.source().join(format!(".{name}"));
         fs::write(&hidden, text).unwrap();
@@ -276,6 +314,115 @@ async fn a_label_enrols_a_running_pod_and_its_removal_lets_it_go() {
     });
 }
 
+/// What the plugin says, and whether the pod may start.
+fn outcome(plugin: Child) -> (bool, String) {
+    let output = plugin.wait_with_output().unwrap();
+    (output.status.success(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_starts_when_it_is_captured_and_not_before() {
+    if !allowed() {
+        return;
+    }
+    let mut mesh = Mesh::make();
+    mesh.label(Some("ambient"));
+    mesh.write_unborn("u1");
+    mesh.start_with_plugin(&["--probes", "0"]);
+    let mode = fs::metadata(mesh.plugin_socket()).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600, "only root may have pods enrolled");
+    let mut tunnel = mesh.tunnel().await;
+    assert_eq!(snapshot(&mut tunnel).await, 0, "a pod without a network is nothing to tell a tunnel of");
+    assert_eq!(mesh.annotation(), None);
+
+    let mut plugin = mesh.announce("u1");
+    let request = hear(&mut tunnel).await;
+    assert!(is_add(&request, "u1", &mesh.place.path()), "{request:?}");
+    assert!(plugin.try_wait().unwrap().is_none(), "the pod waits for the tunnel");
+    assert!(!mesh.place.is_clean(), "its rules are in force by then");
+    tunnel.ack(Ok(())).await.unwrap();
+    let (started, said) = outcome(plugin);
+    assert!(started && said.contains("10.99.0.2/24"), "{said}");
+    mesh.wait_for_annotation(Some("enabled"));
+    let probes = mesh.place.in_node(|| place::run("nft", &["list", "table", "inet", "ambit-probes"]));
+    assert!(probes.contains("10.99.0.2 comment \"u1\""), "{probes}");
+
+    // What is seen of it later changes nothing, and neither does a runtime that says it twice.
+    mesh.put(
+        "web.yaml",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop, uid: u1}\n\
+         spec: {nodeName: n1, serviceAccountName: seller, containers: []}\n\
+         status: {phase: Running, podIP: 10.99.0.2, podIPs: [{ip: 10.99.0.2}, {ip: 'fd99::2'}]}\n",
+    );
+    let (again, said) = outcome(mesh.announce("u1"));
+    assert!(again, "{said}");
+    assert!(timeout(Duration::from_millis(500), tunnel.next()).await.is_err(), "the tunnel knows it already");
+    mesh.until("counted", |mesh| {
+        mesh.page("/metrics")
+            .is_some_and(|page| page.contains("ambit_agent_arrivals_total{outcome=\"captured\"} 2"))
+    });
+
+    mesh.label(None);
+    assert!(matches!(hear(&mut tunnel).await, Request::Del { uid } if uid == "u1"));
+    tunnel.ack(Ok(())).await.unwrap();
+    mesh.until("the pod is clean", |mesh| mesh.place.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_tunnel_no_pod_of_the_mesh_starts_and_nothing_is_left_of_the_try() {
+    if !allowed() {
+        return;
+    }
+    let mut mesh = Mesh::make();
+    mesh.label(Some("ambient"));
+    mesh.write_unborn("u1");
+    mesh.start_with_plugin(&["--probes", "off"]);
+    let (started, said) = outcome(mesh.announce("u1"));
+    assert!(!started && said.contains("is ztunnel running"), "{said}");
+    assert!(mesh.place.is_clean());
+    assert_eq!(mesh.annotation(), None);
+    mesh.until("waited for again", |mesh| mesh.state().1.contains("no network yet"));
+
+    // One that refuses is as good as none.
+    let mut tunnel = mesh.tunnel().await;
+    assert_eq!(snapshot(&mut tunnel).await, 0);
+    let plugin = mesh.announce("u1");
+    let waiting = std::thread::spawn(move || outcome(plugin));
+    while !waiting.is_finished() {
+        if let Ok(Ok(request)) = timeout(Duration::from_millis(50), tunnel.next()).await {
+            let answer = if matches!(request, Request::Add { .. }) { Err("no room".into()) } else { Ok(()) };
+            tunnel.ack(answer).await.unwrap();
+        }
+    }
+    let (started, said) = waiting.join().unwrap();
+    assert!(!started && said.contains("no room"), "{said}");
+    assert!(mesh.place.is_clean());
+
+    let (asked, _session) = Played::start(tunnel);
+    let (started, said) = outcome(mesh.announce("u1"));
+    assert!(started, "{said}");
+    assert!(asked.was_asked("add u1"));
+    mesh.wait_for_annotation(Some("enabled"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_does_not_belong_starts_and_whoever_is_not_known_does_not() {
+    if !allowed() {
+        return;
+    }
+    let mut mesh = Mesh::make();
+    mesh.write_unborn("u1");
+    mesh.start_with_plugin(&["--probes", "off"]);
+    let (started, said) = outcome(mesh.announce("u1"));
+    assert!(started, "{said}");
+    assert!(mesh.place.is_clean());
+    let (started, said) = outcome(mesh.announce("u2"));
+    assert!(!started && said.contains("no such pod"), "{said}");
+    mesh.stop();
+    let (started, said) = outcome(mesh.announce("u1"));
+    assert!(!started && said.contains("ambit-cni-node"), "no agent can tell: {said}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_waits_for_its_tunnel_and_tries_again_when_refused() {
     if !allowed() {
@@ -441,7 +588,7 @@ async fn kubelets_probes_reach_the_application_and_other_users_do_not() {
         let to = SocketAddr::new(families.pod, 8080);
         let mut probe = mesh.place.in_node(|| dial(to));
         let mut server = application.accept();
-        let probes: [IpAddr; 2] = [PROBE_V4, PROBE_V6].map(|ip| ip.parse().unwrap());
+        let probes = [IpAddr::from(PROBE_V4), IpAddr::from(PROBE_V6)];
         assert!(probes.contains(&server.peer_addr().unwrap().ip()), "{server:?}");
         exchange(&mut probe, &mut server);
         let script = format!("exec 3<>/dev/tcp/{}/8080", families.pod);

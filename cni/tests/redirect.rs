@@ -18,7 +18,12 @@ use place::{
 };
 
 fn usual() -> Redirect {
-    Redirect { dns: Capture::On, inbound: Capture::On, virtual_interfaces: Vec::new() }
+    Redirect {
+        dns: Capture::On,
+        inbound: Capture::On,
+        virtual_interfaces: Vec::new(),
+        probes: Default::default(),
+    }
 }
 
 async fn captured(redirect: Redirect) -> Place {

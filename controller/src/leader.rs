@@ -256,8 +256,14 @@ impl Campaign {
     }
 
     fn lose(&mut self, why: &'static str) {
-        if self.renewed.take().is_some() {
+        if self.renewed.is_some() {
             warn!(lease = %self.lease, reason = why, "This controller no longer leads");
+            self.step_down();
+        }
+    }
+
+    fn step_down(&mut self) {
+        if self.renewed.take().is_some() {
             self.counts.0.transitions.fetch_add(1, Relaxed);
             self.counts.0.leads.store(0, Relaxed);
             self.held.send_replace(false);
@@ -267,7 +273,7 @@ impl Campaign {
     /// Leaves the lease to others, if it is ours. A write of ours that was cut off may have got through, so the lease
     /// is read again.
     async fn resign(mut self) {
-        self.lose("it ends");
+        self.step_down();
         if self.seen.is_none() {
             return;
         }

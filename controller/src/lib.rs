@@ -10,6 +10,9 @@
 //! | what may change? | [`impact`] | pure: touched object → outputs |
 //! | what is it now? | [`translate`] | pure: cluster and output → workload, service or policy |
 //! | send what differs | [`publish`] | encoded, versioned, compared |
+//! | tell users | [`status`] | conditions on their objects; by the one that leads ([`leader`]) |
+//!
+//! What cannot be understood or enforced is kept out before all that, by a webhook with the same parsers ([`admit`]).
 //!
 //! The argument for correctness is one property test: for any sequence of events, the incremental result equals
 //! the translation from scratch of the final cluster.

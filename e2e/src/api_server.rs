@@ -40,7 +40,7 @@ impl ApiServer {
         keys(dir.path())?;
         fs::write(dir.path().join("tokens.csv"), format!("{ADMIN_TOKEN},admin,admin,\"system:masters\"\n"))?;
         // etcd takes the next port, too, for peers that it does not have.
-        let etcd_port = free_port()?;
+        let etcd_port = free_pair()?;
         let etcd = Program::new(&program)
             .args(["etcd", "--data-dir"])
             .arg(dir.path().join("etcd"))
@@ -145,6 +145,19 @@ fn keys(dir: &Path) -> anyhow::Result<()> {
     };
     openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "sa.key"])?;
     openssl(&["ec", "-in", "sa.key", "-pubout", "-out", "sa.pub"])
+}
+
+/// The first of two ports of loopback that nobody had a moment ago.
+fn free_pair() -> anyhow::Result<u16> {
+    for _ in 0..100 {
+        let port = free_port()?;
+        if let Some(next) = port.checked_add(1)
+            && TcpListener::bind(("127.0.0.1", next)).is_ok()
+        {
+            return Ok(port);
+        }
+    }
+    bail!("no two ports of loopback are free beside each other")
 }
 
 /// A port of loopback that nobody had a moment ago.

@@ -5,10 +5,12 @@
 //! conditions. [`demo`] is the story of `make demo`, which is also the test `story`; the other stories are in `tests/`,
 //! told by [`story`].
 //!
-//! [`api_server`] is Kubernetes' word without a cluster; [`scale`] measures the controller with it.
+//! [`kubernetes`] is a real cluster of two nodes on this machine; [`api_server`] is Kubernetes' word without a cluster,
+//! and [`scale`] measures the controller with it.
 
 pub mod api_server;
 pub mod demo;
+pub mod kubernetes;
 pub mod observe;
 pub mod scale;
 pub mod story;

@@ -48,6 +48,17 @@ impl Stop {
         &self,
         limit: Duration,
         what: &str,
+        probe: impl FnMut() -> anyhow::Result<Option<T>>,
+    ) -> anyhow::Result<T> {
+        self.until_every(PAUSE, limit, what, probe)
+    }
+
+    /// As [`Stop::until`], for a probe that costs something: it is asked again after `pause`.
+    pub fn until_every<T>(
+        &self,
+        pause: Duration,
+        limit: Duration,
+        what: &str,
         mut probe: impl FnMut() -> anyhow::Result<Option<T>>,
     ) -> anyhow::Result<T> {
         let deadline = Instant::now() + limit;
@@ -59,7 +70,7 @@ impl Stop {
             if Instant::now() >= deadline {
                 bail!("within {limit:?}: {what} did not happen");
             }
-            thread::park_timeout(PAUSE);
+            thread::park_timeout(pause);
         }
     }
 }

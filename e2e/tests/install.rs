@@ -1,7 +1,6 @@
 //! `ambit install`, `upgrade` and `uninstall` against a real API server. No pod runs: a stand-in says that all are ready.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -61,8 +60,8 @@ struct Scene {
 #[test]
 fn what_is_installed_is_upgraded_and_taken_away_without_a_trace() -> anyhow::Result<()> {
     let Some(scene) = Scene::set()? else { return Ok(()) };
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let done = Arc::new(AtomicBool::new(false));
         let stand_in = scope.spawn(|| scene.say_that_all_is_ready(&done));
         let told = scene.tell();
         done.store(true, Ordering::Relaxed);

@@ -126,15 +126,26 @@ struct Proxy {
     metrics: ambit_runtime::metrics::Metrics,
     stop: Vec<oneshot::Sender<()>>,
     tasks: Vec<JoinHandle<()>>,
-    _mesh: Discovery,
+    mesh: Discovery,
 }
 
 impl Proxy {
     async fn start(nameservers: &[SocketAddr], limit: usize) -> Self {
+        let proxy = Self::before_its_pod_is_known(nameservers, limit).await;
+        proxy.tell_of_its_pod();
+        proxy
+    }
+
+    /// As the control plane does when the API server has the pod's address.
+    fn tell_of_its_pod(&self) {
+        self.mesh.writer().apply(&[], [Update::Workload(Arc::new(pod("shop/client").build()))]);
+    }
+
+    async fn before_its_pod_is_known(nameservers: &[SocketAddr], limit: usize) -> Self {
         let (mesh, discovery) = Mesh::new(None);
-        let client = Arc::new(pod("shop/client").build());
+        let client = pod("shop/client").build();
         let web = service("shop/web.shop.svc.cluster.local").vip("10.96.0.1").build();
-        discovery.writer().apply(&[], [Update::Workload(client.clone()), Update::Service(Arc::new(web))]);
+        discovery.writer().apply(&[], [Update::Service(Arc::new(web))]);
         let mut registry = Registry::new();
         let metrics = Metrics::register(&mut registry, &Build { tag: "test".to_owned() }, Arc::default());
         let conf = ResolvConf {
@@ -163,7 +174,7 @@ impl Proxy {
             tokio::spawn(resolver.clone().serve_udp(socket, ended(udp_stopped))),
             tokio::spawn(resolver.serve_tcp(listener, ended(tcp_stopped))),
         ];
-        Self { udp, tcp, metrics: registry.share(), stop: vec![stop_udp, stop_tcp], tasks, _mesh: discovery }
+        Self { udp, tcp, metrics: registry.share(), stop: vec![stop_udp, stop_tcp], tasks, mesh: discovery }
     }
 
     async fn stop(self) {
@@ -217,6 +228,24 @@ async fn stream_once(stream: &mut TcpStream, packet: &[u8]) -> Vec<u8> {
     let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
     stream.read_exact(&mut answer).await.unwrap();
     answer
+}
+
+#[tokio::test]
+async fn a_pod_that_has_just_started_waits_for_its_first_name_and_gets_it() {
+    let proxy = Proxy::before_its_pod_is_known(&[], 64).await;
+    let question = packet("web.shop.svc.cluster.local.", RecordType::A, None);
+    let asking = async { tokio::join!(over_udp(proxy.udp, &question), over_tcp(proxy.tcp, &question)) };
+    tokio::pin!(asking);
+    let early = timeout(Duration::from_millis(300), &mut asking).await;
+    assert!(early.is_err(), "answered before anybody knew the pod: {early:?}");
+    proxy.tell_of_its_pod();
+    let (udp, tcp) = timeout(PATIENCE, asking).await.expect("an answer");
+    for answer in [udp, tcp] {
+        let answer = Message::from_vec(&answer).unwrap();
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
+        assert_eq!(answer.answers.len(), 1);
+    }
+    proxy.stop().await;
 }
 
 #[tokio::test]

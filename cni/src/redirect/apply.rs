@@ -4,7 +4,10 @@
 //! Everything here may be done twice. The table is replaced in one transaction, so no packet sees half
 //! of it, and connections that were captured before keep what conntrack knows about them.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use tracing::debug;
 
@@ -41,7 +44,23 @@ pub async fn apply(
     redirect: Redirect,
     ipv6: rules::Capture,
 ) -> Result<Applied, RedirectError> {
-    netns.inside(move || put_in(&redirect, ipv6)).await?
+    apply_by(netns, redirect, ipv6, PathBuf::from("/proc")).await
+}
+
+/// As [`apply`], where settings of the kernel are changed through another `/proc`: in a container its own cannot
+/// be written to.
+pub async fn apply_by(
+    netns: &Netns,
+    redirect: Redirect,
+    ipv6: rules::Capture,
+    proc: PathBuf,
+) -> Result<Applied, RedirectError> {
+    netns.inside(move || put_in(&redirect, ipv6, &proc)).await?
+}
+
+/// Whether settings of pods' networks can be changed through this `/proc`.
+pub fn can_change_settings(proc: &Path) -> bool {
+    fs::File::options().write(true).open(proc.join(MIGRATION)).is_ok()
 }
 
 /// Whether the rules are still as they were applied. Routes that are missing are put back on the way.
@@ -79,12 +98,12 @@ pub async fn remove(netns: &Netns) -> Result<(), RedirectError> {
         .await?
 }
 
-fn put_in(redirect: &Redirect, ipv6: rules::Capture) -> Result<Applied, RedirectError> {
+fn put_in(redirect: &Redirect, ipv6: rules::Capture, proc: &Path) -> Result<Applied, RedirectError> {
     let families = families(ipv6);
     // Routes first: a captured connection needs them from its first packet.
     route(&rules::routing(families), EXISTS)?;
     command::demand("nft", &["-f", "-"], &rules::ruleset(redirect, families))?;
-    migrate_waiting_connections();
+    migrate_waiting_connections(proc);
     let listing =
         list()?.ok_or_else(|| command::failed("nft", "the table vanished as soon as it was made"))?;
     Ok(Applied { families, listing })
@@ -101,8 +120,8 @@ fn families(ipv6: rules::Capture) -> Families {
 
 /// While a tunnel is replaced, two listen on each port; connections that wait in the old one's queue
 /// when it closes are handed to the new one instead of being reset.
-fn migrate_waiting_connections() {
-    if let Err(error) = fs::write(Path::new("/proc/sys/net/ipv4/tcp_migrate_req"), "1") {
+fn migrate_waiting_connections(proc: &Path) {
+    if let Err(error) = fs::write(proc.join(MIGRATION), "1") {
         debug!(%error, "Waiting connections will not be handed to a new tunnel");
     }
 }
@@ -118,6 +137,9 @@ fn list() -> Result<Option<String>, CommandError> {
         Err(command::failed("nft", &listed.err))
     }
 }
+
+/// Which namespace it is in depends on who opens it, not on where `/proc` is.
+const MIGRATION: &str = "sys/net/ipv4/tcp_migrate_req";
 
 /// What `ip` says of something that is there already.
 const EXISTS: &[&str] = &["File exists"];

@@ -7,4 +7,4 @@ pub mod apply;
 pub mod rules;
 
 pub use apply::{Applied, RedirectError};
-pub use rules::{Capture, Families, Interface, Redirect};
+pub use rules::{Capture, Families, Interface, ProbeAddresses, Redirect};

@@ -8,7 +8,10 @@
 //! - There is a [`draining`] form that captures nothing new and still translates what was captured, so
 //!   that the tunnel's goodbye reaches the application when a pod leaves the mesh.
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 /// The table, of family `inet`.
 pub const TABLE: &str = "ambit";
@@ -34,11 +37,33 @@ const RULE_PREFERENCE: u16 = 32764;
 /// The first packet of a connection, and only that.
 const OPENING: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 
-/// Kubelet's probes come from these addresses (the node translates them), and reach the application
-/// unseen by the tunnel.
-pub const PROBE_V4: &str = "169.254.7.127";
+/// From where kubelet's probes come unless the operator says otherwise.
+pub const PROBE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
 /// The same for IPv6.
-pub const PROBE_V6: &str = "fd16:9254:7127:1337:ffff:ffff:ffff:ffff";
+pub const PROBE_V6: Ipv6Addr = Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff);
+
+/// Kubelet's probes come from these addresses (the node translates them), and reach the application
+/// unseen by the tunnel. So nothing else may have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeAddresses {
+    /// For IPv4.
+    pub v4: Ipv4Addr,
+    /// For IPv6.
+    pub v6: Ipv6Addr,
+}
+
+impl ProbeAddresses {
+    /// The one of the same family.
+    pub fn of(self, ip: IpAddr) -> IpAddr {
+        if ip.is_ipv4() { self.v4.into() } else { self.v6.into() }
+    }
+}
+
+impl Default for ProbeAddresses {
+    fn default() -> Self {
+        Self { v4: PROBE_V4, v6: PROBE_V6 }
+    }
+}
 
 /// What to capture in one pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +74,8 @@ pub struct Redirect {
     pub inbound: Capture,
     /// Interfaces behind which nested machines sit, whose connections are treated as the pod's own.
     pub virtual_interfaces: Vec<Interface>,
+    /// From where probes come.
+    pub probes: ProbeAddresses,
 }
 
 /// Whether a kind of traffic passes through the tunnel.
@@ -167,7 +194,7 @@ fn incoming(redirect: &Redirect, families: Families) -> Vec<String> {
         rules.push(guard(families, &format!("iifname \"{name}\" meta l4proto tcp counter return")));
     }
     if redirect.inbound == Capture::On {
-        for Family { ip, probe, .. } in family(families) {
+        for (ip, probe) in probers(redirect, families) {
             rules.push(format!("{ip} saddr {probe} meta l4proto tcp counter accept"));
         }
         for Family { ip, loopback, .. } in family(families) {
@@ -182,7 +209,7 @@ fn incoming(redirect: &Redirect, families: Families) -> Vec<String> {
 /// Connections and questions of the pod itself. The order is a decision list.
 fn outgoing(redirect: &Redirect, families: Families) -> Vec<String> {
     let mut rules = Vec::new();
-    for Family { ip, probe, .. } in family(families) {
+    for (ip, probe) in probers(redirect, families) {
         rules.push(format!("{ip} daddr {probe} meta l4proto tcp counter accept"));
     }
     if redirect.dns == Capture::On {
@@ -242,13 +269,18 @@ fn marks(text: &mut String, families: Families) {
 struct Family {
     ip: &'static str,
     loopback: &'static str,
-    probe: &'static str,
 }
 
 fn family(families: Families) -> impl Iterator<Item = Family> {
-    let v4 = Family { ip: "ip", loopback: "127.0.0.1", probe: PROBE_V4 };
-    let v6 = Family { ip: "ip6", loopback: "::1", probe: PROBE_V6 };
+    let v4 = Family { ip: "ip", loopback: "127.0.0.1" };
+    let v6 = Family { ip: "ip6", loopback: "::1" };
     std::iter::once(v4).chain((families == Families::Dual).then_some(v6))
+}
+
+fn probers(redirect: &Redirect, families: Families) -> impl Iterator<Item = (&'static str, IpAddr)> {
+    let ProbeAddresses { v4, v6 } = redirect.probes;
+    let all = [IpAddr::from(v4), IpAddr::from(v6)];
+    family(families).zip(all).map(|(Family { ip, .. }, probe)| (ip, probe))
 }
 
 /// A rule that names no address speaks of both families in a table of family `inet`.
@@ -295,7 +327,12 @@ mod tests {
     use super::*;
 
     fn usual() -> Redirect {
-        Redirect { dns: Capture::On, inbound: Capture::On, virtual_interfaces: Vec::new() }
+        Redirect {
+            dns: Capture::On,
+            inbound: Capture::On,
+            virtual_interfaces: Vec::new(),
+            probes: Default::default(),
+        }
     }
 
     #[test]

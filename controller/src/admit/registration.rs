@@ -1,10 +1,12 @@
 //! Keeps the registration of the webhook: the API server must know its root, and should insist on its answer.
 //!
-//! The chart makes the ValidatingWebhookConfiguration with `failurePolicy: Ignore` and without roots, because nothing
-//! answers yet. The leader writes the root into every webhook of it, and again whenever the root changes. Then it
-//! asks the API server, as a dry run, to create a policy that this webhook must refuse. When it was refused by a
-//! webhook of this configuration, answers come through, and the policy becomes `Fail`: from then on nothing passes
-//! unjudged. Whoever sets `Ignore` again, or runs the chart again, is overruled at the next look.
+//! The chart makes the ValidatingWebhookConfiguration without roots. The leader writes the root into every webhook of
+//! it, and again whenever the root changes.
+//!
+//! A configuration that says `failurePolicy: Ignore`, so that objects can be written before anything answers, is not
+//! left so: the leader asks the API server, as a dry run, to create a policy that this webhook must refuse. When it
+//! was refused by a webhook of this configuration, answers come through, and the policy becomes `Fail`: from then on
+//! nothing passes unjudged. Whoever sets `Ignore` again is overruled at the next look.
 
 use std::{convert::Infallible, future::Future, time::Duration};
 

@@ -24,7 +24,6 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, Client,
     api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, PostParams},
-    runtime::{WatchStreamExt as _, watcher::watch_object},
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -35,7 +34,7 @@ use tokio::{
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::{exact, keeping::told};
+use super::{exact, keeping::told, watching};
 
 /// Each holds a watch at the API server. More callers wait for their turn, and give up before the tunnels' next attempt.
 const AT_ONCE: usize = 32;
@@ -177,7 +176,7 @@ impl CertManager {
     }
 
     async fn answer(&self, name: &str) -> Result<Issued, NotIssued> {
-        let mut states = std::pin::pin!(watch_object(self.requests.clone(), name).default_backoff());
+        let mut states = std::pin::pin!(watching::object(self.requests.clone(), name));
         let mut seen = false;
         while let Some(state) = states.next().await {
             match state {
@@ -199,10 +198,15 @@ impl CertManager {
     }
 
     async fn delete(&self, name: &str) {
-        match self.requests.delete(name, &DeleteParams::default()).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.is_not_found() => {}
-            Err(error) => info!(request.name = name, error = told(&error), "Certificate request not deleted"),
+        match timeout(ANSWER_LIMIT, self.requests.delete(name, &DeleteParams::default())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(kube::Error::Api(status))) if status.is_not_found() => {}
+            Ok(Err(error)) => {
+                info!(request.name = name, error = told(&error), "Certificate request not deleted")
+            }
+            Err(_) => {
+                info!(request.name = name, "Certificate request not deleted in time; it is swept up later")
+            }
         }
     }
 
@@ -349,7 +353,7 @@ pub enum NotIssued {
     #[error("what cert-manager signed cannot be used: {0}; look at the issuer")]
     Unusable(&'static str),
     /// Nobody could trust it.
-    #[error("the issuer does not tell its root; give it with --cert-manager-roots")]
+    #[error("the issuer does not tell its root; give it with --ca-issuer-roots")]
     NoRoots,
     /// The process ends.
     #[error("the controller is ending; try again")]

@@ -31,12 +31,11 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
-    runtime::{WatchStreamExt as _, watcher::watch_object},
 };
 use serde_json::json;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{error, info, warn};
 
@@ -45,12 +44,15 @@ use super::{
     lease::{self, Taken},
     rotation::Refusal,
     secret::{self, CACERTS, Making, OWN, SecretError},
+    watching,
 };
 
 /// An API server that restarts is back by then; after that the kubelet's back-off is kinder to it than ours.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long to wait for another replica that makes the root. Then it is made here: the Secret is created once only.
 const MAKING_LIMIT: Duration = Duration::from_secs(30);
+/// A request that hangs must not hold up the next one, nor a stop.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
 
@@ -117,7 +119,7 @@ impl Keeper {
 
     /// For whoever signs for longer than was ever signed for.
     pub fn lives(&self) -> Lives {
-        Lives { secrets: self.secrets.clone() }
+        Lives { secrets: Arc::new(self.secrets.clone()) }
     }
 
     /// What happened so far.
@@ -128,8 +130,8 @@ impl Keeper {
     /// Follows both Secrets until `stop`. While it is the `leader` it writes them, too.
     pub async fn follow(mut self, mut leader: watch::Receiver<bool>, stop: impl Future<Output = ()> + Send) {
         let mut stop = pin!(stop);
-        let mut plugged = pin!(watch_object(self.secrets.clone(), CACERTS).default_backoff());
-        let mut own = pin!(watch_object(self.secrets.clone(), OWN).default_backoff());
+        let mut plugged = pin!(watching::object(self.secrets.clone(), CACERTS));
+        let mut own = pin!(watching::object(self.secrets.clone(), OWN));
         let mut seen = Seen::default();
         let mut waits = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut again: Option<Instant> = None;
@@ -156,11 +158,11 @@ impl Keeper {
             if !leads {
                 continue;
             }
-            match self.write(plugged.is_some(), own.as_ref()).await {
+            match in_time(self.write(plugged.is_some(), own.as_ref())).await {
                 Ok(()) => waits.reset(),
                 Err(error) => {
                     self.counts.failures.fetch_add(1, Relaxed);
-                    warn!(secret.name = OWN, error = %told(&error), "Secret not written, trying again");
+                    warn!(secret.name = OWN, error = told(&error), "Secret not written, trying again");
                     again = Some(Instant::now() + waits.next(rand::random()));
                 }
             }
@@ -288,7 +290,7 @@ enum NotTaken {
 /// Writes down the longest life that is signed for, before it is signed for. Cheap to clone.
 #[derive(Clone)]
 pub struct Lives {
-    secrets: Api<Secret>,
+    secrets: Arc<Api<Secret>>,
 }
 
 impl Lives {
@@ -332,7 +334,7 @@ pub struct LivesError(String);
 async fn get(secrets: &Api<Secret>, name: &'static str, limit: Instant) -> Result<Option<Secret>, KeepError> {
     let mut waits = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
-        let error = match secrets.get_opt(name).await {
+        let error = match in_time(secrets.get_opt(name)).await {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
@@ -356,7 +358,7 @@ async fn make(
     let patience = Instant::now() + MAKING_LIMIT;
     let mut is_held = false;
     while Instant::now() < patience {
-        match lease::take(client, namespace, me).await {
+        match in_time(lease::take(client, namespace, me)).await {
             Ok(Taken::Ours) => {
                 is_held = true;
                 break;
@@ -391,7 +393,7 @@ async fn create(secrets: &Api<Secret>, settings: &Settings, limit: Instant) -> R
     let fresh = secret::fresh(&settings.making, SystemTime::now())?;
     let mut waits = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
-        let error = match secrets.create(&PostParams::default(), &fresh).await {
+        let error = match in_time(secrets.create(&PostParams::default(), &fresh)).await {
             Ok(made) => {
                 info!(secret.name = OWN, "Root made");
                 return Ok(made);
@@ -408,6 +410,12 @@ async fn create(secrets: &Api<Secret>, settings: &Settings, limit: Instant) -> R
         }
         sleep(wait).await;
     }
+}
+
+/// A request that is not answered in time fails as one whose connection broke.
+async fn in_time<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    let late = |_| kube::Error::Service(format!("no answer within {REQUEST_LIMIT:?}").into());
+    timeout(REQUEST_LIMIT, request).await.map_err(late)?
 }
 
 /// Whether it may work in a moment.

@@ -22,6 +22,7 @@ pub mod root;
 pub mod rotation;
 pub mod secret;
 pub mod serving;
+mod watching;
 
 use std::{
     future::Future,

@@ -496,7 +496,7 @@ mod tests {
             let profile = ambit_wire::tls::Profile::new(
                 ambit_wire::tls::Compliance::None,
                 ambit_wire::tls::Versions::Tls13,
-                ambit_wire::tls::revoked::Revocation::NotConfigured,
+                revoked::Revocation::NotConfigured,
             );
             ambit_wire::cert::Certificate::from_response(
                 &profile.unwrap(),

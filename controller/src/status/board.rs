@@ -118,7 +118,7 @@ pub(super) struct Write {
 pub(super) fn complaints(problems: &[Problem]) -> BTreeMap<Key, String> {
     let told = problems.iter().filter_map(|problem| {
         let place = if problem.field.is_empty() { "the object" } else { &problem.field };
-        let message = format!("{place} {}; {}", problem.what, problem.remedy);
+        let message = format!("{place}: {}; {}", problem.what, problem.remedy);
         Some((tellable(problem.key.as_ref()?)?, message))
     });
     // The first of several is enough: they are corrected one by one.

@@ -204,7 +204,8 @@ impl Writer {
         self.inputs.changed.mark_unchanged();
         self.inputs.problems.mark_unchanged();
         let writes = self.due();
-        self.counts.pending(writes.len());
+        let mut pending = writes.len();
+        self.counts.pending(pending);
         let now = Instant::now();
         let mut later: Option<Instant> = None;
         let (mut written, mut unserved) = (0, false);
@@ -221,10 +222,18 @@ impl Writer {
                 return Left::More;
             }
             written += 1;
+            let slot = write.slot.clone();
             let outcome = timeout(REQUEST, served.apply(&self.client, &write)).await;
             if let Some(pause) = self.took(write, outcome.ok()) {
                 sleep(pause).await;
                 return Left::More;
+            }
+            match self.resting.get(&slot) {
+                Some((until, _)) => later = Some(later.map_or(*until, |earlier| earlier.min(*until))),
+                None => {
+                    pending = pending.saturating_sub(1);
+                    self.counts.pending(pending);
+                }
             }
         }
         if unserved {
@@ -281,38 +290,38 @@ impl Writer {
             None => (Outcome::Away, Error::Service("no answer in time".into())),
         };
         self.counts.wrote(slot.key.kind, word.word());
+        // A write that fails is not tried first again: what is wrong may be wrong with this object alone.
+        let (_, mut backoff) =
+            self.resting.remove(&slot).unwrap_or_else(|| (Instant::now(), Backoff::new(REST.0, REST.1)));
+        let rest = backoff.next(rand::random());
+        let object = slot.key.clone();
+        if word == Outcome::Gone {
+            self.holds.remove(&slot);
+        }
+        self.resting.insert(slot, (Instant::now() + rest, backoff));
         match word {
             Outcome::Away => {
-                let asked = match &error {
-                    Error::Api(status) => {
-                        status.details.as_ref().map_or(0, |details| details.retry_after_seconds)
-                    }
-                    _ => 0,
-                };
-                let asked = Duration::from_secs(asked.into()).min(PAUSE.1);
-                let pause = self.pause.next(rand::random()).max(asked);
-                warn!(object = %slot.key, %error, retry.after = ?pause, "Conditions wait for the API server");
+                let pause = self.pause.next(rand::random()).max(asked_for(&error));
+                warn!(object = %object, %error, retry.after = ?pause, "Conditions wait for the API server");
                 Some(pause)
             }
-            Outcome::Gone | Outcome::Conflict | Outcome::Refused => {
-                let (_, mut backoff) = self
-                    .resting
-                    .remove(&slot)
-                    .unwrap_or_else(|| (Instant::now(), Backoff::new(REST.0, REST.1)));
-                let rest = backoff.next(rand::random());
-                if word == Outcome::Refused {
-                    warn!(object = %slot.key, %error, retry.after = ?rest, "Conditions were not written");
-                } else {
-                    debug!(object = %slot.key, %error, retry.after = ?rest, "Conditions were not written");
-                }
-                if word == Outcome::Gone {
-                    self.holds.remove(&slot);
-                }
-                self.resting.insert(slot, (Instant::now() + rest, backoff));
+            Outcome::Refused => {
+                warn!(object = %object, %error, retry.after = ?rest, "Conditions were not written");
+                None
+            }
+            Outcome::Gone | Outcome::Conflict => {
+                debug!(object = %object, %error, retry.after = ?rest, "Conditions were not written");
                 None
             }
         }
     }
+}
+
+/// How long the API server asks to be left alone.
+fn asked_for(error: &Error) -> Duration {
+    let details = if let Error::Api(status) = error { status.details.as_ref() } else { None };
+    let seconds = details.map_or(0, |details| details.retry_after_seconds);
+    Duration::from_secs(seconds.into()).min(PAUSE.1)
 }
 
 /// Why a write failed.
@@ -340,14 +349,15 @@ impl Outcome {
 }
 
 fn outcome_of(error: &Error) -> Outcome {
-    match error {
-        Error::Api(status) => match status.code {
-            404 => Outcome::Gone,
-            409 => Outcome::Conflict,
-            429 => Outcome::Away,
-            400..=499 => Outcome::Refused,
-            _ => Outcome::Away,
-        },
+    if matches!(error, Error::BuildRequest(_) | Error::SerdeError(_)) {
+        return Outcome::Refused;
+    }
+    let Error::Api(status) = error else { return Outcome::Away };
+    match status.code {
+        404 => Outcome::Gone,
+        409 => Outcome::Conflict,
+        429 => Outcome::Away,
+        400..=499 => Outcome::Refused,
         _ => Outcome::Away,
     }
 }

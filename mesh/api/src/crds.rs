@@ -64,7 +64,24 @@ fn definition<K: CustomKind, S: JsonSchema>(short: &str, columns: &[Column]) -> 
         "type": "object",
         "properties": {
             "spec": structural::<S>(),
-            "status": { "type": "object", KEEP_UNKNOWN: true },
+            // Several write conditions, each its own: without the key, whoever applies one takes away all others.
+            "status": {
+                "type": "object",
+                KEEP_UNKNOWN: true,
+                "properties": {
+                    "conditions": {
+                        "type": "array",
+                        "x-kubernetes-list-type": "map",
+                        "x-kubernetes-list-map-keys": ["type"],
+                        "items": {
+                            "type": "object",
+                            "required": ["type"],
+                            "properties": { "type": { "type": "string" } },
+                            KEEP_UNKNOWN: true,
+                        },
+                    },
+                },
+            },
         },
     });
     let versions = K::VERSIONS.iter().enumerate().map(|(place, name)| {

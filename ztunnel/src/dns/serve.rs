@@ -44,6 +44,9 @@ const DISCARD: u16 = 9;
 /// Whoever takes over answers what comes from now on: what was queued here before is read in less.
 const SILENCE: Duration = Duration::from_millis(20);
 
+/// Resolvers ask again, or somebody else, after five seconds.
+const POD_PATIENCE: Duration = Duration::from_secs(4);
+
 /// Answers the questions of one pod.
 pub struct Resolver<S> {
     mesh: Mesh,
@@ -145,21 +148,62 @@ impl<S: Sockets> Resolver<S> {
         client: SocketAddr,
         under_way: &TaskTracker,
     ) {
-        let question = match self.decide(packet, client, Protocol::Udp) {
-            Decided::Ignore => return,
-            Decided::Reply(reply) => return send(socket, &reply, client).await,
-            Decided::Forward(question) => question,
+        let question = if self.knows_its_pod() {
+            match self.decide(packet, client, Protocol::Udp) {
+                Decided::Ignore => return,
+                Decided::Reply(reply) => return send(socket, &reply, client).await,
+                Decided::Forward(question) => Some(question),
+            }
+        } else {
+            None
         };
         let Some(room) = self.room() else {
+            // Who got no answer asks again.
+            let Some(question) = question else { return };
             return send(socket, &question.asked.failed(), client).await;
         };
         let (own, socket, packet) = (self.clone(), socket.clone(), packet.to_vec());
-        let forward = async move {
-            let reply = own.forward(&question, &packet).await;
-            send(&socket, &reply, client).await;
+        let later = async move {
+            if let Some(reply) = own.in_time(question, &packet, client).await {
+                send(&socket, &reply, client).await;
+            }
             drop(room);
         };
-        task::spawn("dns question", under_way.track_future(forward));
+        task::spawn("dns question", under_way.track_future(later));
+    }
+
+    /// The reply to a datagram that must wait: for a nameserver, or for word of the pod that asks.
+    async fn in_time(
+        &self,
+        question: Option<Box<Question>>,
+        packet: &[u8],
+        client: SocketAddr,
+    ) -> Option<Vec<u8>> {
+        let question = match question {
+            Some(question) => question,
+            None => {
+                self.word_of_the_pod().await;
+                match self.decide(packet, client, Protocol::Udp) {
+                    Decided::Ignore => return None,
+                    Decided::Reply(reply) => return Some(reply),
+                    Decided::Forward(question) => question,
+                }
+            }
+        };
+        Some(self.forward(&question, packet).await)
+    }
+
+    fn knows_its_pod(&self) -> bool {
+        (self.client)(&self.mesh.current()).is_some()
+    }
+
+    /// Waits a little for what the control plane says of the pod. A pod that has just started asks for its first name
+    /// before the API server has its address.
+    async fn word_of_the_pod(&self) {
+        if !self.knows_its_pod() {
+            // Who is not known by then is refused.
+            let _ = self.mesh.wait_for(POD_PATIENCE, |mesh| (self.client)(mesh)).await;
+        }
     }
 
     fn accepted(
@@ -198,6 +242,7 @@ impl<S: Sockets> Resolver<S> {
                 },
             };
             let Some(packet) = packet else { return Ok(()) };
+            self.word_of_the_pod().await;
             let reply = match self.decide(&packet, client, Protocol::Tcp) {
                 Decided::Ignore => return Ok(()),
                 Decided::Reply(reply) => reply,

@@ -144,7 +144,12 @@ impl PodNet {
 
     /// Redirects its traffic to the tunnel, by the rules of the node agent.
     pub async fn redirect(&self) {
-        let redirect = Redirect { dns: Capture::On, inbound: Capture::On, virtual_interfaces: Vec::new() };
+        let redirect = Redirect {
+            dns: Capture::On,
+            inbound: Capture::On,
+            virtual_interfaces: Vec::new(),
+            probes: Default::default(),
+        };
         let netns = Netns::open(&self.path()).unwrap();
         apply::apply(&netns, redirect, Capture::On).await.unwrap();
     }

@@ -18,6 +18,8 @@ pub(crate) struct Chart {
     pub(crate) version: String,
     /// The version of what it installs.
     pub(crate) app_version: String,
+    /// Which clusters it is for: `>= 1.30.0-0`.
+    pub(crate) kube_version: String,
     /// What holds unless something else is said.
     pub(crate) values: Value,
     /// What may be said.
@@ -42,6 +44,7 @@ impl Chart {
             name: text("name"),
             version: text("version"),
             app_version: text("appVersion"),
+            kube_version: text("kubeVersion"),
             values: yaml(file("values.yaml")?)?,
             schema: serde_json::from_str(file("values.schema.json")?)?,
             parts,

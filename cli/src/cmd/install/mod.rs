@@ -62,11 +62,13 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// What was said, later over earlier: `before`, the profile, the platform, files, words, flags.
-    fn values(&self, before: &Value) -> anyhow::Result<Value> {
+    /// What was said, later over earlier: before, the profile, the platform, files, words, flags.
+    fn values(&self, before: Option<&Value>) -> anyhow::Result<Value> {
         // Helm's --create-namespace has no labels; here the namespace is an object like others.
         let mut said = json!({ "base": { "namespace": { "create": true } } });
-        values::overlay(&mut said, before);
+        if let Some(before) = before {
+            values::overlay(&mut said, before);
+        }
         for preset in
             [self.profile.as_deref().map(charts::profile), self.platform.as_deref().map(charts::platform)]
         {
@@ -173,7 +175,7 @@ pub(crate) struct UninstallArgs {
 /// Installs.
 pub(crate) async fn install(args: &InstallArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
     let chart = Chart::load(WHOLE)?;
-    let plan = prepare::plan(&chart, args.said.values(&Value::Null)?)?;
+    let plan = prepare::plan(&chart, args.said.values(None)?)?;
     if args.dry_run {
         for object in &plan.rendered.objects {
             out.text(format!("---\n{}", serde_yaml_ng::to_string(&object.value)?))?;
@@ -181,6 +183,7 @@ pub(crate) async fn install(args: &InstallArgs, out: &mut Out) -> anyhow::Result
         return Ok(ExitCode::SUCCESS);
     }
     let client = args.cluster.client().await?;
+    prepare::cluster_is_new_enough(&client, &chart).await?;
     prepare::nothing_is_installed(&client, &plan).await?;
     apply::apply(&client, &plan, None, &args.way, false, out).await
 }
@@ -189,7 +192,8 @@ pub(crate) async fn install(args: &InstallArgs, out: &mut Out) -> anyhow::Result
 pub(crate) async fn upgrade(args: &UpgradeArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
     let chart = Chart::load(WHOLE)?;
     let client = args.cluster.client().await?;
-    let first = prepare::plan(&chart, args.said.values(&Value::Null)?)?;
+    prepare::cluster_is_new_enough(&client, &chart).await?;
+    let first = prepare::plan(&chart, args.said.values(None)?)?;
     let installed = inventory::read(&client, &first.namespace, &first.revision).await?.with_context(|| {
         format!(
             "nothing is installed in {} by `ambit install`{}; is it another --namespace or --revision, or Helm's?",
@@ -197,8 +201,8 @@ pub(crate) async fn upgrade(args: &UpgradeArgs, out: &mut Out) -> anyhow::Result
             first.of_revision(),
         )
     })?;
-    let before = if args.reset_values { Value::Null } else { installed.values.clone() };
-    let plan = prepare::plan(&chart, args.said.values(&before)?)?;
+    let before = (!args.reset_values).then_some(&installed.values);
+    let plan = prepare::plan(&chart, args.said.values(before)?)?;
     if !args.allow_skew {
         prepare::versions_meet(&installed.version, &plan.version)?;
     }
@@ -247,7 +251,7 @@ mod tests {
     fn said(change: impl FnOnce(&mut Said)) -> anyhow::Result<Value> {
         let mut said = Said::default();
         change(&mut said);
-        said.values(&Value::Null)
+        said.values(None)
     }
 
     #[test]
@@ -271,6 +275,16 @@ mod tests {
         assert_eq!(values["global"]["tag"], "1");
         assert_eq!(values["global"]["revision"], "v2");
         assert_eq!(values["ztunnel"]["maxSurge"], 2);
+    }
+
+    #[test]
+    fn the_namespace_is_an_object_whatever_else_is_said() {
+        let values = said(|_| {}).unwrap();
+        assert_eq!(values, json!({ "base": { "namespace": { "create": true } } }));
+        let before = json!({ "global": { "hub": "x" } });
+        let values = Said::default().values(Some(&before)).unwrap();
+        assert_eq!(values["base"]["namespace"]["create"], true);
+        assert_eq!(values["global"], before["global"]);
     }
 
     #[test]

@@ -39,6 +39,23 @@ pub(crate) fn plan(chart: &Chart, said: Value) -> anyhow::Result<Plan> {
     Ok(Plan { said, rendered, namespace, revision, version: chart.app_version.clone() })
 }
 
+/// Refuses clusters that are too old for what the chart says.
+pub(crate) async fn cluster_is_new_enough(client: &Client, chart: &Chart) -> anyhow::Result<()> {
+    let version = client.apiserver_version().await.context("cannot reach the cluster")?;
+    let is = minor(&format!("{}.{}", version.major, version.minor));
+    let least = minor(chart.kube_version.trim_start_matches(['>', '=', ' ']));
+    if is.zip(least).is_some_and(|(is, least)| is < least) {
+        bail!("the cluster is Kubernetes {}, and this needs {}", version.git_version, chart.kube_version);
+    }
+    Ok(())
+}
+
+/// `1.30`, `1.30.0-0`, or `1.30+` as some platforms write it. What cannot be read is not judged.
+fn minor(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split('.').map(|part| part.trim_end_matches('+').parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 /// Refuses what another installation already does.
 pub(crate) async fn nothing_is_installed(client: &Client, plan: &Plan) -> anyhow::Result<()> {
     for installed in inventory::all(client, &plan.namespace).await? {
@@ -86,6 +103,15 @@ pub(crate) fn versions_meet(from: &str, to: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_of_clusters_are_read() {
+        for (version, expected) in
+            [("1.30", Some((1, 30))), ("1.31+", Some((1, 31))), ("1.30.0-0", Some((1, 30))), ("one", None)]
+        {
+            assert_eq!(minor(version), expected);
+        }
+    }
 
     #[test]
     fn one_minor_version_at_a_time_and_never_back() {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::charts::Chart;
 
-/// Lays `over` on `under`: maps are merged, all else is replaced, and `null` takes away.
+/// Lays `over` on `under`: maps are merged, all else is replaced. A `null` stays: it is meant for what charts say.
 pub(crate) fn overlay(under: &mut Value, over: &Value) {
     let (Value::Object(under), Value::Object(over)) = (&mut *under, over) else {
         *under = over.clone();
@@ -13,10 +13,24 @@ pub(crate) fn overlay(under: &mut Value, over: &Value) {
     };
     for (key, value) in over {
         match under.get_mut(key) {
-            Some(_) if value.is_null() => drop(under.remove(key)),
             Some(place) if place.is_object() && value.is_object() => overlay(place, value),
-            Some(_) | None if !value.is_null() => drop(under.insert(key.clone(), value.clone())),
-            Some(_) | None => {}
+            Some(_) | None => drop(under.insert(key.clone(), value.clone())),
+        }
+    }
+}
+
+/// Lays what was said over what a chart says by itself: `null` takes that away.
+fn say(values: &mut Value, said: &Value) {
+    let (Value::Object(values), Value::Object(said)) = (&mut *values, said) else {
+        *values = said.clone();
+        return;
+    };
+    for (key, value) in said {
+        match values.get_mut(key) {
+            Some(_) if value.is_null() => drop(values.remove(key)),
+            Some(place) if place.is_object() && value.is_object() => say(place, value),
+            // Also what is `null`: it may be a part's to hear.
+            Some(_) | None => drop(values.insert(key.clone(), value.clone())),
         }
     }
 }
@@ -24,7 +38,7 @@ pub(crate) fn overlay(under: &mut Value, over: &Value) {
 /// What the templates of `chart` see: its own values, under what `said` says of it.
 pub(crate) fn of_chart(chart: &Chart, said: &Value) -> Value {
     let mut values = chart.values.clone();
-    overlay(&mut values, said);
+    say(&mut values, said);
     values
 }
 
@@ -35,10 +49,10 @@ pub(crate) fn of_part(part: &Chart, whole: &Value) -> Value {
     let own = whole.get(&part.name).unwrap_or(&nothing);
     let mut values = part.values.clone();
     if own.is_object() {
-        overlay(&mut values, own);
+        say(&mut values, own);
     }
     if let Some(shared) = whole.get("global") {
-        overlay(&mut values, &json!({ "global": shared }));
+        say(&mut values, &json!({ "global": shared }));
     }
     values
 }
@@ -250,10 +264,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_laid_over_wins_and_null_takes_away() {
+    fn what_is_laid_over_wins() {
         let mut values = json!({ "a": { "b": 1, "c": 2 }, "d": [1, 2], "e": 3 });
         overlay(&mut values, &json!({ "a": { "b": null, "x": 4 }, "d": [3], "e": { "f": 1 } }));
-        assert_eq!(values, json!({ "a": { "c": 2, "x": 4 }, "d": [3], "e": { "f": 1 } }));
+        assert_eq!(values, json!({ "a": { "b": null, "c": 2, "x": 4 }, "d": [3], "e": { "f": 1 } }));
+    }
+
+    #[test]
+    fn null_takes_away_what_charts_say_by_themselves() {
+        let mut values = json!({ "a": { "b": 1, "c": 2 }, "d": 3 });
+        say(&mut values, &json!({ "a": { "b": null }, "d": null, "part": { "x": null } }));
+        assert_eq!(values, json!({ "a": { "c": 2 }, "part": { "x": null } }));
     }
 
     #[test]

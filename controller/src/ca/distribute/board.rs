@@ -313,8 +313,8 @@ mod tests {
     }
 
     fn map(text: &str, manager: Option<&str>) -> ConfigMap {
-        let mut map = ConfigMap::default();
-        map.data = Some([("root-cert.pem".to_owned(), text.to_owned())].into());
+        let data = Some([("root-cert.pem".to_owned(), text.to_owned())].into());
+        let mut map = ConfigMap { data, ..ConfigMap::default() };
         map.metadata.labels = manager.map(|by| [(MANAGED_BY.to_owned(), by.to_owned())].into());
         map
     }

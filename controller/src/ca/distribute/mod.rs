@@ -15,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ambit_api::labels::{CONFIG, MANAGED_BY, MANAGED_BY_AMBIT};
@@ -25,17 +25,17 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
     core::PartialObjectMeta,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
 use serde_json::json;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tracing::{debug, info, warn};
 
 use self::board::{Board, Change, Task, Wanted};
-use super::{in_force::InForce, keeping::told};
+use super::{in_force::InForce, keeping::told, watching};
 
 /// Writes under way at once: ten thousand namespaces are told within a minute or two, and the API server has others to
 /// serve.
@@ -147,7 +147,7 @@ async fn lead(
     let mut was_idle = true;
     loop {
         while writes.len() < AT_ONCE {
-            let Some((namespace, task)) = board.next(Instant::now()) else { break };
+            let Some((namespace, task)) = board.next(Instant::now().into_std()) else { break };
             let wanted = board.wanted().clone();
             writes.push(async move {
                 let written = timeout(WRITE_LIMIT, write(client, &namespace, task, &wanted)).await;
@@ -178,7 +178,7 @@ async fn lead(
                         counts.failures.fetch_add(1, Relaxed)
                     }
                 };
-                board.done(&namespace, written.is_ok(), Instant::now());
+                board.done(&namespace, written.is_ok(), Instant::now().into_std());
             }
             Some(change) = namespaces.next() => match change {
                 Ok(change) => board.namespace(change),
@@ -237,7 +237,7 @@ fn ends(status: &kube::core::Status) -> bool {
 
 fn namespaces(client: &Client) -> impl Stream<Item = Result<Change<String>, watcher::Error>> + use<> {
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-    watcher(api, watcher::Config::default().any_semantic()).default_backoff().map(|event| {
+    watching::objects(api, watcher::Config::default().any_semantic()).map(|event| {
         event.map(|event| match event {
             Event::Init => Change::Begin,
             Event::InitApply(namespace) => match living(namespace) {
@@ -267,7 +267,7 @@ fn config_maps(
 ) -> impl Stream<Item = Result<Change<(String, ConfigMap)>, watcher::Error>> + use<> {
     let api: Api<ConfigMap> = Api::all(client.clone());
     let config = watcher::Config::default().any_semantic().fields(&format!("metadata.name={name}"));
-    watcher(api, config).default_backoff().map(|event| {
+    watching::objects(api, config).map(|event| {
         let placed = |map: ConfigMap| (map.metadata.namespace.clone().unwrap_or_default(), map);
         event.map(|event| match event {
             Event::Init => Change::Begin,

@@ -75,7 +75,11 @@ pub enum AddError {
 /// Binds the socket at `path`. Nobody is served until [`Server::serve`] runs.
 pub fn bind(path: &Path, spawner: Spawner) -> io::Result<(Server, Handle)> {
     let listener = Listener::bind(path)?;
-    let shared = Arc::new(Shared { state: Mutex::new(State::default()), connected: watch::Sender::new(0) });
+    let shared = Arc::new(Shared {
+        state: Mutex::new(State::default()),
+        connected: watch::Sender::new(0),
+        synced: watch::Sender::new(0),
+    });
     Ok((Server { listener, spawner, shared: Arc::clone(&shared) }, Handle(shared)))
 }
 
@@ -83,6 +87,8 @@ pub fn bind(path: &Path, spawner: Spawner) -> io::Result<(Server, Handle)> {
 struct Shared {
     state: Mutex<State>,
     connected: watch::Sender<usize>,
+    /// How many of them have acknowledged the whole list.
+    synced: watch::Sender<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -105,6 +111,7 @@ struct Pod {
 struct Tunnel {
     id: u64,
     queue: mpsc::Sender<Order>,
+    synced: bool,
 }
 
 /// One request on its way, and who waits for the answer. A waiter that is gone does not matter, and
@@ -223,6 +230,11 @@ impl Handle {
         *self.0.connected.borrow()
     }
 
+    /// How many tunnels have acknowledged the whole list of pods; changes with them.
+    pub fn synced(&self) -> watch::Receiver<usize> {
+        self.0.synced.subscribe()
+    }
+
     /// Changes whenever a tunnel comes or goes.
     pub fn connections(&self) -> watch::Receiver<usize> {
         self.0.connected.subscribe()
@@ -257,7 +269,7 @@ impl Shared {
             return;
         };
         info!(tunnel = id, pods = snapshot.len(), "Tunnel connected");
-        let reason = converse(&packets, id, snapshot, queue).await.err();
+        let reason = self.converse(&packets, id, snapshot, queue).await.err();
         self.forget(&mut self.lock(), &[id]);
         match reason {
             None | Some(Lost::Closed) => info!(tunnel = id, "Tunnel disconnected"),
@@ -274,23 +286,49 @@ impl Shared {
         }
         state.last_id += 1;
         let id = state.last_id;
-        state.tunnels.push(Tunnel { id, queue: sender });
+        state.tunnels.push(Tunnel { id, queue: sender, synced: false });
         let snapshot = state.pods.iter().map(|(uid, pod)| (uid.clone(), pod.clone())).collect();
-        self.connected.send_replace(state.tunnels.len());
+        self.count(&state);
         Some(Entered { id, snapshot, queue })
     }
 
     /// Takes these tunnels away, and only these: another may have come since.
     fn forget(&self, state: &mut State, ids: &[u64]) {
         state.tunnels.retain(|tunnel| !ids.contains(&tunnel.id));
-        self.connected.send_replace(state.tunnels.len());
+        self.count(state);
     }
 
     fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
         state.tunnels.clear();
-        self.connected.send_replace(0);
+        self.count(&state);
+    }
+
+    /// The snapshot, then every change, until the tunnel or the server is gone.
+    async fn converse(
+        &self,
+        packets: &Packets,
+        id: u64,
+        snapshot: Vec<(String, Pod)>,
+        queue: mpsc::Receiver<Order>,
+    ) -> Result<(), Lost> {
+        tell_all(packets, id, snapshot).await?;
+        {
+            let mut state = self.lock();
+            for tunnel in state.tunnels.iter_mut().filter(|tunnel| tunnel.id == id) {
+                tunnel.synced = true;
+            }
+            self.count(&state);
+        }
+        tell_changes(packets, queue).await
+    }
+
+    fn count(&self, state: &State) {
+        let connected = state.tunnels.len();
+        self.connected.send_if_modified(|before| std::mem::replace(before, connected) != connected);
+        let synced = state.tunnels.iter().filter(|tunnel| tunnel.synced).count();
+        self.synced.send_if_modified(|before| std::mem::replace(before, synced) != synced);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -303,13 +341,7 @@ async fn greeted(packets: &Packets) -> Result<(), Lost> {
     Ok(())
 }
 
-/// The snapshot, then every change, until the tunnel or the server is gone.
-async fn converse(
-    packets: &Packets,
-    id: u64,
-    snapshot: Vec<(String, Pod)>,
-    mut queue: mpsc::Receiver<Order>,
-) -> Result<(), Lost> {
+async fn tell_all(packets: &Packets, id: u64, snapshot: Vec<(String, Pod)>) -> Result<(), Lost> {
     for (uid, Pod { info, netns }) in snapshot {
         let request = match &netns {
             Some(_) => Request::Add { uid: uid.clone(), info, netns: () },
@@ -320,6 +352,10 @@ async fn converse(
         }
     }
     ask(packets, &Request::SnapshotSent.encode()?, None).await?;
+    Ok(())
+}
+
+async fn tell_changes(packets: &Packets, mut queue: mpsc::Receiver<Order>) -> Result<(), Lost> {
     while let Some(order) = next_order(packets, &mut queue).await? {
         let Ack(outcome) = ask(packets, &order.request, order.netns.as_deref()).await?;
         // Whoever asked may have given up; that is their right.

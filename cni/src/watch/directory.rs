@@ -16,6 +16,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
+use super::{LookupError, PodName};
 use crate::{
     pod::{Mode, Pod},
     roster::View,
@@ -35,6 +36,32 @@ pub struct Watch {
     changed: mpsc::Receiver<()>,
     /// Stops watching when dropped.
     _watcher: RecommendedWatcher,
+}
+
+/// Finds one pod of one node in the directory.
+#[derive(Debug, Clone)]
+pub struct Lookup {
+    directory: Arc<Directory>,
+    node: String,
+}
+
+impl Lookup {
+    /// For pods of `node`.
+    pub fn new(directory: Arc<Directory>, node: &str) -> Self {
+        Self { directory, node: node.to_owned() }
+    }
+
+    /// The pod, and what its namespace says.
+    pub async fn find(&self, name: &PodName) -> Result<(Arc<Pod>, Mode), LookupError> {
+        let directory = Arc::clone(&self.directory);
+        let mut reader = Reader::new(&self.node);
+        let reading = tokio::task::spawn_blocking(move || directory.load().map(|loaded| reader.view(loaded)));
+        let unreadable = |error: &dyn std::fmt::Display| LookupError::Unreadable(error.to_string());
+        let view = reading.await.map_err(|error| unreadable(&error))?.map_err(|error| unreadable(&error))?;
+        let pod = view.pods.iter().find(|pod| name.means(pod)).cloned().ok_or(LookupError::NoPod)?;
+        let mode = view.namespaces.get(&pod.namespace).copied().unwrap_or_default();
+        Ok((pod, mode))
+    }
 }
 
 /// Turns documents into a view. Pure but for its memory: a document that can be read no longer keeps

@@ -1,0 +1,6 @@
+//! The stories on a real Kubernetes cluster: `ambit_e2e::kubernetes` says how they share one.
+
+mod cluster;
+mod mesh;
+mod scene;
+mod trace;
