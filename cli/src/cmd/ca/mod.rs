@@ -223,9 +223,7 @@ fn told(stand: &Stand, now: OffsetDateTime) -> String {
     if !stand.agreed {
         text.push_str("the controllers do not agree yet\n");
     }
-    let times = [("activate", &page.activate_from), ("retire", &page.retire_from)];
-    for (step, from) in times {
-        let Some(from) = from.as_deref().filter(|_| page.stage != "steady") else { continue };
+    for (step, from) in due(page) {
         match moment(from) {
             Some(at) if at > now => text.push_str(&format!("{step} in {} ({from})\n", age(now, at))),
             Some(_) => text.push_str(&format!("{step}: since {from}\n")),
@@ -239,6 +237,17 @@ fn told(stand: &Stand, now: OffsetDateTime) -> String {
         text.push_str(&format!("not asked: {silent}\n"));
     }
     text
+}
+
+/// The steps that are possible from here and have to wait, and until when.
+fn due(page: &Page) -> Vec<(&'static str, &str)> {
+    let (activate, retire) = (page.activate_from.as_deref(), page.retire_from.as_deref());
+    let steps = match page.stage.as_str() {
+        "prepared" => vec![("activate", activate), ("rollback", retire)],
+        "active" => vec![("retire", retire)],
+        _ => Vec::new(),
+    };
+    steps.into_iter().filter_map(|(step, from)| Some((step, from?))).collect()
 }
 
 fn table(stand: &Stand, now: OffsetDateTime) -> Table {

@@ -78,7 +78,7 @@ impl Asker {
         let deployments: Vec<Deployment> =
             self.list(&self.within("apps/v1", "deployments"), &controllers).await?;
         checks.push(health::controllers(&deployments));
-        checks.push(self.leader().await);
+        checks.push(self.leader(&deployments).await);
         for (name, set, kind) in
             [("ztunnel", "ztunnel", Kind::Ztunnel), ("node-agent", "ambit-cni-node", Kind::Agent)]
         {
@@ -171,17 +171,21 @@ impl Asker {
         found
     }
 
-    async fn leader(&self) -> Check {
+    async fn leader(&self, deployments: &[Deployment]) -> Check {
         let path = self.within("coordination.k8s.io/v1", "leases");
         let leases: Vec<Lease> = match self.list(&path, "").await {
             Ok(leases) => leases,
             Err(error) => return Check::skipped("leader", format!("{error:#}")),
         };
-        let ours = |lease: &&Lease| {
-            let name = lease.metadata.name.as_deref().unwrap_or_default();
-            name == "ambit-leader" || name.starts_with("ambit-leader-")
-        };
-        let held: Vec<_> = leases.iter().filter(ours).map(held).collect();
+        // The lease of a revision that was taken away may be left.
+        let held: Vec<_> = deployments
+            .iter()
+            .map(|deployment| {
+                let name = lease_of(deployment);
+                let lease = leases.iter().find(|lease| lease.metadata.name.as_deref() == Some(&name));
+                lease.map_or_else(|| Held { lease: name.clone(), ..Held::default() }, held)
+            })
+            .collect();
         health::leader(&held, self.now)
     }
 
@@ -326,6 +330,12 @@ fn definition(value: &Value) -> Option<Definition> {
     })
 }
 
+/// The lease for which the replicas of a deployment stand: `ambit-leader`, with a revision `ambit-leader-REVISION`.
+fn lease_of(deployment: &Deployment) -> String {
+    let name = deployment.metadata.name.as_deref().unwrap_or_default();
+    format!("ambit-leader{}", name.strip_prefix("ambit-controller").unwrap_or_default())
+}
+
 fn held(lease: &Lease) -> Held {
     let spec = lease.spec.clone().unwrap_or_default();
     let renewed = spec.renew_time.and_then(|at| OffsetDateTime::from_unix_timestamp(at.0.as_second()).ok());
@@ -366,6 +376,17 @@ mod tests {
         // It has only just come.
         assert_eq!(pending(&pod("pending", "")), None);
         assert_eq!(pending(&pod("outside", "opts out")), None);
+    }
+
+    #[test]
+    fn every_revision_has_a_lease_of_its_own() {
+        for (name, lease) in
+            [("ambit-controller", "ambit-leader"), ("ambit-controller-v2", "ambit-leader-v2")]
+        {
+            let deployment =
+                json!({ "metadata": { "name": name }, "spec": { "selector": {}, "template": {} } });
+            assert_eq!(lease_of(&serde_json::from_value(deployment).unwrap()), lease);
+        }
     }
 
     #[test]

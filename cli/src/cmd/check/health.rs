@@ -57,7 +57,7 @@ pub(super) fn leader(leases: &[Held], now: OffsetDateTime) -> Check {
     const REMEDY: &str =
         "look into the controllers' logs; traffic goes on, but no status is written meanwhile";
     if leases.is_empty() {
-        return Check::failure(NAME, "there is no lease ambit-leader", REMEDY);
+        return Check::failure(NAME, "there is no controller that could lead", "ambit install");
     }
     let mut holders = Vec::new();
     for lease in leases {
