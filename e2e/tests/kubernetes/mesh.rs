@@ -78,6 +78,7 @@ fn install(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
         scene.client_runs(namespace)?;
     }
     scene.calls(SHOP, "http://web/", 5)?;
+    scene.ambit(&["check", "--pre"])?;
     let begun = Instant::now();
     scene.install(&[])?;
     seen.saw(format!("installed in {:.0?}", begun.elapsed()));
@@ -100,6 +101,7 @@ fn join(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
         "a pod was restarted: {before:?} {after:?}"
     );
     scene.calls(SHOP, "http://web/", 10)?;
+    scene.ambit(&["status"])?;
     scene.calls(SHOP, "http://db-0.db:8080/", 2)
 }
 
@@ -135,7 +137,10 @@ fn probes(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
 
 fn new_pods(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     scene.kubectl().apply(&scene::job(SHOP, "once", &format!("http://web.{SHOP}/")))?;
-    scene.kubectl().ok(&["-n", SHOP, "wait", "job/once", "--for=condition=Complete", "--timeout=120s"])?;
+    let ended = scene.until(SHOP, SOON, "the end of the Job", || {
+        Ok(scene.field(SHOP, &["job/once"], "/status/conditions").ok().filter(|said| said.contains("reason")))
+    })?;
+    ensure!(ended.contains("\"Complete\""), "the Job did not complete: {ended}");
     // Only the mesh could let it through: plain text is refused.
     seen.saw("its only call needed mutual TLS, and was made at once".to_owned());
     scene.kubectl().ok(&["-n", SHOP, "delete", "job/once"])?;

@@ -24,7 +24,8 @@ const ROOT: &str = "istio-ca-secret";
 /// What controllers put into every namespace.
 const DISTRIBUTED: [&str; 2] = ["istio-ca-root-cert", "istio-ca-crl"];
 /// How the leases of controllers begin.
-const LEASES: [&str; 2] = ["ambit-leader", "ambit-ca-root"];
+const LEASES: [&str; 2] = [LEADER, "ambit-ca-root"];
+const LEADER: &str = "ambit-leader";
 
 /// What is to be done.
 #[derive(Debug, Default, PartialEq)]
@@ -90,6 +91,8 @@ async fn plan(
     let mut removal = sorted(installed, args.purge_crds);
     if is_last {
         removal.removed.extend(left_behind(client, installed).await?);
+    } else {
+        removal.removed.extend(lease_of(client, installed).await?);
     }
     let mode = format!("{DATAPLANE_MODE}={DATAPLANE_MODE_AMBIENT}");
     let labelled = Api::<Namespace>::all(client.clone());
@@ -125,6 +128,17 @@ fn sorted(installed: &Inventory, with_definitions: bool) -> Removal {
     (removal.kept, removal.removed) =
         keys.into_iter().partition(|key| key.is_definition() && !with_definitions);
     removal
+}
+
+/// The Lease of a revision that others outlive: without it nobody seems to lead.
+async fn lease_of(client: &Client, installed: &Inventory) -> anyhow::Result<Option<Key>> {
+    let name = match installed.revision.as_str() {
+        "" | "default" => LEADER.to_owned(),
+        revision => format!("{LEADER}-{revision}"),
+    };
+    let leases = Api::<Lease>::namespaced(client.clone(), &installed.namespace);
+    let lease = leases.get_opt(&name).await.context("cannot look for the Lease")?;
+    Ok(lease.map(|_| Key::new("coordination.k8s.io/v1", "Lease", Some(&installed.namespace), &name)))
 }
 
 /// What the components made while they ran, and nobody else uses.
