@@ -234,7 +234,7 @@ fn api_server(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> 
 fn revisions(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     let load = Load::start(scene, SHOP, "http://web/", 20)?;
     scene.install(&["--profile", "canary", "--revision", "next"])?;
-    let next = format!("istiod-next.{SYSTEM}.svc:15012");
+    let next = format!("https://istiod-next.{SYSTEM}.svc:15012");
     scene.upgrade(&[
         "--set",
         &format!("ztunnel.xdsAddress={next}"),
