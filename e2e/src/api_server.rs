@@ -7,8 +7,10 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ambit_lab::process::{self, Process, Program};
+use ambit_lab::process::{self, Output, Process, Program};
 use anyhow::{Context as _, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tempfile::TempDir;
 
 use crate::wait::Stop;
@@ -91,6 +93,24 @@ impl ApiServer {
         self.dir.path().join("kube-apiserver.log")
     }
 
+    /// Runs `kubectl` as its administrator.
+    pub fn kubectl(&self, args: &[&str]) -> anyhow::Result<Output> {
+        let kubectl = Program::new(&self.program).arg("kubectl").args(args);
+        Ok(process::run(None, &kubectl.arg("--kubeconfig").arg(self.kubeconfig()), TOOL_LIMIT * 3)?)
+    }
+
+    /// The same, which must succeed; returns what it printed.
+    pub fn kubectl_ok(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.kubectl(args)?;
+        ensure!(output.status.success(), "kubectl {args:?}: {}", output.stderr);
+        Ok(output.stdout)
+    }
+
+    /// A token of a service account, signed with the server's own key, that says whatever `claims` say.
+    pub fn sign(&self, claims: &serde_json::Value) -> anyhow::Result<String> {
+        signed(&self.dir.path().join("sa.key"), claims)
+    }
+
     /// A client of its administrator.
     pub async fn client(&self) -> anyhow::Result<kube::Client> {
         let file = kube::config::Kubeconfig::read_from(self.kubeconfig())?;
@@ -160,7 +180,38 @@ fn free_pair() -> anyhow::Result<u16> {
     bail!("no two ports of loopback are free beside each other")
 }
 
+/// A JSON Web Token (RFC 7519), signed with the EC key in a file.
+pub fn signed(key: &Path, claims: &serde_json::Value) -> anyhow::Result<String> {
+    let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let head = serde_json::json!({"alg": "ES256", "typ": "JWT"});
+    let text = format!("{}.{}", part(head.to_string().as_bytes()), part(claims.to_string().as_bytes()));
+    let dir = tempfile::tempdir().context("no directory")?;
+    let (input, output) = (dir.path().join("text"), dir.path().join("signature"));
+    fs::write(&input, &text)?;
+    let sign = Program::new("openssl").args(["dgst", "-sha256", "-sign"]).arg(key).arg("-out");
+    let done = process::run(None, &sign.arg(&output).arg(&input), TOOL_LIMIT)?;
+    ensure!(done.status.success(), "openssl: {}", done.stderr);
+    let signature = plain(&fs::read(&output)?).context("openssl made no ECDSA signature")?;
+    Ok(format!("{text}.{}", part(&signature)))
+}
+
+/// The two numbers of a DER signature, 32 bytes each (RFC 7518, 3.4).
+fn plain(der: &[u8]) -> Option<Vec<u8>> {
+    let rest = der.get(2..)?;
+    let (&length, rest) = rest.get(1..)?.split_first()?;
+    let (r, rest) = rest.split_at_checked(length.into())?;
+    let (&length, rest) = rest.get(1..)?.split_first()?;
+    let s = rest.get(..length.into())?;
+    let number = |bytes: &[u8]| {
+        let start = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len());
+        let bytes = bytes.get(start..).unwrap_or_default();
+        let zeros = 32_usize.saturating_sub(bytes.len());
+        [vec![0; zeros], bytes.to_vec()].concat()
+    };
+    Some([number(r), number(s)].concat())
+}
+
 /// A port of loopback that nobody had a moment ago.
-fn free_port() -> anyhow::Result<u16> {
+pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0").context("no port of loopback is free")?.local_addr()?.port())
 }

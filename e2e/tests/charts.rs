@@ -1,5 +1,10 @@
 //! The charts: what Helm makes of them is what `ambit install` makes of them, and every value is explained.
 //! Needs no cluster; what needs Helm is skipped where it was not built.
+#![allow(
+    clippy::indexing_slicing,
+    reason = "a field that a JSON value does not have is null: that cannot panic"
+)]
+#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

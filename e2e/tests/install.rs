@@ -1,4 +1,9 @@
 //! `ambit install`, `upgrade` and `uninstall` against a real API server. No pod runs: a stand-in says that all are ready.
+#![allow(
+    clippy::indexing_slicing,
+    reason = "a field that a JSON value does not have is null: that cannot panic"
+)]
+#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,10 @@
 //! What an operator does with a cluster, against a real API server: takes namespaces in and out, checks, analyzes, and
 //! reports a bug. No pod runs: the story writes what kubelets and agents would.
+#![allow(
+    clippy::indexing_slicing,
+    reason = "a field that a JSON value does not have is null: that cannot panic"
+)]
+#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

@@ -234,7 +234,8 @@ async fn stream_once(stream: &mut TcpStream, packet: &[u8]) -> Vec<u8> {
 async fn a_pod_that_has_just_started_waits_for_its_first_name_and_gets_it() {
     let proxy = Proxy::before_its_pod_is_known(&[], 64).await;
     let question = packet("web.shop.svc.cluster.local.", RecordType::A, None);
-    let asking = async { tokio::join!(over_udp(proxy.udp, &question), over_tcp(proxy.tcp, &question)) };
+    let (by_udp, by_tcp) = (proxy.udp, proxy.tcp);
+    let asking = async { tokio::join!(over_udp(by_udp, &question), over_tcp(by_tcp, &question)) };
     tokio::pin!(asking);
     let early = timeout(Duration::from_millis(300), &mut asking).await;
     assert!(early.is_err(), "answered before anybody knew the pod: {early:?}");

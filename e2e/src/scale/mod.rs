@@ -9,7 +9,6 @@ pub mod report;
 pub mod tunnels;
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -22,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use self::objects::{Shape, Writer};
 use self::report::{Heard, Report, Round};
 use self::tunnels::{Tunnels, Way};
-use crate::api_server::ApiServer;
+use crate::api_server::{ApiServer, free_port};
 use crate::wait::Stop;
 
 /// Ten thousand pods are listed in two seconds; a busy machine and a debug build take longer.
@@ -172,8 +171,4 @@ impl Drop for Controller {
         // It may have ended by itself, which was told.
         let _ = self.process.terminate(GRACE);
     }
-}
-
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0").context("no port of loopback is free")?.local_addr()?.port())
 }

@@ -1,4 +1,9 @@
 //! The stories on a real Kubernetes cluster: `ambit_e2e::kubernetes` says how they share one.
+#![allow(
+    clippy::indexing_slicing,
+    reason = "a field that a JSON value does not have is null: that cannot panic"
+)]
+#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 mod cluster;
 mod mesh;

@@ -144,7 +144,7 @@ fn new_pods(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     })?;
     ensure!(ended.contains("\"Complete\""), "the Job did not complete: {ended}");
     // Only the mesh could let it through: plain text is refused.
-    seen.saw("its only call needed mutual TLS, and was made at once".to_owned());
+    seen.saw("its only call needed mutual TLS, and was made at once");
     scene.kubectl().ok(&["-n", SHOP, "delete", "job/once"])?;
     scene.kubectl().ok(&["-n", SHOP, "scale", "deployment/web", "--replicas=2"])?;
     scene.kubectl().rolled_out(SHOP, "deployment/web", ROLLED)
@@ -182,7 +182,7 @@ fn webhook(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     // An object that was let in before the webhook was registered is none of a later step's business.
     scene.kubectl().ok(&["-n", SHOP, "delete", "authorizationpolicy/nobody", "--ignore-not-found"])?;
     ensure!(refusal.contains("denied the request"), "not the webhook's word: {refusal}");
-    seen.saw(refusal.lines().find(|line| line.contains("denied")).unwrap_or_default().to_owned());
+    seen.saw(refusal.lines().find(|line| line.contains("denied")).unwrap_or_default());
     Ok(())
 }
 
