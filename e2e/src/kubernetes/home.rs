@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use ambit_lab::netns::Netns;
 use anyhow::{Context as _, ensure};
 use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest as _, Sha256};
 
 /// The nodes of every cluster.
 pub const NODES: [&str; 2] = ["n1", "n2"];
@@ -120,9 +121,12 @@ impl Home {
         Netns::named(format!("{}{place}", self.netns_prefix()))
     }
 
-    /// The control group, in every hierarchy, below that of whoever brings it up.
+    /// The control group, in every hierarchy, below that of whoever brings it up. Its folder is in the name: two copies
+    /// of this project on one machine have a cluster of the same name each, and must not sweep one another's.
     pub fn cgroup(&self) -> String {
-        format!("ambit-cluster-{}", self.name)
+        let folder = Sha256::digest(self.root.as_os_str().as_encoded_bytes());
+        let folder: Vec<_> = folder.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+        format!("ambit-cluster-{}-{}", self.name, folder.concat())
     }
 }
 
@@ -184,6 +188,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let [one, other] = ["a", "a1"].map(|name| Home::new(name, dir.path()).unwrap());
         assert!(!other.netns("n1").name().starts_with(&one.netns_prefix()));
+        let elsewhere = Home::new("a", &dir.path().join("copy")).unwrap();
+        assert_ne!(one.cgroup(), elsewhere.cgroup());
         assert!(Home::new("a-b", dir.path()).is_err());
         assert!(Home::new("", dir.path()).is_err());
     }

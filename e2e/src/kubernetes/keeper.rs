@@ -94,6 +94,8 @@ pub fn keep(keep: &Keep, stop: &Stop) -> anyhow::Result<()> {
         let _ = fs::remove_file(home.log());
     }
     lock.remove();
+    // Stays while other clusters are in it.
+    let _ = fs::remove_dir(home.root());
     outcome
 }
 

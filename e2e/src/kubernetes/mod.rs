@@ -201,7 +201,11 @@ impl Cluster {
             }
         }
         let what = format!("the end of the keeper of cluster {}", home.name());
-        let lock = Stop::default().until_every(PAUSE, LEASE_LIMIT, &what, || Held::take(&home.lock()))?;
+        let lock = Stop::default().until_every(PAUSE, LEASE_LIMIT, &what, || {
+            // The last keeper takes the folder of all clusters with it.
+            fs::create_dir_all(home.root())?;
+            Held::take(&home.lock())
+        })?;
         let swept = keeper::sweep(&home);
         let _ = fs::remove_file(home.log());
         lock.remove();
@@ -353,6 +357,8 @@ fn start_keeper(options: &Options, home: &Home, stay: Stay) -> anyhow::Result<Op
     if is_kept(home)? {
         return Ok(None);
     }
+    // The last keeper takes it with it.
+    fs::create_dir_all(home.root()).with_context(|| format!("cannot make {}", home.root().display()))?;
     let log = fs::OpenOptions::new()
         .create(true)
         .append(true)

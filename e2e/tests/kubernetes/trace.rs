@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use ambit_e2e::kubernetes::home::Home;
 use ambit_e2e::kubernetes::{Cluster, Options, impossible};
 use ambit_e2e::wait::Stop;
 use anyhow::{Context as _, ensure};
@@ -33,7 +34,7 @@ struct Machine {
 
 impl Machine {
     fn seen(options: &Options) -> anyhow::Result<Self> {
-        let name = format!("ambit-cluster-{}", options.name);
+        let name = Home::new(&options.name, &options.root)?.cgroup();
         let said = |program: &str, args: &[&str]| -> anyhow::Result<String> {
             let output =
                 Command::new(program).args(args).output().with_context(|| format!("cannot run {program}"))?;
@@ -128,7 +129,7 @@ fn a_cluster_leaves_nothing_behind() -> anyhow::Result<()> {
     let cluster = Cluster::leave_up(&options)?;
     let keeper = fs::read_to_string(cluster.home().ready())?.parse().context("whose cluster is it?")?;
     kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
-    let group = format!("ambit-cluster-{}", options.name);
+    let group = cluster.home().cgroup();
     let folder = options.root.join(&options.name).to_string_lossy().into_owned();
     Stop::default().until_every(PAUSE, SOON, "the end of all processes with their keeper", || {
         Ok(processes(&folder, &group).is_empty().then_some(()))
