@@ -1,6 +1,12 @@
 //! What an operator does with a cluster, against a real API server: takes namespaces in and out, checks, analyzes, and
 //! reports a bug. No pod runs: the story writes what kubelets and agents would.
 
+#![expect(
+    clippy::print_stderr,
+    clippy::indexing_slicing,
+    reason = "clippy exempts only functions marked #[test], not their helpers"
+)]
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
