@@ -50,6 +50,16 @@ impl ClusterArgs {
     }
 }
 
+/// What the API server said, without how it was said.
+pub(crate) fn told(error: kube::Error) -> anyhow::Error {
+    if let kube::Error::Api(status) = &error
+        && !status.message.is_empty()
+    {
+        return anyhow::anyhow!("{}", status.message);
+    }
+    error.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

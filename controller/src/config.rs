@@ -437,7 +437,6 @@ mod tests {
         let tunnel = config.access.tunnel_identity(&config.mesh).to_string();
         assert_eq!(tunnel, "spiffe://cluster.local/ns/istio-system/sa/ztunnel");
         assert!(Config::try_parse_from(["controller", "--tokens=/x"]).is_err());
-        assert!(Config::try_parse_from(["controller", "--source=directory:/x"]).is_err());
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Found {
             Self::Unanswered(what) => warn!(
                 webhook = name,
                 reason = what,
-                "The API server does not get answers from the webhook; objects pass unjudged until it does. Is port 15017 reachable from it?"
+                "The API server does not get answers from the webhook; until it does, objects are refused or pass unjudged, as failurePolicy says. Is port 15017 reachable from it?"
             ),
             Self::Wrong(error) => warn!(webhook = name, error, "The webhook configuration cannot be kept"),
         }

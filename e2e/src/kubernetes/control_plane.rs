@@ -1,6 +1,7 @@
 //! The control plane: etcd, API server, controllers and scheduler, in a namespace beside the nodes that has routes to
 //! them and to every pod. Webhooks are called at their pods' addresses: there is no kube-proxy here.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ impl ControlPlane {
             home: home.clone(),
             pki: pki.clone(),
             etcd: daemon("etcd", etcd),
-            api_server: daemon("kube-apiserver", api_server(pki)),
+            api_server: daemon("kube-apiserver", api_server(home, pki)?),
             others: [
                 daemon("kube-controller-manager", controllers(pki)),
                 daemon("kube-scheduler", clients(pki, "scheduler")),
@@ -97,9 +98,22 @@ impl ControlPlane {
     }
 }
 
-fn api_server(pki: &Pki) -> Vec<String> {
+/// Who asked for what, of the accounts in the mesh's namespace: a story holds it against what they may do.
+const AUDIT: &str = "apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: Metadata, userGroups: ['system:serviceaccounts:istio-system']}
+- {level: None}
+";
+
+fn api_server(home: &Home, pki: &Pki) -> anyhow::Result<Vec<String>> {
+    let policy = pki.file("audit.yaml");
+    fs::write(&policy, AUDIT).with_context(|| format!("cannot write {}", policy.display()))?;
     let file = |flag: &str, name: &str| format!("--{flag}={}", pki.file(name).display());
-    vec![
+    Ok(vec![
+        file("audit-policy-file", "audit.yaml"),
+        format!("--audit-log-path={}", home.audit().display()),
         "--etcd-servers=http://127.0.0.1:2379".to_owned(),
         format!("--advertise-address={}", address(CONTROL)),
         "--secure-port=6443".to_owned(),
@@ -120,7 +134,7 @@ fn api_server(pki: &Pki) -> Vec<String> {
         // Endpoints instead of cluster addresses, for webhooks too.
         "--enable-aggregator-routing=true".to_owned(),
         "--profiling=false".to_owned(),
-    ]
+    ])
 }
 
 fn controllers(pki: &Pki) -> Vec<String> {

@@ -90,6 +90,11 @@ impl Home {
         self.dir().join("logs")
     }
 
+    /// Every request of the mesh's own accounts, as the API server writes it down, a line each.
+    pub fn audit(&self) -> PathBuf {
+        self.logs().join("audit.log")
+    }
+
     /// Image archives; the nodes see it as `/share`.
     pub fn share(&self) -> PathBuf {
         self.dir().join("share")

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ambit_lab::process::{self, Program};
 use anyhow::{Context as _, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
@@ -182,16 +182,24 @@ impl Image {
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": described("config.v1+json", config.as_bytes())?,
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": digest(&mut config.as_bytes())?,
+                "size": config.len(),
+            },
             "layers": [{
                 "mediaType": "application/vnd.oci.image.layer.v1.tar",
                 "digest": layer_digest, "size": fs::metadata(&layer)?.len(),
             }],
         })
         .to_string();
-        let mut described_manifest = described("manifest.v1+json", manifest.as_bytes())?;
-        described_manifest["annotations"] = json!({"io.containerd.image.name": self.name});
-        let index = json!({"schemaVersion": 2, "manifests": [described_manifest]}).to_string();
+        let named = json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": digest(&mut manifest.as_bytes())?,
+            "size": manifest.len(),
+            "annotations": {"io.containerd.image.name": self.name},
+        });
+        let index = json!({"schemaVersion": 2, "manifests": [named]}).to_string();
         let next = to.with_extension("next");
         let mut archive = Builder::new(BufWriter::new(File::create(&next)?));
         bytes(&mut archive, Path::new("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
@@ -233,14 +241,10 @@ impl Image {
     }
 
     fn config(&self, layer: &str) -> String {
-        let mut config = json!({"User": self.user, "Env": self.env});
-        if !self.entrypoint.is_empty() {
-            config["Entrypoint"] = json!(self.entrypoint);
-        }
         json!({
             "architecture": architecture(),
             "os": "linux",
-            "config": config,
+            "config": {"User": self.user, "Env": self.env, "Entrypoint": self.entrypoint},
             "rootfs": {"type": "layers", "diff_ids": [layer]},
         })
         .to_string()
@@ -282,11 +286,6 @@ fn stream(tar: &mut Tar, path: &Path, from: &Path, mode: u32) -> anyhow::Result<
     let file = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
     let size = file.metadata()?.len();
     tar.append_data(&mut header(EntryType::Regular, size, mode), path, file).map_err(Into::into)
-}
-
-fn described(kind: &str, content: &[u8]) -> anyhow::Result<Value> {
-    let media = format!("application/vnd.oci.image.{kind}");
-    Ok(json!({"mediaType": media, "digest": digest(&mut &*content)?, "size": content.len()}))
 }
 
 fn blob_path(digest: &str) -> PathBuf {

@@ -334,10 +334,7 @@ impl Drop for Archive {
 pub(super) fn import(home: &Home, archives: &[Archive]) -> anyhow::Result<()> {
     thread::scope(|scope| {
         let nodes = NODES.map(|node| {
-            let all = archives.iter();
-            scope.spawn(move || {
-                all.map(|one| node::import(home, node, &one.name)).collect::<anyhow::Result<()>>()
-            })
+            scope.spawn(move || archives.iter().try_for_each(|one| node::import(home, node, &one.name)))
         });
         nodes
             .into_iter()

@@ -2,5 +2,6 @@
 
 mod cluster;
 mod mesh;
+mod rights;
 mod scene;
 mod trace;

@@ -8,6 +8,7 @@ use ambit_e2e::telling::{Evidence, Telling};
 use ambit_e2e::wait::Stop;
 use anyhow::{Context as _, ensure};
 
+use crate::rights;
 use crate::scene::{self, Load, SYSTEM, Scene, client_is};
 
 const SHOP: &str = "shop";
@@ -19,7 +20,7 @@ const JOINED: Duration = Duration::from_secs(10);
 
 type Tell = fn(&Scene<'_>, &mut Evidence<'_>) -> anyhow::Result<()>;
 
-const STEPS: [(&str, Tell); 15] = [
+const STEPS: [(&str, Tell); 16] = [
     ("One command installs the mesh", install),
     ("A label takes running pods in, and none is restarted", join),
     ("Traffic between them is mutual TLS", mutual_tls),
@@ -33,6 +34,7 @@ const STEPS: [(&str, Tell); 15] = [
     ("A second revision of the controller takes over, and gives back", revisions),
     ("The command says that all is well", checks),
     ("Without the label, pods leave and go on", leave),
+    ("No account has a right that it has no use for", rights),
     ("Uninstalling leaves nothing", uninstall),
     ("Pods that were in the mesh are not broken", afterwards),
 ];
@@ -78,6 +80,7 @@ fn install(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
         scene.client_runs(namespace)?;
     }
     scene.calls(SHOP, "http://web/", 5)?;
+    scene.ambit(&["check", "--pre"])?;
     let begun = Instant::now();
     scene.install(&[])?;
     seen.saw(format!("installed in {:.0?}", begun.elapsed()));
@@ -100,6 +103,7 @@ fn join(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
         "a pod was restarted: {before:?} {after:?}"
     );
     scene.calls(SHOP, "http://web/", 10)?;
+    scene.ambit(&["status"])?;
     scene.calls(SHOP, "http://db-0.db:8080/", 2)
 }
 
@@ -135,7 +139,10 @@ fn probes(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
 
 fn new_pods(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     scene.kubectl().apply(&scene::job(SHOP, "once", &format!("http://web.{SHOP}/")))?;
-    scene.kubectl().ok(&["-n", SHOP, "wait", "job/once", "--for=condition=Complete", "--timeout=120s"])?;
+    let ended = scene.until(SHOP, SOON, "the end of the Job", || {
+        Ok(scene.field(SHOP, &["job/once"], "/status/conditions").ok().filter(|said| said.contains("reason")))
+    })?;
+    ensure!(ended.contains("\"Complete\""), "the Job did not complete: {ended}");
     // Only the mesh could let it through: plain text is refused.
     seen.saw("its only call needed mutual TLS, and was made at once".to_owned());
     scene.kubectl().ok(&["-n", SHOP, "delete", "job/once"])?;
@@ -196,6 +203,11 @@ fn tunnels(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     let load = Load::start(scene, SHOP, "http://web/", 20)?;
     scene.kubectl().ok(&["-n", SYSTEM, "rollout", "restart", "daemonset/ztunnel"])?;
     scene.kubectl().rolled_out(SYSTEM, "daemonset/ztunnel", ROLLED)?;
+    // New ones serve; the old ones go on with what they began, and then end.
+    scene.until(SYSTEM, ROLLED, "the end of the old tunnels", || {
+        let pods = scene.kubectl().get(SYSTEM, &["pods", "-l", "app=ztunnel"])?.context("no list")?;
+        Ok(pods["items"].as_array().is_some_and(|pods| pods.len() == 2).then_some(()))
+    })?;
     seen.saw(load.finish_without_failure()?);
     Ok(())
 }
@@ -222,7 +234,7 @@ fn api_server(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> 
 fn revisions(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     let load = Load::start(scene, SHOP, "http://web/", 20)?;
     scene.install(&["--profile", "canary", "--revision", "next"])?;
-    let next = format!("istiod-next.{SYSTEM}.svc:15012");
+    let next = format!("https://istiod-next.{SYSTEM}.svc:15012");
     scene.upgrade(&[
         "--set",
         &format!("ztunnel.xdsAddress={next}"),
@@ -254,6 +266,11 @@ fn leave(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
     // Once more in, so that the end of the mesh finds pods in it.
     scene.ambit(&["namespace", "add", SHOP, "--wait"])?;
     scene.calls(SHOP, "http://web/", 5)
+}
+
+fn rights(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    seen.saw(rights::none_is_idle(scene)?);
+    Ok(())
 }
 
 fn uninstall(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {

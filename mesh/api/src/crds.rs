@@ -227,7 +227,9 @@ mod tests {
 
     #[test]
     fn schemas_are_structural() {
-        const WORDS: [&str; 11] = [
+        const WORDS: [&str; 13] = [
+            "x-kubernetes-list-type",
+            "x-kubernetes-list-map-keys",
             "type",
             "description",
             "properties",

@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// From which severity on the exit status is 1.
     #[arg(long, value_enum, default_value_t, value_name = "SEVERITY")]
     fail_on: FailOn,
-    /// What the controller does with DENY rules that only a waypoint could judge, its --l7-deny.
+    /// What the controller does with DENY rules that only a waypoint could judge, its --l7-deny-without-waypoint.
     #[arg(long, value_enum, default_value = "deny", value_name = "HOW")]
     l7_deny: L7Deny,
     /// Whether the controller sends dry-run policies, its --dry-run-policies.

@@ -12,6 +12,7 @@ use super::inventory::{self, Inventory, MANAGER, PART_OF};
 use super::object::{Key, Object};
 use super::prepare::Plan;
 use super::{Way, confirmed, diff, rollout};
+use crate::cluster::told;
 use crate::output::{Out, Tone};
 
 /// Who installed a thing with Helm, as Helm writes it.
@@ -221,7 +222,11 @@ pub(super) fn api(client: &Client, key: &Key) -> Api<DynamicObject> {
 
 /// The object as it is in the cluster.
 pub(super) async fn get(client: &Client, key: &Key) -> anyhow::Result<Option<Value>> {
-    let there = api(client, key).get_opt(&key.name).await.with_context(|| format!("cannot read {key}"))?;
+    let there = api(client, key)
+        .get_opt(&key.name)
+        .await
+        .map_err(told)
+        .with_context(|| format!("cannot read {key}"))?;
     there.map(|object| serde_json::to_value(object).context("an object is JSON")).transpose()
 }
 
@@ -231,7 +236,7 @@ async fn patch(client: &Client, object: &Object, dry_run: bool) -> anyhow::Resul
     let params = PatchParams { dry_run, ..PatchParams::apply(MANAGER).force() };
     let key = &object.key;
     let after = api(client, key).patch(&key.name, &params, &Patch::Apply(&object.value)).await;
-    let after = after.with_context(|| format!("cannot apply {key}"))?;
+    let after = after.map_err(told).with_context(|| format!("cannot apply {key}"))?;
     serde_json::to_value(after).context("an object is JSON")
 }
 
@@ -242,7 +247,7 @@ pub(super) async fn delete(client: &Client, key: &Key) -> anyhow::Result<()> {
     match api(client, key).delete(&key.name, &how).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot remove {key}")),
+        Err(error) => Err(told(error)).with_context(|| format!("cannot remove {key}")),
     }
 }
 

@@ -7,6 +7,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use super::object::Key;
+use crate::cluster::told;
 
 /// Who changes what is installed, to the API server.
 pub(crate) const MANAGER: &str = "ambit-install";
@@ -102,15 +103,19 @@ pub(crate) async fn read(
     revision: &str,
 ) -> anyhow::Result<Option<Inventory>> {
     let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
-    let map = maps.get_opt(&object_name(revision)).await.context("cannot read what is installed")?;
+    let map =
+        maps.get_opt(&object_name(revision)).await.map_err(told).context("cannot read what is installed")?;
     map.as_ref().map(Inventory::of).transpose()
 }
 
 /// All of a namespace.
 pub(crate) async fn all(client: &Client, namespace: &str) -> anyhow::Result<Vec<Inventory>> {
     let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
-    let list =
-        maps.list(&ListParams::default().labels(LABEL)).await.context("cannot read what is installed")?;
+    let list = maps
+        .list(&ListParams::default().labels(LABEL))
+        .await
+        .map_err(told)
+        .context("cannot read what is installed")?;
     list.items.iter().map(Inventory::of).collect()
 }
 
@@ -119,7 +124,7 @@ pub(crate) async fn write(client: &Client, inventory: &Inventory) -> anyhow::Res
     let maps = Api::<ConfigMap>::namespaced(client.clone(), &inventory.namespace);
     let params = PatchParams::apply(MANAGER).force();
     let written = maps.patch(&inventory.object_name(), &params, &Patch::Apply(inventory.object()?)).await;
-    written.map(drop).context("cannot write down what is installed")
+    written.map(drop).map_err(told).context("cannot write down what is installed")
 }
 
 /// Forgets it.
@@ -128,7 +133,7 @@ pub(crate) async fn forget(client: &Client, inventory: &Inventory) -> anyhow::Re
     match maps.delete(&inventory.object_name(), &DeleteParams::default()).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(error).context("cannot remove the list of what was installed"),
+        Err(error) => Err(told(error)).context("cannot remove the list of what was installed"),
     }
 }
 

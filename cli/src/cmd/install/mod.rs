@@ -69,12 +69,11 @@ impl Said {
         if let Some(before) = before {
             values::overlay(&mut said, before);
         }
-        for preset in
-            [self.profile.as_deref().map(charts::profile), self.platform.as_deref().map(charts::platform)]
-        {
-            if let Some(preset) = preset {
-                values::overlay(&mut said, &preset?);
-            }
+        if let Some(name) = &self.profile {
+            values::overlay(&mut said, &charts::profile(name)?);
+        }
+        if let Some(name) = &self.platform {
+            values::overlay(&mut said, &charts::platform(name)?);
         }
         for file in &self.values {
             let text = std::fs::read_to_string(file)

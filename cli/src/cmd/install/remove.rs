@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::inventory::{self, Inventory, PART_OF};
 use super::object::Key;
 use super::{UninstallArgs, apply, confirmed, rollout};
+use crate::cluster::told;
 use crate::output::{Out, Tone};
 
 /// A plugged-in authority: the operator's own, and perhaps the only copy.
@@ -23,7 +24,8 @@ const ROOT: &str = "istio-ca-secret";
 /// What controllers put into every namespace.
 const DISTRIBUTED: [&str; 2] = ["istio-ca-root-cert", "istio-ca-crl"];
 /// How the leases of controllers begin.
-const LEASES: [&str; 2] = ["ambit-leader", "ambit-ca-root"];
+const LEASES: [&str; 2] = [LEADER, "ambit-ca-root"];
+const LEADER: &str = "ambit-leader";
 
 /// What is to be done.
 #[derive(Debug, Default, PartialEq)]
@@ -89,11 +91,16 @@ async fn plan(
     let mut removal = sorted(installed, args.purge_crds);
     if is_last {
         removal.removed.extend(left_behind(client, installed).await?);
+    } else {
+        removal.removed.extend(lease_of(client, installed).await?);
     }
     let mode = format!("{DATAPLANE_MODE}={DATAPLANE_MODE_AMBIENT}");
     let labelled = Api::<Namespace>::all(client.clone());
-    let labelled =
-        labelled.list(&ListParams::default().labels(&mode)).await.context("cannot list namespaces")?;
+    let labelled = labelled
+        .list(&ListParams::default().labels(&mode))
+        .await
+        .map_err(told)
+        .context("cannot list namespaces")?;
     let labelled: Vec<_> =
         labelled.items.into_iter().filter_map(|namespace| namespace.metadata.name).collect();
     if args.purge && is_last {
@@ -123,11 +130,26 @@ fn sorted(installed: &Inventory, with_definitions: bool) -> Removal {
     removal
 }
 
+/// The Lease of a revision that others outlive: without it nobody seems to lead.
+async fn lease_of(client: &Client, installed: &Inventory) -> anyhow::Result<Option<Key>> {
+    let name = match installed.revision.as_str() {
+        "" | "default" => LEADER.to_owned(),
+        revision => format!("{LEADER}-{revision}"),
+    };
+    let leases = Api::<Lease>::namespaced(client.clone(), &installed.namespace);
+    let lease = leases.get_opt(&name).await.context("cannot look for the Lease")?;
+    Ok(lease.map(|_| Key::new("coordination.k8s.io/v1", "Lease", Some(&installed.namespace), &name)))
+}
+
 /// What the components made while they ran, and nobody else uses.
 async fn left_behind(client: &Client, installed: &Inventory) -> anyhow::Result<Vec<Key>> {
     let ours = ListParams::default().labels(&format!("{MANAGED_BY}={MANAGED_BY_AMBIT}"));
     let mut found = Vec::new();
-    let maps = Api::<ConfigMap>::all(client.clone()).list(&ours).await.context("cannot list ConfigMaps")?;
+    let maps = Api::<ConfigMap>::all(client.clone())
+        .list(&ours)
+        .await
+        .map_err(told)
+        .context("cannot list ConfigMaps")?;
     for map in maps.items {
         if let (Some(name), Some(namespace)) = (map.metadata.name, map.metadata.namespace)
             && DISTRIBUTED.contains(&name.as_str())
@@ -136,7 +158,8 @@ async fn left_behind(client: &Client, installed: &Inventory) -> anyhow::Result<V
         }
     }
     let leases = Api::<Lease>::namespaced(client.clone(), &installed.namespace);
-    for lease in leases.list(&ListParams::default()).await.context("cannot list Leases")?.items {
+    for lease in leases.list(&ListParams::default()).await.map_err(told).context("cannot list Leases")?.items
+    {
         let name = lease.metadata.name.unwrap_or_default();
         if LEASES.iter().any(|begin| name.starts_with(begin)) {
             found.push(Key::new("coordination.k8s.io/v1", "Lease", Some(&installed.namespace), &name));
@@ -144,7 +167,7 @@ async fn left_behind(client: &Client, installed: &Inventory) -> anyhow::Result<V
     }
     // Without the label it may be an Istio's, which knows it by the same name.
     let secrets = Api::<Secret>::namespaced(client.clone(), &installed.namespace);
-    for secret in secrets.list(&ours).await.context("cannot list Secrets")?.items {
+    for secret in secrets.list(&ours).await.map_err(told).context("cannot list Secrets")?.items {
         if secret.metadata.name.as_deref() == Some(ROOT) {
             found.push(Key::new("v1", "Secret", Some(&installed.namespace), ROOT));
         }
@@ -157,7 +180,7 @@ async fn left_behind(client: &Client, installed: &Inventory) -> anyhow::Result<V
         ),
         // The cluster has no such kind, or no longer.
         Err(kube::Error::Api(status)) if status.is_not_found() => {}
-        Err(error) => return Err(error).context("cannot list GatewayClasses"),
+        Err(error) => return Err(told(error)).context("cannot list GatewayClasses"),
     }
     Ok(found)
 }
@@ -166,12 +189,12 @@ async fn left_behind(client: &Client, installed: &Inventory) -> anyhow::Result<V
 async fn reason_to_keep(client: &Client, installed: &Inventory) -> anyhow::Result<Option<String>> {
     let namespace = &installed.namespace;
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
-    if secrets.get_opt(PLUGGED_IN).await.context("cannot read Secrets")?.is_some() {
+    if secrets.get_opt(PLUGGED_IN).await.map_err(told).context("cannot read Secrets")?.is_some() {
         return Ok(Some(format!("the authority in the Secret {PLUGGED_IN} is yours")));
     }
     let others = ListParams::default().labels(&format!("{}!={}", PART_OF.0, PART_OF.1));
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
-    let pods = pods.list(&others).await.context("cannot list pods")?;
+    let pods = pods.list(&others).await.map_err(told).context("cannot list pods")?;
     let pod = pods.items.into_iter().next().and_then(|pod| pod.metadata.name);
     Ok(pod.map(|pod| format!("the pod {pod} in it is not Ambit's")))
 }
@@ -180,7 +203,7 @@ async fn unlabel(client: &Client, namespace: &str) -> anyhow::Result<()> {
     let patch = json!({ "metadata": { "labels": { DATAPLANE_MODE: null } } });
     let namespaces = Api::<Namespace>::all(client.clone());
     let done = namespaces.patch(namespace, &PatchParams::default(), &Patch::Merge(patch)).await;
-    done.map(drop).with_context(|| format!("cannot take the label from namespace {namespace}"))
+    done.map(drop).map_err(told).with_context(|| format!("cannot take the label from namespace {namespace}"))
 }
 
 fn show(removal: &Removal, out: &mut Out) -> anyhow::Result<()> {

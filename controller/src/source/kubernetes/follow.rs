@@ -116,8 +116,12 @@ impl Follower {
                     self.lists = Lists::Paged;
                     return Ok(());
                 }
-                // The watch is too old, and the stream lists again by itself.
-                Some(410) => {}
+                // The watch is too old. As an event the stream understands that; as the answer to a request it would ask
+                // the same again for ever.
+                Some(410) => {
+                    sleep(self.backoff.next(rand::random())).await;
+                    return Ok(());
+                }
                 Some(_) | None => self.pause(&error).await,
             }
         }

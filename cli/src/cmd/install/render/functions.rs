@@ -73,10 +73,7 @@ fn wrong(name: &str, wants: &str) -> Result<Word> {
 }
 
 fn text(word: &Word) -> String {
-    match word {
-        Word::Nil => String::new(),
-        word => word.to_string(),
-    }
+    if matches!(word, Word::Nil) { String::new() } else { word.to_string() }
 }
 
 fn concat(args: &[Word]) -> Result<Word> {
