@@ -76,6 +76,11 @@ pub(crate) fn said(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error { status.message.clone() } else { error.to_string() }
 }
 
+/// The same, as an error to go on with.
+pub(crate) fn plain<T>(answer: Result<T, kube::Error>) -> anyhow::Result<T> {
+    answer.map_err(|error| anyhow::Error::msg(said(&error)))
+}
+
 /// Text as a value of a query.
 pub(crate) fn escaped(text: &str) -> String {
     let one = |byte: u8| match byte {

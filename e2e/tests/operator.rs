@@ -6,6 +6,12 @@
 )]
 #![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
+#![expect(
+    clippy::print_stderr,
+    clippy::indexing_slicing,
+    reason = "clippy exempts only functions marked #[test], not their helpers"
+)]
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -180,7 +180,7 @@ async fn logs(client: &Client, one: &Instance, since: Duration, archive: &mut Ar
             let path = format!("logs/{}/{container}{suffix}.log", one.pod);
             match timeout(PATIENCE, pods.logs(&one.pod, &params)).await {
                 Ok(Ok(text)) => archive.put(path, &redact(&text)),
-                Ok(Err(error)) => archive.missing.push(format!("{path}: {error}")),
+                Ok(Err(error)) => archive.missing.push(format!("{path}: {}", objects::said(&error))),
                 Err(_) => archive.missing.push(format!("{path}: no answer within {PATIENCE:?}")),
             }
         }
@@ -191,7 +191,7 @@ async fn pages(client: &Client, one: &Instance, archive: &mut Archive) {
     let target = one.target(client);
     let list: &[&str] = match one.kind {
         Kind::Controller => &["/debug/syncz", "/debug/configz", "/debug/objects", "/debug/ca", "/metrics"],
-        Kind::Agent => &["/debug/pods", "/debug/cni"],
+        Kind::Agent => &["/debug/pods"],
         Kind::Ztunnel => &["/debug/sync", "/config_dump"],
     };
     let mut asked: Vec<_> = list.iter().map(|page| (&target.admin, *page)).collect();

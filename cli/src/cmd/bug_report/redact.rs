@@ -195,7 +195,7 @@ fn without_values(line: &str) -> String {
         };
         let end = value.find(ends).unwrap_or(value.len());
         // A map or list follows, or nothing: its own names are looked at.
-        if end == 0 || value.starts_with(['{', '[']) && !value.starts_with(GONE) {
+        if end == 0 || value.starts_with(['{', '[']) && !value.starts_with(GONE) || is_bare(value) {
             continue;
         }
         done.push_str(after.get(..lead).unwrap_or_default());
@@ -204,6 +204,12 @@ fn without_values(line: &str) -> String {
     }
     done.push_str(rest);
     done
+}
+
+/// Whether a value of JSON follows that is no text, and so no secret: it stays, lest the document be broken.
+fn is_bare(value: &str) -> bool {
+    let end = value.find([',', '}', ']', '\n']).unwrap_or(value.len());
+    matches!(value.get(..end).map(str::trim), Some("null" | "true" | "false"))
 }
 
 #[cfg(test)]
@@ -239,6 +245,8 @@ mod tests {
                 "https://u:p@host/x and http://host:80".to_owned(),
                 "https://[redacted]@host/x and http://host:80".to_owned(),
             ),
+            ("\"authorization\": null,\n".to_owned(), "\"authorization\": null,\n".to_owned()),
+            ("{\"token\": true}".to_owned(), "{\"token\": true}".to_owned()),
             ("secretName: cacerts".to_owned(), "secretName: cacerts".to_owned()),
             ("token:\n  audience: istio-ca".to_owned(), "token:\n  audience: istio-ca".to_owned()),
             ("tokens: [a]".to_owned(), "tokens: [a]".to_owned()),

@@ -22,6 +22,7 @@ use self::judge::{Certificate, Haste, Page, Plan, Stage, Stand};
 use super::components::{self, Instance, System};
 use super::playground::state::Kind;
 use crate::cluster::ClusterArgs;
+use crate::objects;
 use crate::output::{Format, Out, Table, Tone, age, moment};
 
 /// Where the root is kept. Of this Secret only metadata are read and written here.
@@ -140,10 +141,10 @@ async fn wish(client: &Client, system: &str, wish: &str) -> anyhow::Result<()> {
         json!({ "metadata": { "annotations": { labels::CA_ROTATION: wish, labels::CA_REFUSAL: null } } });
     // Metadata only: keys stay where they are.
     let written = secrets.patch_metadata(SECRET, &PatchParams::default(), &Patch::Merge(patch)).await;
-    written.with_context(|| format!("cannot annotate Secret {system}/{SECRET}"))?;
+    objects::plain(written).with_context(|| format!("cannot annotate Secret {system}/{SECRET}"))?;
     let until = Instant::now() + LIMIT;
     loop {
-        let meta = secrets.get_metadata(SECRET).await;
+        let meta = objects::plain(secrets.get_metadata(SECRET).await);
         let meta =
             meta.with_context(|| format!("cannot read the metadata of Secret {system}/{SECRET}"))?.metadata;
         let annotations = meta.annotations.unwrap_or_default();
@@ -198,7 +199,7 @@ async fn stand(client: &Client, system: &str) -> anyhow::Result<Stand> {
 }
 
 async fn roots(client: &Client, system: &str) -> anyhow::Result<Roots> {
-    let map = Api::<ConfigMap>::namespaced(client.clone(), system).get(ROOTS).await?;
+    let map = objects::plain(Api::<ConfigMap>::namespaced(client.clone(), system).get(ROOTS).await)?;
     Ok(Roots::read(map.data.unwrap_or_default().get(ROOT_KEY).map_or("", String::as_str)))
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use http_body_util::BodyExt as _;
 use hyper::Request;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
@@ -45,19 +46,24 @@ impl Asker {
     /// The checks that tell whether the mesh can be installed.
     pub(super) async fn before(&self) -> anyhow::Result<Vec<Check>> {
         // If even this fails, there is no cluster to talk of.
-        let version = self.client.apiserver_version().await?;
-        let nodes: Vec<Node> = self.list("/api/v1/nodes", "").await.unwrap_or_default();
+        let version =
+            objects::plain(self.client.apiserver_version().await).context("no API server answers")?;
         let minor = version.minor.trim_end_matches('+').parse().ok();
         let definitions = self.definitions().await;
-        let mut checks = vec![
-            verdict::api_version(&version.major, &version.minor),
-            self.permissions().await,
-            verdict::systems(&nodes),
-            verdict::kernels(&nodes),
-            verdict::kubelets(&nodes, minor),
-            verdict::pod_security(&self.system, self.pod_security().await.as_deref()),
-            verdict::clocks(self.clock().await),
-        ];
+        let mut checks = vec![verdict::api_version(&version.major, &version.minor), self.permissions().await];
+        match self.list::<Node>("/api/v1/nodes", "").await {
+            Ok(nodes) => checks.extend([
+                verdict::systems(&nodes),
+                verdict::kernels(&nodes),
+                verdict::kubelets(&nodes, minor),
+            ]),
+            Err(error) => checks.push(Check::skipped("node-systems", format!("{error:#}"))),
+        }
+        checks.push(match self.pod_security().await {
+            Ok(enforced) => verdict::pod_security(&self.system, enforced.as_deref()),
+            Err(error) => Check::skipped("pod-security", format!("{error:#}")),
+        });
+        checks.push(verdict::clocks(self.clock().await));
         match definitions {
             Ok(definitions) => {
                 checks.push(verdict::gateway_api(&definitions));
@@ -65,7 +71,10 @@ impl Asker {
             }
             Err(error) => checks.push(Check::skipped("gateway-api", format!("{error:#}"))),
         }
-        checks.push(verdict::existing_istio(&self.istio().await));
+        checks.push(match self.istio().await {
+            Ok(found) => verdict::existing_istio(&found),
+            Err(error) => Check::skipped("existing-istio", format!("{error:#}")),
+        });
         Ok(checks)
     }
 
@@ -135,9 +144,10 @@ impl Asker {
         Ok(status.is_some_and(|status| status.allowed))
     }
 
-    async fn pod_security(&self) -> Option<String> {
-        let namespace = Api::<Namespace>::all(self.client.clone()).get_opt(&self.system).await.ok()??;
-        namespace.metadata.labels?.remove("pod-security.kubernetes.io/enforce")
+    async fn pod_security(&self) -> anyhow::Result<Option<String>> {
+        let found = Api::<Namespace>::all(self.client.clone()).get_opt(&self.system).await;
+        let labels = objects::plain(found)?.and_then(|namespace| namespace.metadata.labels);
+        Ok(labels.and_then(|mut labels| labels.remove("pod-security.kubernetes.io/enforce")))
     }
 
     /// How many seconds the API server's clock and ours are apart.
@@ -159,16 +169,15 @@ impl Asker {
     }
 
     /// Workloads of an Istio.
-    async fn istio(&self) -> Vec<String> {
+    async fn istio(&self) -> anyhow::Result<Vec<String>> {
         let mut found = Vec::new();
         let istiod = format!("labelSelector={}", escaped("app=istiod"));
         let agent = format!("labelSelector={}", escaped("k8s-app=istio-cni-node"));
-        let deployments: Vec<Deployment> =
-            self.list("/apis/apps/v1/deployments", &istiod).await.unwrap_or_default();
-        let sets: Vec<DaemonSet> = self.list("/apis/apps/v1/daemonsets", &agent).await.unwrap_or_default();
+        let deployments: Vec<Deployment> = self.list("/apis/apps/v1/deployments", &istiod).await?;
+        let sets: Vec<DaemonSet> = self.list("/apis/apps/v1/daemonsets", &agent).await?;
         found.extend(deployments.iter().map(|one| title("Deployment", &one.metadata)));
         found.extend(sets.iter().map(|one| title("DaemonSet", &one.metadata)));
-        found
+        Ok(found)
     }
 
     async fn leader(&self, deployments: &[Deployment]) -> Check {
@@ -261,8 +270,9 @@ impl Asker {
 
     /// All that are not being deleted: nothing can be written into those.
     async fn namespaces(&self) -> anyhow::Result<Vec<String>> {
-        let all: kube::core::ObjectList<PartialObjectMeta<Namespace>> =
-            Api::<Namespace>::all(self.client.clone()).list_metadata(&ListParams::default()).await?;
+        let all: kube::core::ObjectList<PartialObjectMeta<Namespace>> = objects::plain(
+            Api::<Namespace>::all(self.client.clone()).list_metadata(&ListParams::default()).await,
+        )?;
         let living = all.items.into_iter().filter(|one| one.meta().deletion_timestamp.is_none());
         Ok(living.filter_map(|one| one.metadata.name).collect())
     }

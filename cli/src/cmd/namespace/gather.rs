@@ -98,7 +98,7 @@ fn excluded(set: &DaemonSet) -> Option<Vec<String>> {
 
 /// Everything about one namespace.
 pub(super) async fn facts(client: &Client, name: &str, agents: &Agents) -> anyhow::Result<Facts> {
-    let namespace = Api::<Namespace>::all(client.clone()).get_opt(name).await;
+    let namespace = objects::plain(Api::<Namespace>::all(client.clone()).get_opt(name).await);
     let Some(namespace) = namespace.with_context(|| format!("cannot read namespace {name}"))? else {
         bail!("there is no namespace {name}; `kubectl create namespace {name}` makes it");
     };
@@ -127,7 +127,7 @@ pub(super) async fn label(client: &Client, name: &str, mode: Option<&str>) -> an
     let patched = Api::<Namespace>::all(client.clone())
         .patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch))
         .await;
-    patched.with_context(|| format!("cannot label namespace {name}"))?;
+    objects::plain(patched).with_context(|| format!("cannot label namespace {name}"))?;
     Ok(())
 }
 
