@@ -307,9 +307,19 @@ impl ProbeSet {
 pub fn kubelet(proc: &Path) -> Option<u32> {
     fs::read_dir(proc).ok()?.flatten().find_map(|process| {
         let name = fs::read_to_string(process.path().join("comm")).ok()?;
-        KUBELETS.contains(&name.trim()).then_some(())?;
+        let told = || fs::read(process.path().join("cmdline")).is_ok_and(|line| is_told_to_be_kubelet(&line));
+        (KUBELETS.contains(&name.trim()) || told()).then_some(())?;
         Some(fs::metadata(process.path()).ok()?.uid())
     })
+}
+
+/// One program may be all of Kubernetes, and be told by its first word which part to be. Programs of other names
+/// may be given that word for other reasons.
+fn is_told_to_be_kubelet(command_line: &[u8]) -> bool {
+    let mut words = command_line.split(|byte| *byte == 0);
+    let program = words.next().and_then(|path| path.rsplit(|byte| *byte == b'/').next()).unwrap_or_default();
+    let is_kubernetes = [&b"hyperkube"[..], b"kubernetes", b"kube"].contains(&program);
+    is_kubernetes && words.next() == Some(b"kubelet")
 }
 
 /// UIDs are plain; this keeps one that is not from ending the comment.
@@ -397,6 +407,20 @@ mod tests {
             fs::write(proc.path().join(pid).join("comm"), format!("{name}\n")).unwrap();
         }
         assert_eq!(kubelet(proc.path()), None);
+        let told = |pid: &str, line: &[u8]| {
+            fs::create_dir(proc.path().join(pid)).unwrap();
+            fs::write(proc.path().join(pid).join("comm"), "kubernetes\n").unwrap();
+            fs::write(proc.path().join(pid).join("cmdline"), line).unwrap();
+        };
+        for (pid, line) in
+            [("3", &b"vim\0kubelet\0"[..]), ("4", b"/bin/kubernetes\0kube-proxy\0kubelet\0"), ("5", b"")]
+        {
+            told(pid, line);
+            assert_eq!(kubelet(proc.path()), None, "{pid}");
+        }
+        told("6", b"/opt/kubernetes\0kubelet\0--config\0x\0");
+        assert!(kubelet(proc.path()).is_some());
+        fs::remove_dir_all(proc.path().join("6")).unwrap();
         fs::create_dir(proc.path().join("9")).unwrap();
         fs::write(proc.path().join("9/comm"), "kubelet\n").unwrap();
         assert_eq!(kubelet(proc.path()), Some(fs::metadata(proc.path()).unwrap().uid()));
