@@ -300,6 +300,8 @@ impl Scene {
                 // It may have gone meanwhile.
                 let _ = self.run(&["-n", text("/metadata/namespace"), "patch", &name, "--subresource=status", "--type=merge", "-p", &patch])?;
             }
+            // Each look starts a program, and the story needs the processors more.
+            std::thread::park_timeout(Duration::from_millis(500));
             Ok(done.load(Ordering::Relaxed).then_some(()))
         })
     }
