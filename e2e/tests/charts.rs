@@ -1,6 +1,8 @@
 //! The charts: what Helm makes of them is what `ambit install` makes of them, and every value is explained.
 //! Needs no cluster; what needs Helm is skipped where it was not built.
 
+#![expect(clippy::print_stderr, reason = "clippy exempts only functions marked #[test], not their helpers")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

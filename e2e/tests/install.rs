@@ -1,5 +1,7 @@
 //! `ambit install`, `upgrade` and `uninstall` against a real API server. No pod runs: a stand-in says that all are ready.
 
+#![expect(clippy::print_stderr, reason = "clippy exempts only functions marked #[test], not their helpers")]
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
