@@ -5,6 +5,8 @@
 )]
 #![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
+#![expect(clippy::print_stderr, reason = "clippy exempts only functions marked #[test], not their helpers")]
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

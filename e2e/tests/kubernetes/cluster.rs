@@ -1,5 +1,10 @@
 //! The cluster itself is real: what a story relies on works before the mesh is there.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "clippy exempts only functions marked #[test], not their helpers"
+)]
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
