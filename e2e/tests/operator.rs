@@ -5,7 +5,6 @@
     reason = "a field that a JSON value does not have is null: that cannot panic"
 )]
 #![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
-
 #![expect(
     clippy::print_stderr,
     clippy::indexing_slicing,

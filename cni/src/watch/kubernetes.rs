@@ -46,6 +46,9 @@ const RESYNC: Duration = Duration::from_secs(10);
 /// that the agents of a thousand nodes do not keep it down.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LAST_WAIT: Duration = Duration::from_secs(15);
+/// How long one watch lasts. Its end shows that the API server lives: one that died without a word is noticed five
+/// seconds after it.
+const WATCH_SECONDS: u32 = 60;
 /// What the API server asks for in a `Retry-After` is done, up to this.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -122,7 +125,8 @@ impl Watch {
         let (heard, changed) = watch::channel(Heard::default());
         let board = Board(Arc::new(Inner { state: Mutex::default(), heard }));
         let [pods_synced, namespaces_synced] = synced;
-        let of_node = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+        let of_node =
+            watcher::Config::default().timeout(WATCH_SECONDS).fields(&format!("spec.nodeName={node}"));
         let pods = Follower {
             api: Api::<KubernetesPod>::all(client.clone()),
             config: of_node,
@@ -133,7 +137,7 @@ impl Watch {
         };
         let namespaces = Follower {
             api: Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
-            config: watcher::Config::default(),
+            config: watcher::Config::default().timeout(WATCH_SECONDS),
             kind: "namespaces",
             hearer: Namespaces(board.clone()),
             metrics: metrics.clone(),
@@ -300,8 +304,12 @@ where
                         lists = Lists::Paged;
                         break;
                     }
-                    // The watch is too old, and the stream lists again by itself.
-                    Some(410) => continue,
+                    // The watch is too old. As an event the stream understands that; as the answer to a request it would
+                    // ask the same again for ever.
+                    Some(410) => {
+                        sleep(backoff.next(rand::random())).await;
+                        break;
+                    }
                     Some(_) | None => {}
                 }
                 self.metrics.api_failed(self.kind);

@@ -117,7 +117,10 @@ impl CertManager {
     ) -> Result<Vec<String>, NotIssued> {
         let request = exact::request(csr, identity)?;
         let (answer, answered) = oneshot::channel();
-        let (asking, csr, identity) = (Arc::clone(self), csr.to_owned(), identity.clone());
+        // What was checked is what is sent: the caller's text may hold more than one request.
+        let csr = request.to_pem().map_err(|_| NotIssued::NotAsked("it cannot be written".to_owned()))?;
+        let csr = String::from_utf8_lossy(&csr).into_owned();
+        let (asking, identity) = (Arc::clone(self), identity.clone());
         let own_roots = own_roots.to_owned();
         // A task of its own: callers leave, and the request must be deleted all the same.
         task::spawn("certificate request", async move {

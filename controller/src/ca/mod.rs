@@ -146,8 +146,9 @@ impl Desk {
     }
 
     async fn answer(self, application: Application) -> Result<Vec<String>, NotSigned> {
-        let turn = self.0.turns.acquire().await.map_err(|_| NotSigned::Interrupted)?;
+        // Who is nobody takes nobody's turn.
         let caller = self.0.callers.identify(application.token.clone()).await?;
+        let turn = self.0.turns.acquire().await.map_err(|_| NotSigned::Interrupted)?;
         if application.impersonated.is_some() {
             let mut synced = self.0.synced.clone();
             let known = timeout(PATIENCE, synced.wait_for(|synced| *synced)).await;

@@ -46,6 +46,8 @@ pub(crate) struct Seen {
     pub(crate) restarts: i64,
     node: String,
     captured: bool,
+    /// Its first container that runs, as containerd calls it; empty if none does.
+    container: String,
 }
 
 impl<'a> Scene<'a> {
@@ -156,6 +158,12 @@ impl<'a> Scene<'a> {
             restarts: pod["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or(0),
             node: text(&pod["spec"]["nodeName"]),
             captured: pod.pointer(CAPTURED).is_some_and(|word| word == "enabled"),
+            container: match &pod["status"]["containerStatuses"][0] {
+                status if status["state"]["running"].is_object() => {
+                    text(&status["containerID"]).trim_start_matches("containerd://").to_owned()
+                }
+                _ => String::new(),
+            },
         });
         Ok(pods.collect())
     }
@@ -172,37 +180,49 @@ impl<'a> Scene<'a> {
     /// No pod of the namespace has rules of ours.
     pub(crate) fn no_rules(&self, namespace: &str) -> anyhow::Result<()> {
         for pod in self.pods(namespace)? {
-            let rules = self.inside(namespace, &pod, &["nft", "list", "tables"])?;
-            ensure!(!rules.contains("ambit"), "{} has rules: {rules}", pod.name);
+            ensure!(!self.has_rules(&pod)?, "{} has rules", pod.name);
         }
         Ok(())
     }
 
+    /// Whether a pod has rules of ours.
+    pub(crate) fn has_rules(&self, pod: &Seen) -> anyhow::Result<bool> {
+        Ok(self.inside(pod, &["nft", "list", "tables"])?.contains("ambit"))
+    }
+
+    /// The containers that run for pods of a node: others than before when they were started anew.
+    pub(crate) fn starts(&self, namespace: &str, node: &str) -> anyhow::Result<Vec<String>> {
+        let pods = self.pods(namespace)?.into_iter().filter(|pod| pod.node == node);
+        Ok(pods.map(|pod| pod.container).filter(|id| !id.is_empty()).collect())
+    }
+
+    /// The pods of a node whose containers are none of those before.
+    pub(crate) fn restarted(
+        &self,
+        namespace: &str,
+        node: &str,
+        before: &[String],
+    ) -> anyhow::Result<Vec<Seen>> {
+        let pods = self.pods(namespace)?.into_iter().filter(|pod| pod.node == node);
+        Ok(pods.filter(|pod| !pod.container.is_empty() && !before.contains(&pod.container)).collect())
+    }
+
     /// Runs a command of this machine in a pod's network namespace.
-    fn inside(&self, namespace: &str, pod: &Seen, argv: &[&str]) -> anyhow::Result<String> {
-        let pid = self.pid(namespace, pod)?;
+    fn inside(&self, pod: &Seen, argv: &[&str]) -> anyhow::Result<String> {
+        let pid = self.pid(pod)?;
         let enter = ["nsenter", "--net", "--target", &pid, "--"];
         let output = self.cluster.in_node(&pod.node, &[&enter, argv].concat(), NODE)?;
         Ok(output.ok()?.to_owned())
     }
 
     /// The process of a pod's first container, as its node numbers it.
-    fn pid(&self, namespace: &str, pod: &Seen) -> anyhow::Result<String> {
-        let container = self.container(namespace, pod)?;
+    fn pid(&self, pod: &Seen) -> anyhow::Result<String> {
         let list = ["ctr", "--namespace", "k8s.io", "task", "list"];
         let output = self.cluster.in_node(&pod.node, &list, NODE)?;
         let tasks = output.ok()?;
-        let line = tasks.lines().find(|line| line.starts_with(&container));
-        let pid = line.and_then(|line| line.split_whitespace().nth(1));
-        Ok(pid
-            .with_context(|| format!("container {container} of {} does not run: {tasks}", pod.name))?
-            .to_owned())
-    }
-
-    /// A pod's first container, as containerd calls it.
-    fn container(&self, namespace: &str, pod: &Seen) -> anyhow::Result<String> {
-        let id = self.field(namespace, &["pod", &pod.name], "/status/containerStatuses/0/containerID")?;
-        Ok(id.trim_start_matches("containerd://").to_owned())
+        let is_its = |line: &&str| !pod.container.is_empty() && line.starts_with(&pod.container);
+        let pid = tasks.lines().find(is_its).and_then(|line| line.split_whitespace().nth(1));
+        Ok(pid.with_context(|| format!("no container of {} runs: {tasks}", pod.name))?.to_owned())
     }
 
     /// The addresses of the pods with a label `app`.
@@ -226,7 +246,7 @@ impl<'a> Scene<'a> {
     /// The last lines of every pod of a workload of the mesh.
     pub(crate) fn logs(&self, workload: &str) -> anyhow::Result<String> {
         let name = workload.rsplit('/').next().unwrap_or(workload);
-        let args = ["-n", SYSTEM, "logs", "--tail=500", "--prefix=false", "-l", &format!("app={name}")];
+        let args = ["-n", SYSTEM, "logs", "--tail=5000", "--timestamps", "-l", &format!("app={name}")];
         self.kubectl().ok(&args)
     }
 
@@ -241,10 +261,9 @@ impl<'a> Scene<'a> {
     ) -> anyhow::Result<String> {
         let pods = self.pods(namespace)?;
         let client = pods.iter().find(|pod| pod.name == "client").context("there is no client")?;
-        let container = self.container(namespace, client)?;
         during()?;
         let seconds = duration.as_secs().to_string();
-        let enter = ["ctr", "--namespace", "k8s.io", "task", "exec", "--exec-id", "load", &container];
+        let enter = ["ctr", "--namespace", "k8s.io", "task", "exec", "--exec-id", "load", &client.container];
         let call =
             ["ambit-lab-app", "call", url, "--rate", "10", "--duration", &seconds, "--new-connection", "-q"];
         let limit = duration + Duration::from_secs(30);
@@ -274,13 +293,14 @@ impl<'a> Scene<'a> {
 }
 
 /// Calls that go on until somebody has seen enough.
-pub(crate) struct Load {
+pub(crate) struct Load<'a> {
     process: Process,
+    scene: &'a Scene<'a>,
 }
 
-impl Load {
+impl<'a> Load<'a> {
     /// New connections, so many a second, from the client of a namespace.
-    pub(crate) fn start(scene: &Scene<'_>, namespace: &str, url: &str, rate: u32) -> anyhow::Result<Self> {
+    pub(crate) fn start(scene: &'a Scene<'a>, namespace: &str, url: &str, rate: u32) -> anyhow::Result<Self> {
         let rate = rate.to_string();
         let call = ["ambit-lab-app", "call", url, "--rate", &rate, "--duration", "600", "--new-connection"];
         let args = [&["-n", namespace, "exec", "client", "--"], &call[..]].concat();
@@ -288,7 +308,7 @@ impl Load {
         // Of an earlier load of this process.
         let _ = std::fs::remove_file(&log);
         let process = Process::start(None, &scene.kubectl().program(&args), &log)?;
-        let this = Self { process };
+        let this = Self { process, scene };
         scene.until(namespace, NODE, "load", || {
             Ok((this.process.said().lines().count() > 10).then_some(()))
         })?;
@@ -303,7 +323,15 @@ impl Load {
         let failures: Vec<_> = said.lines().filter(|line| line.contains("\"error\"")).collect();
         let calls = said.lines().filter(|line| line.contains("\"status\"")).count();
         ensure!(calls > 0, "no call was made: {said}");
-        ensure!(failures.is_empty(), "{} of {calls} calls failed: {}", failures.len(), failures.join("\n"));
+        if let Some(first) = failures.first() {
+            let log = self.scene.logs("daemonset/ztunnel")?;
+            let refused: Vec<_> = log.lines().filter(|line| !line.contains("\tinfo\taccess")).collect();
+            let count = failures.len();
+            bail!(
+                "{count} of {calls} calls failed; the first: {first}\ntunnels say:\n{}",
+                refused.join("\n")
+            );
+        }
         Ok(format!("{calls} new connections, none failed"))
     }
 }

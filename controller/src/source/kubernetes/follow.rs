@@ -9,7 +9,7 @@ use kube::{
     core::{PartialObjectMeta, Status},
     runtime::watcher,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use super::{
@@ -22,11 +22,20 @@ use super::{
 /// The waits between attempts: short enough that an API server that restarts is not missed, long enough that a
 /// thousand replicas do not keep it down.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LAST_WAIT: Duration = Duration::from_secs(15);
+const LAST_WAIT: Duration = Duration::from_secs(5);
 /// How often it is asked whether a definition that was missing is there now.
 const NOT_SERVED: Duration = Duration::from_secs(5);
+/// A definition that is written anew, or an API server that has just started, does not serve a kind for a moment, and its
+/// objects are there all the same: policies must not be forgotten for that. A definition that is deleted takes its
+/// objects with it, one by one, and the watch tells.
+const GONE: Duration = Duration::from_secs(60);
 /// What the API server asks for in a `Retry-After` is done, up to this.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How long one watch lasts. Its end shows that the API server lives: one that died without a word is noticed five
+/// seconds after it.
+const WATCH_SECONDS: u32 = 60;
+/// A question that is not a watch.
+const ANSWER: Duration = Duration::from_secs(30);
 /// Objects a page, where lists are not streamed: what is in memory twice at most.
 const PAGE: u32 = 500;
 
@@ -48,6 +57,7 @@ pub(super) async fn follow(client: Client, watched: Watched, telling: Telling) {
         shelf: Shelf::new(watched),
         lists: Lists::Streamed,
         backoff: Backoff::new(FIRST_WAIT, LAST_WAIT),
+        missing: None,
     };
     while follower.round().await.is_continue() {}
 }
@@ -59,6 +69,8 @@ struct Follower {
     shelf: Shelf,
     lists: Lists,
     backoff: Backoff,
+    /// Since when the kind is not served.
+    missing: Option<Instant>,
 }
 
 /// Nobody listens any more.
@@ -67,10 +79,16 @@ struct Unheard;
 impl Follower {
     /// From the question which version is served to a failure that makes it come up again.
     async fn round(&mut self) -> ControlFlow<()> {
-        let version = match served(&self.client, &self.watched).await {
+        let asked = timeout(ANSWER, served(&self.client, &self.watched)).await;
+        let version = match asked.unwrap_or_else(|late| Err(kube::Error::Service(late.into()))) {
             Ok(Some(version)) => version,
             Ok(None) => {
                 self.telling.well(self.watched);
+                let missing = self.missing.get_or_insert_with(Instant::now).elapsed();
+                if !self.shelf.is_empty() && missing < GONE {
+                    sleep(NOT_SERVED).await;
+                    return ControlFlow::Continue(());
+                }
                 let gone = self.shelf.clear();
                 if self.telling.tell(gone, &self.shelf).await.is_err() {
                     return ControlFlow::Break(());
@@ -84,6 +102,7 @@ impl Follower {
                 return ControlFlow::Continue(());
             }
         };
+        self.missing = None;
         self.shelf.read_at(version);
         match self.watch(version).await {
             Ok(()) => ControlFlow::Continue(()),
@@ -131,8 +150,8 @@ impl Follower {
     fn events(&self, version: &str) -> BoxStream<'static, watcher::Result<watcher::Event<Raw>>> {
         let resource = self.watched.resource(version);
         let config = match self.lists {
-            Lists::Streamed => watcher::Config::default().streaming_lists(),
-            Lists::Paged => watcher::Config::default().page_size(PAGE),
+            Lists::Streamed => watcher::Config::default().timeout(WATCH_SECONDS).streaming_lists(),
+            Lists::Paged => watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE),
         };
         match self.watched.depth {
             Depth::Whole => watcher(Api::<Raw>::all_with(self.client.clone(), &resource), config).boxed(),

@@ -82,6 +82,11 @@ impl Shelf {
         &self.problems
     }
 
+    /// Whether nothing is known.
+    pub(super) fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
     /// Whether a list is being read.
     pub(super) fn is_listing(&self) -> bool {
         self.listed.is_some()
