@@ -4,7 +4,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 export PATH := $(TARGET)/tools/bin:$(PATH):/usr/sbin
 
-.PHONY: demo test check bench build fuzz cluster-up cluster-down
+.PHONY: demo test check bench scale build fuzz cluster-up cluster-down
 
 demo: ## Two nodes, real packets: the story of the mesh, step by step.
 	@.ci/setup build test
@@ -21,6 +21,12 @@ test: ## Everything: unit, property, in-memory, network-namespace and story test
 	@$(MAKE) --no-print-directory fuzz SECONDS_EACH=10
 
 CLUSTER ?= ambit
+scale: ## The controller with 100 nodes, 10,000 pods and 1,000 services that are not there, in a real API server.
+	@.ci/setup build test cluster
+	@.ci/cluster-programs
+	@cargo build --release --locked --bins
+	@$(TARGET)/release/ambit-scale --binaries $(TARGET)/release --programs $(TARGET)/tools/kubernetes
+
 cluster-up: ## A real Kubernetes cluster of two nodes on this machine, in namespaces of its own. Says how to reach it.
 	@.ci/setup build cluster
 	@.ci/cluster-programs

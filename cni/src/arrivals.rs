@@ -57,6 +57,8 @@ pub enum Ask {
     Enrol {
         /// The pod.
         pod: Arc<Pod>,
+        /// What its namespace says.
+        namespace: Mode,
         /// What is captured.
         redirect: Redirect,
         /// Its network namespace.
@@ -149,7 +151,7 @@ impl Arrivals {
         let netns = open(&self.host_proc, Path::new(&arrival.netns))?;
         let ips = arrival.ips.iter().map(|ip| ip.address.ip.to_canonical()).collect();
         let uid = pod.uid.clone();
-        let mut attempt = self.enrol(pod, redirect, netns, ips).await?;
+        let mut attempt = self.enrol(pod, namespace, redirect, netns, ips).await?;
         match attempt.captured(CAPTURE).await {
             Ok(()) => Ok(Welcome { captured: true, reason: String::new() }),
             Err(reason) => {
@@ -180,12 +182,13 @@ impl Arrivals {
     async fn enrol(
         &self,
         pod: Arc<Pod>,
+        namespace: Mode,
         redirect: Redirect,
         netns: Netns,
         ips: Vec<IpAddr>,
     ) -> Result<Attempt, Turned> {
         let (reply, attempt) = oneshot::channel();
-        let ask = Ask::Enrol { pod, redirect, netns, ips, reply };
+        let ask = Ask::Enrol { pod, namespace, redirect, netns, ips, reply };
         let ordered = async {
             self.desk.send(ask).await.ok()?;
             attempt.await.ok()?

@@ -16,7 +16,7 @@ use crate::{
     events::{NOT_ENROLLED, Notice},
     feed::{Feed, Tools},
     netns::{NetnsAt, Sandboxes},
-    pod::{Life, Network, Pod, Redirection},
+    pod::{Life, Mode, Network, Pod, Redirection},
     roster::{Bystander, Roster, View},
     scan::{self, Wanted},
     watch::Watch,
@@ -27,7 +27,7 @@ const SCAN_AGAIN: Duration = Duration::from_secs(2);
 
 /// How long a pod that was announced counts as seen although no view has it yet: much longer than any watch is
 /// behind.
-const NEWCOMER: Duration = Duration::from_secs(30);
+const NEWCOMER: Duration = Duration::from_secs(120);
 
 /// All that changes when a pod comes or goes.
 #[derive(Debug)]
@@ -129,8 +129,8 @@ impl Post {
         match ask {
             // The plugin has given up.
             Ask::Enrol { reply, .. } if reply.is_closed() => {}
-            Ask::Enrol { pod, redirect, netns, ips, reply } => {
-                self.newcomers.welcome(&pod, &mut self.view, Instant::now());
+            Ask::Enrol { pod, namespace, redirect, netns, ips, reply } => {
+                self.newcomers.welcome(&pod, namespace, &mut self.view, Instant::now());
                 self.sandboxes.learn(&pod.uid, netns.clone());
                 let member = self.roster.arrive(&pod, redirect, NetnsAt::Held(netns), &ips);
                 // If it has given up now, the pod is enrolled until it is seen to be gone.
@@ -187,23 +187,33 @@ impl Post {
 
 /// Pods that were announced before they were seen. To be taken for gone they must first have been there. Pure.
 #[derive(Debug, Default)]
-struct Newcomers(BTreeMap<String, (Arc<Pod>, Instant)>);
+struct Newcomers {
+    pods: BTreeMap<String, (Arc<Pod>, Instant)>,
+    /// What their namespaces said when they were announced: those may be as new, and seen even later.
+    namespaces: BTreeMap<String, (Mode, Instant)>,
+}
 
 impl Newcomers {
-    fn welcome(&mut self, pod: &Arc<Pod>, view: &mut View, now: Instant) {
+    fn welcome(&mut self, pod: &Arc<Pod>, namespace: Mode, view: &mut View, now: Instant) {
         if !view.pods.iter().any(|seen| seen.uid == pod.uid) {
-            self.0.insert(pod.uid.clone(), (Arc::clone(pod), now + NEWCOMER));
+            self.pods.insert(pod.uid.clone(), (Arc::clone(pod), now + NEWCOMER));
             view.pods.push(Arc::clone(pod));
+        }
+        if !view.namespaces.contains_key(&pod.namespace) {
+            self.namespaces.insert(pod.namespace.clone(), (namespace, now + NEWCOMER));
+            view.namespaces.insert(pod.namespace.clone(), namespace);
         }
     }
 
     /// Adds to a view whoever is not in it yet.
     fn join(&mut self, view: &mut View, now: Instant) {
         for pod in &view.pods {
-            self.0.remove(&pod.uid);
+            self.pods.remove(&pod.uid);
         }
-        self.0.retain(|_, (_, until)| *until > now);
-        view.pods.extend(self.0.values().map(|(pod, _)| Arc::clone(pod)));
+        self.pods.retain(|_, (_, until)| *until > now);
+        view.pods.extend(self.pods.values().map(|(pod, _)| Arc::clone(pod)));
+        self.namespaces.retain(|name, (_, until)| !view.namespaces.contains_key(name) && *until > now);
+        view.namespaces.extend(self.namespaces.iter().map(|(name, (mode, _))| (name.clone(), *mode)));
     }
 }
 
@@ -232,7 +242,7 @@ mod tests {
         let (mut newcomers, now) = (Newcomers::default(), Instant::now());
         let mut first = view(&["a"]);
         for uid in ["a", "b", "c"] {
-            newcomers.welcome(&Arc::new(pod(uid)), &mut first, now);
+            newcomers.welcome(&Arc::new(pod(uid)), Mode::Ambient, &mut first, now);
         }
         for (seen, later, shown) in [
             (&["a"][..], 0, &["a", "b", "c"][..]),
@@ -240,11 +250,30 @@ mod tests {
             // It was seen, and is not any more.
             (&["a"], 2, &["a", "c"]),
             (&[], 3, &["c"]),
-            (&[], 60, &[]),
+            (&[], 600, &[]),
         ] {
             let mut view = view(seen);
             newcomers.join(&mut view, now + Duration::from_secs(later));
             assert_eq!(view.pods.iter().map(|pod| pod.uid.as_str()).collect::<Vec<_>>(), shown, "{later}");
         }
+    }
+
+    #[test]
+    fn what_the_namespace_of_an_announced_pod_said_holds_until_it_is_seen() {
+        let (mut newcomers, now) = (Newcomers::default(), Instant::now());
+        let mut first = View::default();
+        newcomers.welcome(&Arc::new(pod("a")), Mode::Ambient, &mut first, now);
+        assert_eq!(first.namespaces.get("shop"), Some(&Mode::Ambient));
+        // The pod is seen before its namespace is.
+        let mut view = View { pods: vec![Arc::new(pod("a"))], ..View::default() };
+        newcomers.join(&mut view, now + Duration::from_secs(1));
+        assert_eq!(view.namespaces.get("shop"), Some(&Mode::Ambient));
+        // From then on the namespace alone says.
+        let mut view = View { namespaces: [("shop".to_owned(), Mode::Unsaid)].into(), ..View::default() };
+        newcomers.join(&mut view, now + Duration::from_secs(2));
+        assert_eq!(view.namespaces.get("shop"), Some(&Mode::Unsaid));
+        let mut view = View::default();
+        newcomers.join(&mut view, now + Duration::from_secs(3));
+        assert!(view.namespaces.is_empty());
     }
 }

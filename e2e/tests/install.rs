@@ -301,6 +301,14 @@ impl Scene {
                 // It may have gone meanwhile.
                 let _ = self.run(&["-n", text("/metadata/namespace"), "patch", &name, "--subresource=status", "--type=merge", "-p", &patch])?;
             }
+            // As the controller does.
+            let webhooks = ["get", "validatingwebhookconfigurations", "-o", "jsonpath={.items[*].metadata.name}"];
+            for name in self.kubectl(&webhooks)?.split_whitespace().filter(|name| name.starts_with("ambit-")) {
+                let roots = r#"{"webhooks":[{"name":"validation.ambit.io","clientConfig":{"caBundle":"Cg=="}}]}"#;
+                let patch = ["--type=strategic", "--field-manager=ambit-webhook", "-p", roots];
+                // It may have gone meanwhile.
+                let _ = self.run(&[&["patch", "validatingwebhookconfiguration", name][..], &patch].concat())?;
+            }
             // Each look starts a program, and the story needs the processors more.
             std::thread::park_timeout(Duration::from_millis(500));
             Ok(done.load(Ordering::Relaxed).then_some(()))

@@ -28,7 +28,7 @@ use tracing::{debug, info, warn};
 /// How often a registration that is in order is looked at: what a chart overwrites is in order again a minute later.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// The waits while something is missing: the chart, the service's endpoints, the API server.
-const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// All requests of one look.
 const LOOK: Duration = Duration::from_secs(30);
 /// The policy that must be refused. It is never stored: it is only asked for as a dry run.

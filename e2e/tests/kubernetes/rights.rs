@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use crate::scene::{SYSTEM, Scene};
 
-/// Rights that a story without waypoints, rotations and mistakes in objects has no use for, and what they are for. One
-/// that is not granted any more, or that is used after all, must go from here.
-const FOR_OTHER_DAYS: [(&str, &str); 15] = [
+/// Rights that a story without waypoints, rotations and mistakes in objects need not use, and what they are for. One that
+/// is not granted any more must go from here.
+const FOR_OTHER_DAYS: [(&str, &str); 25] = [
     ("ambit-controller patch services/status", "a service is bound to a waypoint"),
     (
         "ambit-controller patch serviceentries.networking.istio.io/status",
@@ -36,6 +36,19 @@ const FOR_OTHER_DAYS: [(&str, &str); 15] = [
     ("ambit-controller delete leases.coordination.k8s.io ambit-ca-root", "the lease is given back"),
     ("ambit-cni create events.events.k8s.io", "a pod cannot be taken in"),
     ("ambit-cni patch events.events.k8s.io", "a pod cannot be taken in, again"),
+    ("ambit-controller list nodes", "lists are not streamed"),
+    ("ambit-controller list pods", "lists are not streamed"),
+    ("ambit-controller list endpointslices.discovery.k8s.io", "lists are not streamed"),
+    ("ambit-controller list gateways.gateway.networking.k8s.io", "lists are not streamed"),
+    ("ambit-controller list gatewayclasses.gateway.networking.k8s.io", "lists are not streamed"),
+    (
+        "ambit-controller create authorizationpolicies.security.istio.io",
+        "the webhook is asked for before it must be",
+    ),
+    ("ambit-cni list pods", "lists are not streamed"),
+    ("ambit-cni list namespaces", "lists are not streamed"),
+    ("ambit-cni get pods", "a pod starts before the watch has told of it"),
+    ("ambit-cni get namespaces", "a pod starts before the watch has told of its namespace"),
 ];
 
 /// Fails if a right is granted that was neither used nor is for another day.

@@ -19,6 +19,9 @@ const EACH: Duration = Duration::from_secs(1);
 /// More names of pods in a message are not read.
 const MOST_PODS: usize = 3;
 
+/// The API server's list of whom to ask about objects.
+const WEBHOOKS: &str = "ValidatingWebhookConfiguration";
+
 /// How far an object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Progress {
@@ -28,7 +31,7 @@ enum Progress {
 
 /// Whether it takes its time to be in force.
 pub(crate) fn is_awaited(key: &Key) -> bool {
-    matches!(key.kind.as_str(), "Deployment" | "DaemonSet" | "CustomResourceDefinition")
+    matches!(key.kind.as_str(), "Deployment" | "DaemonSet" | "CustomResourceDefinition" | WEBHOOKS)
 }
 
 /// Waits for all of them.
@@ -89,7 +92,7 @@ pub(crate) async fn gone(client: &Client, key: &Key, deadline: Instant) -> anyho
 fn progress(kind: &str, object: &Value) -> Progress {
     let number = |path: &str| object.pointer(path).and_then(Value::as_i64).unwrap_or(0);
     if number("/status/observedGeneration") < number("/metadata/generation")
-        && kind != "CustomResourceDefinition"
+        && !matches!(kind, "CustomResourceDefinition" | WEBHOOKS)
     {
         return Progress::Going("not seen yet".to_owned());
     }
@@ -112,6 +115,17 @@ fn progress(kind: &str, object: &Value) -> Progress {
                 Progress::Done
             } else {
                 Progress::Going(format!("{} of {wanted} nodes ready", ready.min(new)))
+            }
+        }
+        // Until the controller has written its root there, every policy that somebody applies is refused.
+        WEBHOOKS => {
+            let webhooks = object.get("webhooks").and_then(Value::as_array).into_iter().flatten();
+            let rootless = webhooks.filter(|webhook| {
+                webhook.pointer("/clientConfig/caBundle").and_then(Value::as_str).is_none_or(str::is_empty)
+            });
+            match rootless.count() {
+                0 => Progress::Done,
+                _ => Progress::Going("the controller has not written its root yet".to_owned()),
             }
         }
         _ => {
