@@ -286,7 +286,8 @@ fn afterwards(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
     // And new ones start.
     scene.kubectl().ok(&["-n", SHOP, "rollout", "restart", "deployment/web"])?;
     scene.kubectl().rolled_out(SHOP, "deployment/web", ROLLED)?;
-    scene.calls(SHOP, "http://web/", 5)
+    // Without a mesh it is kube-proxy that hears of the old pods' end, a moment later.
+    scene.until(SHOP, SOON, "calls to the new pods", || Ok(scene.calls(SHOP, "http://web/", 5).ok()))
 }
 
 /// The same mesh by Helm: what differs is who applies it.
