@@ -275,7 +275,9 @@ fn rights(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
 
 fn uninstall(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
     scene.ambit(&["uninstall", "--yes", "--purge", "--purge-crds"])?;
-    scene.nothing_is_left(&[SHOP, OUTSIDE])
+    // The API server goes on listing a definition for a moment after it was deleted.
+    let left = || scene.nothing_is_left(&[SHOP, OUTSIDE]);
+    scene.until(SHOP, SOON, "the end of all that was ours", || Ok(left().ok())).or_else(|_| left())
 }
 
 fn afterwards(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
