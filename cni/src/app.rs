@@ -229,7 +229,7 @@ fn help(
     }
     let Some(Cluster { client, own }) = cluster else { return helpers };
     if let Some(own) = own {
-        helpers.push(task::spawn("own DaemonSet", async move { own.look().await }).owned());
+        helpers.push(task::spawn("own DaemonSet", async move { own.follow().await }).owned());
     }
     if config.cluster.remove_taint {
         let removal = taint::remove(client, config.node.clone(), tools.tunnels.synced(), is_installed);

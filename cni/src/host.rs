@@ -303,9 +303,16 @@ impl ProbeSet {
     }
 }
 
-/// Kubelet's user, if it runs on this node.
+/// Kubelet's user, if it runs on this node. A process may call itself what it likes, so only those count that live where
+/// the node's first process does: a pod's have process ids of their own, unless it was let out of its box.
 pub fn kubelet(proc: &Path) -> Option<u32> {
+    let home = |process: &Path| {
+        let namespace = |kind: &str| fs::read_link(process.join("ns").join(kind)).ok();
+        namespace("net").zip(namespace("pid"))
+    };
+    let node = home(&proc.join("1"))?;
     fs::read_dir(proc).ok()?.flatten().find_map(|process| {
+        (home(&process.path()).as_ref() == Some(&node)).then_some(())?;
         let name = fs::read_to_string(process.path().join("comm")).ok()?;
         let told = || fs::read(process.path().join("cmdline")).is_ok_and(|line| is_told_to_be_kubelet(&line));
         (KUBELETS.contains(&name.trim()) || told()).then_some(())?;
@@ -345,6 +352,8 @@ async fn on_node<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -400,29 +409,36 @@ mod tests {
     }
 
     #[test]
-    fn kubelet_is_found_by_its_name() {
+    fn kubelet_is_found_by_its_name_where_the_node_lives() {
         let proc = tempfile::tempdir().unwrap();
-        for (pid, name) in [("1", "init"), ("7", "kubelet-exporter")] {
-            fs::create_dir(proc.path().join(pid)).unwrap();
-            fs::write(proc.path().join(pid).join("comm"), format!("{name}\n")).unwrap();
-        }
-        assert_eq!(kubelet(proc.path()), None);
-        let told = |pid: &str, line: &[u8]| {
-            fs::create_dir(proc.path().join(pid)).unwrap();
-            fs::write(proc.path().join(pid).join("comm"), "kubernetes\n").unwrap();
-            fs::write(proc.path().join(pid).join("cmdline"), line).unwrap();
+        let process = |pid: &str, (net, pid_space): (&str, &str), comm: &str, line: &[u8]| {
+            let dir = proc.path().join(pid);
+            fs::create_dir_all(dir.join("ns")).unwrap();
+            symlink(net, dir.join("ns/net")).unwrap();
+            symlink(pid_space, dir.join("ns/pid")).unwrap();
+            fs::write(dir.join("comm"), format!("{comm}\n")).unwrap();
+            fs::write(dir.join("cmdline"), line).unwrap();
         };
+        let node = ("net:[1]", "pid:[1]");
+        process("1", node, "init", b"");
+        process("7", node, "kubelet-exporter", b"");
         for (pid, line) in
             [("3", &b"vim\0kubelet\0"[..]), ("4", b"/bin/kubernetes\0kube-proxy\0kubelet\0"), ("5", b"")]
         {
-            told(pid, line);
-            assert_eq!(kubelet(proc.path()), None, "{pid}");
+            process(pid, node, "kubernetes", line);
         }
-        told("6", b"/opt/kubernetes\0kubelet\0--config\0x\0");
-        assert!(kubelet(proc.path()).is_some());
+        // Pods that call themselves so.
+        process("20", ("net:[2]", "pid:[2]"), "kubelet", b"");
+        process("21", ("net:[1]", "pid:[3]"), "kubelet", b"");
+        assert_eq!(kubelet(proc.path()), None);
+        let own = Some(fs::metadata(proc.path()).unwrap().uid());
+        process("6", node, "kubernetes", b"/opt/kubernetes\0kubelet\0--config\0x\0");
+        assert_eq!(kubelet(proc.path()), own);
         fs::remove_dir_all(proc.path().join("6")).unwrap();
-        fs::create_dir(proc.path().join("9")).unwrap();
-        fs::write(proc.path().join("9/comm"), "kubelet\n").unwrap();
-        assert_eq!(kubelet(proc.path()), Some(fs::metadata(proc.path()).unwrap().uid()));
+        process("9", node, "kubelet", b"");
+        assert_eq!(kubelet(proc.path()), own);
+        // It cannot be told where the node lives.
+        fs::remove_dir_all(proc.path().join("1/ns")).unwrap();
+        assert_eq!(kubelet(proc.path()), None);
     }
 }

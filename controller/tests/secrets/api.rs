@@ -1,7 +1,7 @@
 //! An API server in memory: objects, versions, conflicts, watches that can be cut, and faults on demand.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -42,6 +42,8 @@ struct State {
     requests: Vec<(Method, String)>,
     faults: Vec<Fault>,
     named: u64,
+    /// Groups whose definitions are missing.
+    unserved: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,6 +98,19 @@ impl Api {
         let version = state.version;
         drop(state);
         self.0.changed.send_modify(|(at, cuts)| (*at, *cuts) = (version, *cuts + 1));
+    }
+
+    /// From now on a group's kinds are served, or are not. What is stored stays.
+    #[allow(dead_code, reason = "asked for by the tests of the source alone")]
+    pub(crate) fn serve_group(&self, group: &str, is_served: bool) {
+        let mut state = self.state();
+        if is_served {
+            state.unserved.remove(group);
+        } else {
+            state.unserved.insert(group.to_owned());
+        }
+        drop(state);
+        self.cut();
     }
 
     pub(crate) fn put(&self, kind: &str, namespace: &str, object: Value) {
@@ -221,6 +236,18 @@ impl Api {
             .filter_map(|pair| pair.split_once('='))
             .map(|(name, value)| (name.to_owned(), value.replace("%3D", "=").replace("%2F", "/")))
             .collect();
+        if let Some(rest) = path.strip_prefix("/apis/") {
+            let group = rest.split('/').next().unwrap();
+            if self.state().unserved.contains(group) {
+                return refusal(404);
+            }
+            if rest.split('/').count() == 2 {
+                return document(StatusCode::OK, &discovery(rest));
+            }
+        }
+        if query.contains_key("sendInitialEvents") {
+            return refusal(422);
+        }
         let (kind, namespace, name) = place(path);
         let Some(name) = name else {
             return match *method {
@@ -338,6 +365,22 @@ fn is_wanted(
         && namespace.is_none_or(|namespace| place.namespace == namespace)
         && name.is_none_or(|name| place.name == name)
         && label.is_none_or(|(name, value)| object["metadata"]["labels"][name] == value)
+}
+
+/// Every kind of others that the controller reads, in whatever group: the version alone is theirs.
+fn discovery(group_version: &str) -> Value {
+    let names = [
+        "serviceentries",
+        "workloadentries",
+        "authorizationpolicies",
+        "peerauthentications",
+        "gateways",
+        "gatewayclasses",
+    ];
+    let resources = names.map(|name| {
+        json!({"name": name, "singularName": "", "namespaced": true, "kind": name, "verbs": ["list", "watch"]})
+    });
+    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources})
 }
 
 /// Resource, namespace and name in a path of the API.

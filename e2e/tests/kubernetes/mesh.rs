@@ -275,9 +275,7 @@ fn rights(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
 
 fn uninstall(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
     scene.ambit(&["uninstall", "--yes", "--purge", "--purge-crds"])?;
-    // The API server goes on listing a definition for a moment after it was deleted.
-    let left = || scene.nothing_is_left(&[SHOP, OUTSIDE]);
-    scene.until(SHOP, SOON, "the end of all that was ours", || Ok(left().ok())).or_else(|_| left())
+    scene.nothing_is_left(&[SHOP, OUTSIDE])
 }
 
 fn afterwards(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
@@ -288,7 +286,7 @@ fn afterwards(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
     // And new ones start.
     scene.kubectl().ok(&["-n", SHOP, "rollout", "restart", "deployment/web"])?;
     scene.kubectl().rolled_out(SHOP, "deployment/web", ROLLED)?;
-    // Without a mesh it is kube-proxy that hears of the old pods' end, a moment later.
+    // Calls may still be sent to pods that have just ended.
     scene.until(SHOP, SOON, "calls to the new pods", || Ok(scene.calls(SHOP, "http://web/", 5).ok()))
 }
 

@@ -11,7 +11,7 @@ use crate::scene::{SYSTEM, Scene};
 
 /// Rights that a story without waypoints, rotations and mistakes in objects need not use, and what they are for. One that
 /// is not granted any more must go from here.
-const FOR_OTHER_DAYS: [(&str, &str); 25] = [
+const FOR_OTHER_DAYS: [(&str, &str); 26] = [
     ("ambit-controller patch services/status", "a service is bound to a waypoint"),
     (
         "ambit-controller patch serviceentries.networking.istio.io/status",
@@ -46,6 +46,7 @@ const FOR_OTHER_DAYS: [(&str, &str); 25] = [
         "the webhook is asked for before it must be",
     ),
     ("ambit-cni list pods", "lists are not streamed"),
+    ("ambit-cni list daemonsets.apps ambit-cni-node", "the watch fell too far behind"),
     ("ambit-cni list namespaces", "lists are not streamed"),
     ("ambit-cni get pods", "a pod starts before the watch has told of it"),
     ("ambit-cni get namespaces", "a pod starts before the watch has told of its namespace"),

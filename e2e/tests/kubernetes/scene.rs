@@ -71,6 +71,16 @@ impl<'a> Scene<'a> {
         if let Some(helm) = self.helm() {
             let _ = self.helm_run(&helm, &["uninstall", "mesh"]);
         }
+        // Helm never takes definitions away, and `ambit` none of Helm's: the next story would find them.
+        let ours = [
+            "delete",
+            "crds",
+            "-l",
+            "app.kubernetes.io/part-of=ambit",
+            "--ignore-not-found",
+            "--timeout=120s",
+        ];
+        self.kubectl().ok(&ours)?;
         namespaces.iter().try_for_each(|name| self.kubectl().delete_namespace(name))?;
         self.kubectl().delete_namespace(SYSTEM)
     }

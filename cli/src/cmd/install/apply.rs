@@ -66,9 +66,7 @@ pub(crate) async fn apply(
     kept.objects.extend(gone.iter().cloned());
     carry_out(client, &fates, &kept, deadline, out).await?;
     for key in &gone {
-        delete(client, key).await?;
-        rollout::gone(client, key, deadline).await?;
-        out.line(format!("{key} removed"))?;
+        take_away(client, key, deadline, out).await?;
     }
     kept.objects.retain(|key| !gone.contains(key));
     kept.is_complete = true;
@@ -238,6 +236,28 @@ async fn patch(client: &Client, object: &Object, dry_run: bool) -> anyhow::Resul
     let after = api(client, key).patch(&key.name, &params, &Patch::Apply(&object.value)).await;
     let after = after.map_err(told).with_context(|| format!("cannot apply {key}"))?;
     serde_json::to_value(after).context("an object is JSON")
+}
+
+/// Removes what the list says was installed, and waits until it is gone. The list alone does not decide: whoever can
+/// edit it could have anything removed by whoever runs this.
+pub(super) async fn take_away(
+    client: &Client,
+    key: &Key,
+    deadline: Instant,
+    out: &mut Out,
+) -> anyhow::Result<()> {
+    if let Some(there) = get(client, key).await?
+        && owner(&there, false) != Owner::Ours
+    {
+        let (label, value) = PART_OF;
+        out.line(format!(
+            "{key} stays: it does not bear the label {label}={value}; remove it yourself if it is Ambit's"
+        ))?;
+        return Ok(());
+    }
+    delete(client, key).await?;
+    rollout::gone(client, key, deadline).await?;
+    out.line(format!("{key} removed"))
 }
 
 /// Removes the object; what runs pods, only after them. What is not there is removed.

@@ -63,11 +63,15 @@ pub(crate) async fn remove(client: &Client, args: &UninstallArgs, out: &mut Out)
     // The list itself goes last but for the namespace that it lies in.
     let (namespaces, objects): (Vec<_>, Vec<_>) =
         removal.removed.iter().partition(|key| key.kind == "Namespace");
+    // The agent cleans up in pods as long as it has its rights; so each is awaited before the next.
     for key in objects {
-        apply::delete(client, key).await?;
-        // The agent cleans up in pods as long as it has its rights; so each is awaited before the next.
-        rollout::gone(client, key, deadline).await?;
-        out.line(format!("{key} removed"))?;
+        if installed.has(key) {
+            apply::take_away(client, key, deadline, out).await?;
+        } else {
+            apply::delete(client, key).await?;
+            rollout::gone(client, key, deadline).await?;
+            out.line(format!("{key} removed"))?;
+        }
     }
     for key in &removal.released {
         apply::release(client, key).await?;
@@ -89,10 +93,14 @@ async fn plan(
     is_last: bool,
 ) -> anyhow::Result<Removal> {
     let mut removal = sorted(installed, args.purge_crds);
-    if is_last {
+    let others = if is_last { others(client, installed).await? } else { None };
+    if is_last && others.is_none() {
         removal.removed.extend(left_behind(client, installed).await?);
     } else {
         removal.removed.extend(lease_of(client, installed).await?);
+    }
+    if let Some(why) = &others {
+        removal.remarks.push(format!("The root, and what namespaces were told of it, stay: {why}."));
     }
     let mode = format!("{DATAPLANE_MODE}={DATAPLANE_MODE_AMBIENT}");
     let labelled = Api::<Namespace>::all(client.clone());
@@ -111,7 +119,11 @@ async fn plan(
     }
     let home = Key::new("v1", "Namespace", None, &installed.namespace);
     if installed.has(&home) && is_last {
-        match reason_to_keep(client, installed).await? {
+        let why = match others {
+            Some(why) => Some(why),
+            None => plugged_in(client, installed).await?,
+        };
+        match why {
             Some(why) => removal.remarks.push(format!("{home} stays: {why}.")),
             None => removal.removed.push(home),
         }
@@ -185,18 +197,35 @@ async fn left_behind(client: &Client, installed: &Inventory) -> anyhow::Result<V
     Ok(found)
 }
 
-/// What would be lost with the namespace and is not ours.
-async fn reason_to_keep(client: &Client, installed: &Inventory) -> anyhow::Result<Option<String>> {
+/// What would be lost with the namespace and is the operator's own.
+async fn plugged_in(client: &Client, installed: &Inventory) -> anyhow::Result<Option<String>> {
+    let secrets = Api::<Secret>::namespaced(client.clone(), &installed.namespace);
+    let found = secrets.get_opt(PLUGGED_IN).await.map_err(told).context("cannot read Secrets")?;
+    Ok(found.map(|_| format!("the authority in the Secret {PLUGGED_IN} is yours")))
+}
+
+/// Who else lives in the namespace, and may sign with the root there or trust it: Istio's control plane knows it by the
+/// same name, and a part of Ambit may be Helm's.
+async fn others(client: &Client, installed: &Inventory) -> anyhow::Result<Option<String>> {
     let namespace = &installed.namespace;
-    let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
-    if secrets.get_opt(PLUGGED_IN).await.map_err(told).context("cannot read Secrets")?.is_some() {
-        return Ok(Some(format!("the authority in the Secret {PLUGGED_IN} is yours")));
-    }
-    let others = ListParams::default().labels(&format!("{}!={}", PART_OF.0, PART_OF.1));
+    let foreign = ListParams::default().labels(&format!("{}!={}", PART_OF.0, PART_OF.1));
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
-    let pods = pods.list(&others).await.map_err(told).context("cannot list pods")?;
-    let pod = pods.items.into_iter().next().and_then(|pod| pod.metadata.name);
-    Ok(pod.map(|pod| format!("the pod {pod} in it is not Ambit's")))
+    let pods = pods.list(&foreign).await.map_err(told).context("cannot list pods")?;
+    if let Some(pod) = pods.items.into_iter().next().and_then(|pod| pod.metadata.name) {
+        return Ok(Some(format!("the pod {pod} in {namespace} is not Ambit's")));
+    }
+    let ours = ListParams::default().labels(&format!("{}={}", PART_OF.0, PART_OF.1));
+    for kind in ["Deployment", "DaemonSet"] {
+        let any = Key::new("apps/v1", kind, Some(namespace), "");
+        let list = apply::api(client, &any).list(&ours).await.map_err(told);
+        let list = list.with_context(|| format!("cannot list objects of kind {kind}"))?;
+        let names = list.items.into_iter().filter_map(|object| object.metadata.name);
+        let found = names.map(|name| Key { name, ..any.clone() }).find(|key| !installed.has(key));
+        if let Some(key) = found {
+            return Ok(Some(format!("{key} was not installed by this command")));
+        }
+    }
+    Ok(None)
 }
 
 async fn unlabel(client: &Client, namespace: &str) -> anyhow::Result<()> {

@@ -25,10 +25,6 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LAST_WAIT: Duration = Duration::from_secs(5);
 /// How often it is asked whether a definition that was missing is there now.
 const NOT_SERVED: Duration = Duration::from_secs(5);
-/// A definition that is written anew, or an API server that has just started, does not serve a kind for a moment, and its
-/// objects are there all the same: policies must not be forgotten for that. A definition that is deleted takes its
-/// objects with it, one by one, and the watch tells.
-const GONE: Duration = Duration::from_secs(60);
 /// What the API server asks for in a `Retry-After` is done, up to this.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How long one watch lasts. Its end shows that the API server lives: one that died without a word is noticed five
@@ -57,7 +53,6 @@ pub(super) async fn follow(client: Client, watched: Watched, telling: Telling) {
         shelf: Shelf::new(watched),
         lists: Lists::Streamed,
         backoff: Backoff::new(FIRST_WAIT, LAST_WAIT),
-        missing: None,
     };
     while follower.round().await.is_continue() {}
 }
@@ -69,8 +64,6 @@ struct Follower {
     shelf: Shelf,
     lists: Lists,
     backoff: Backoff,
-    /// Since when the kind is not served.
-    missing: Option<Instant>,
 }
 
 /// Nobody listens any more.
@@ -84,16 +77,14 @@ impl Follower {
             Ok(Some(version)) => version,
             Ok(None) => {
                 self.telling.well(self.watched);
-                let missing = self.missing.get_or_insert_with(Instant::now).elapsed();
-                if !self.shelf.is_empty() && missing < GONE {
-                    sleep(NOT_SERVED).await;
-                    return ControlFlow::Continue(());
-                }
-                let gone = self.shelf.clear();
-                if self.telling.tell(gone, &self.shelf).await.is_err() {
+                let told = self.shelf.absent(Instant::now().into_std());
+                let complete = told.complete;
+                if self.telling.tell(told, &self.shelf).await.is_err() {
                     return ControlFlow::Break(());
                 }
-                self.telling.known(self.watched);
+                if complete {
+                    self.telling.known(self.watched);
+                }
                 sleep(NOT_SERVED).await;
                 return ControlFlow::Continue(());
             }
@@ -102,7 +93,6 @@ impl Follower {
                 return ControlFlow::Continue(());
             }
         };
-        self.missing = None;
         self.shelf.read_at(version);
         match self.watch(version).await {
             Ok(()) => ControlFlow::Continue(()),

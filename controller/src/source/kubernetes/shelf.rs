@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use ambit_api::{
@@ -25,6 +26,11 @@ use crate::{
     },
 };
 
+/// A definition that is written anew, or an API server that has just started, does not serve a kind for a moment, and its
+/// objects are there all the same: policies must not be forgotten for that. A definition that is deleted takes its
+/// objects with it, one by one, and the watch tells.
+const GONE: Duration = Duration::from_secs(60);
+
 /// Everything of one kind.
 #[derive(Debug)]
 pub(super) struct Shelf {
@@ -32,6 +38,8 @@ pub(super) struct Shelf {
     version: &'static str,
     place: Arc<Path>,
     known: BTreeMap<Name, Standing>,
+    /// Since when the kind is not served.
+    missing: Option<Instant>,
     /// While a list is read: what it has named so far.
     listed: Option<BTreeSet<Name>>,
     problems: BTreeMap<Name, Problem>,
@@ -58,6 +66,7 @@ impl Shelf {
             version: "",
             place: Path::new("").into(),
             known: BTreeMap::new(),
+            missing: None,
             listed: None,
             problems: BTreeMap::new(),
         };
@@ -70,6 +79,7 @@ impl Shelf {
         self.version = version;
         self.place = Path::new(&self.watched.path(version)).into();
         self.listed = None;
+        self.missing = None;
     }
 
     /// Of which kind they are.
@@ -80,11 +90,6 @@ impl Shelf {
     /// What is wrong with objects, by name.
     pub(super) fn problems(&self) -> &BTreeMap<Name, Problem> {
         &self.problems
-    }
-
-    /// Whether nothing is known.
-    pub(super) fn is_empty(&self) -> bool {
-        self.known.is_empty()
     }
 
     /// Whether a list is being read.
@@ -117,9 +122,13 @@ impl Shelf {
         told
     }
 
-    /// The kind is not served any more: nothing of it is there.
-    pub(super) fn clear(&mut self) -> Told {
+    /// The kind is not served. If it was, what is known of it stays for a while.
+    pub(super) fn absent(&mut self, now: Instant) -> Told {
         self.listed = None;
+        let since = *self.missing.get_or_insert(now);
+        if !self.known.is_empty() && now.saturating_duration_since(since) < GONE {
+            return Told::default();
+        }
         let mut told = Told { complete: true, ..Told::default() };
         let known: Vec<Name> = self.known.keys().cloned().collect();
         known.iter().for_each(|name| self.drop(name, &mut told));
@@ -273,10 +282,27 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_that_is_not_served_any_more_is_empty() {
+    fn a_kind_that_is_not_served_for_a_moment_keeps_its_objects() {
         let mut shelf = shelf(Kind::AuthorizationPolicy);
         told(&mut shelf, [Apply(policy("a", "ALLOW")), Apply(policy("b", "PERHAPS"))]);
-        assert_eq!(shelf.clear().events.len(), 2);
-        assert!(shelf.problems().is_empty() && shelf.clear().events.is_empty());
+        let now = Instant::now();
+        for (seconds, gone) in [(0, 0), (59, 0), (60, 2)] {
+            let told = shelf.absent(now + Duration::from_secs(seconds));
+            assert_eq!((told.events.len(), told.complete), (gone, gone > 0), "after {seconds} s");
+        }
+        assert!(shelf.problems().is_empty());
+        // What is not known is at once known to be nothing.
+        assert!(shelf.absent(now + Duration::from_secs(61)).complete);
+    }
+
+    #[test]
+    fn a_kind_that_is_served_again_begins_anew() {
+        let mut shelf = shelf(Kind::AuthorizationPolicy);
+        told(&mut shelf, [Apply(policy("a", "ALLOW"))]);
+        let now = Instant::now();
+        shelf.absent(now);
+        shelf.read_at("v1");
+        assert!(shelf.absent(now + GONE).events.is_empty());
+        assert_eq!(shelf.absent(now + GONE + GONE).events.len(), 1);
     }
 }
