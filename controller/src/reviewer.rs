@@ -8,7 +8,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -21,6 +24,7 @@ use ambit_model::{
 };
 use boring::sha::Sha256;
 use kube::{Api, Client, api::PostParams};
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metrics::counter::ConstCounter};
 use tokio::{
     sync::{OnceCell, Semaphore},
     time::{Instant, timeout},
@@ -31,6 +35,7 @@ use crate::{
     ca::caller::Caller,
     cluster::{Cluster, object::Name},
     engine::View,
+    metrics::each,
 };
 
 /// How long a token that was found good is not asked for again. One that is taken back is refused after this.
@@ -65,6 +70,9 @@ struct Inner {
     salt: [u8; 32],
     remembered: Mutex<HashMap<[u8; 32], Review>>,
     turns: Semaphore,
+    good: AtomicU64,
+    bad: AtomicU64,
+    unanswered: AtomicU64,
 }
 
 /// One token: its callers share one question.
@@ -134,6 +142,9 @@ impl Reviewer {
             salt,
             remembered: Mutex::default(),
             turns: Semaphore::new(AT_ONCE),
+            good: AtomicU64::new(0),
+            bad: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
         })))
     }
 
@@ -145,7 +156,7 @@ impl Reviewer {
         }
         let digest = inner.digest(token);
         let review = inner.begin(digest, Instant::now());
-        let answer = review.answer.get_or_init(|| inner.ask(token)).await.clone();
+        let answer = review.answer.get_or_init(|| inner.ask_and_count(token)).await.clone();
         match &answer {
             Ok(_) => {}
             // The next caller asks again at once.
@@ -157,6 +168,15 @@ impl Reviewer {
         let identity =
             Identity::new(inner.trust_domain.as_str(), account.namespace.as_str(), account.name.as_str());
         Ok(Caller { identity, node })
+    }
+}
+
+impl Collector for Reviewer {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let counts = [("good", &self.0.good), ("bad", &self.0.bad), ("unanswered", &self.0.unanswered)];
+        let counts =
+            counts.map(|(outcome, count)| ([("outcome", outcome)], ConstCounter::new(count.load(Relaxed))));
+        each(&mut to, "ambit_token_reviews", "Questions to the API server about tokens of callers", counts)
     }
 }
 
@@ -189,6 +209,17 @@ impl Inner {
         if remembered.get(&digest).is_some_and(|one| Arc::ptr_eq(&one.answer, &review.answer)) {
             remembered.remove(&digest);
         }
+    }
+
+    async fn ask_and_count(&self, token: &str) -> Result<Account, Unreviewed> {
+        let answer = self.ask(token).await;
+        let outcome = match &answer {
+            Ok(_) => &self.good,
+            Err(why) if why.is_temporary() => &self.unanswered,
+            Err(_) => &self.bad,
+        };
+        outcome.fetch_add(1, Relaxed);
+        answer
     }
 
     async fn ask(&self, token: &str) -> Result<Account, Unreviewed> {

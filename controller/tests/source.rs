@@ -1,5 +1,12 @@
 //! Objects from an API server that pages, cuts, expires, refuses and forgets kinds: what is told is what changed, once.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests: whatever fails in them fails the test"
+)]
+
 #[expect(dead_code, reason = "a double that other tests ask more of")]
 #[path = "secrets/api.rs"]
 mod api;
@@ -26,6 +33,7 @@ const AGES: Duration = Duration::from_secs(300);
 struct Source {
     api: Api,
     events: mpsc::Receiver<Event>,
+    counts: kubernetes::Counts,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -35,10 +43,11 @@ impl Source {
         let (tell, events) = mpsc::channel(1000);
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async move { drop(stopped.await) };
-        let run = kubernetes::run(api.client(), tell, watch::Sender::default(), stopped);
+        let counts = kubernetes::Counts::default();
+        let run = kubernetes::run(api.client(), tell, watch::Sender::default(), counts.clone(), stopped);
         #[expect(clippy::disallowed_methods, reason = "a test that ends its own task")]
         let task = tokio::spawn(run);
-        Self { api, events, stop, task }
+        Self { api, events, counts, stop, task }
     }
 
     async fn next(&mut self) -> String {
@@ -135,8 +144,11 @@ async fn refusals_are_waited_out_and_nothing_is_lost() {
     source.api.fail(Method::GET, POLICIES, 500, 5);
     source.api.cut();
     source.api.put(POLICIES, "shop", policy("late"));
+    source.silence(Duration::from_secs(1)).await;
+    assert_eq!(source.counts.ill(), 1, "an outage is seen");
     assert_eq!(source.next().await, "+shop/late");
     source.silence(AGES).await;
+    assert_eq!(source.counts.ill(), 0);
     source.end().await;
 }
 

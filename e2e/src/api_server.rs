@@ -19,6 +19,8 @@ use crate::wait::Stop;
 const READY_LIMIT: Duration = Duration::from_secs(120);
 const GRACE: Duration = Duration::from_secs(10);
 const TOOL_LIMIT: Duration = Duration::from_secs(20);
+/// A command that waits says so itself (`--timeout`); all others are done at once.
+const KUBECTL_LIMIT: Duration = Duration::from_secs(150);
 /// The only user; everything is hers to do.
 const ADMIN_TOKEN: &str = "admin-of-an-api-server-that-is-thrown-away";
 
@@ -96,7 +98,7 @@ impl ApiServer {
     /// Runs `kubectl` as its administrator.
     pub fn kubectl(&self, args: &[&str]) -> anyhow::Result<Output> {
         let kubectl = Program::new(&self.program).arg("kubectl").args(args);
-        Ok(process::run(None, &kubectl.arg("--kubeconfig").arg(self.kubeconfig()), TOOL_LIMIT * 3)?)
+        Ok(process::run(None, &kubectl.arg("--kubeconfig").arg(self.kubeconfig()), KUBECTL_LIMIT)?)
     }
 
     /// The same, which must succeed; returns what it printed.
@@ -209,6 +211,12 @@ fn plain(der: &[u8]) -> Option<Vec<u8>> {
         [vec![0; zeros], bytes.to_vec()].concat()
     };
     Some([number(r), number(s)].concat())
+}
+
+/// A file that a build put into a folder above the running program: a test runs in one below the programs.
+pub fn above(name: &str) -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    own.ancestors().skip(1).map(|dir| dir.join(name)).find(|path| path.exists())
 }
 
 /// A port of loopback that nobody had a moment ago.

@@ -6,10 +6,10 @@
 )]
 #![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ambit_e2e::api_server::{ApiServer, free_port, signed};
+use ambit_e2e::api_server::{ApiServer, above, free_port, signed};
 use ambit_e2e::scale::objects::{self, Shape, Writer};
 use ambit_e2e::wait::Stop;
 use ambit_lab::process::{self, Process, Program};
@@ -281,10 +281,4 @@ fn apply(server: &ApiServer, yaml: &str) -> anyhow::Result<()> {
     let file = server.log().with_file_name("objects.yaml");
     std::fs::write(&file, yaml)?;
     server.kubectl_ok(&["apply", "-f", &file.display().to_string()]).map(drop)
-}
-
-/// A file beside the folder of this very program.
-fn above(name: &str) -> Option<PathBuf> {
-    let me = std::env::current_exe().ok()?;
-    me.ancestors().map(|dir: &Path| dir.join(name)).find(|path| path.exists())
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ambit_e2e::api_server::ApiServer;
+use ambit_e2e::api_server::{ApiServer, above};
 use ambit_e2e::wait::Stop;
 use ambit_lab::process::{self, Output, Process, Program};
 use anyhow::{Context as _, ensure};
@@ -56,7 +56,6 @@ type: istio.io/ca-root
 ";
 
 struct Scene {
-    programs: PathBuf,
     ambit: PathBuf,
     stop: Stop,
     server: ApiServer,
@@ -147,7 +146,7 @@ impl Scene {
             .arg("--controllers=garbage-collector-controller,namespace-controller");
         let controllers =
             Process::start(None, &controllers, &server.log().with_file_name("controllers.log"))?;
-        Ok(Some(Self { programs, ambit, stop, server, _controllers: controllers }))
+        Ok(Some(Self { ambit, stop, server, _controllers: controllers }))
     }
 
     fn tell(&self) -> anyhow::Result<()> {
@@ -299,7 +298,7 @@ impl Scene {
                 let patch = json!({ "status": status }).to_string();
                 let name = format!("{}/{}", text("/kind").to_lowercase(), text("/metadata/name"));
                 // It may have gone meanwhile.
-                let _ = self.run(&["-n", text("/metadata/namespace"), "patch", &name, "--subresource=status", "--type=merge", "-p", &patch])?;
+                let _ = self.server.kubectl(&["-n", text("/metadata/namespace"), "patch", &name, "--subresource=status", "--type=merge", "-p", &patch])?;
             }
             // As the controller does.
             let webhooks = ["get", "validatingwebhookconfigurations", "-o", "jsonpath={.items[*].metadata.name}"];
@@ -307,7 +306,7 @@ impl Scene {
                 let roots = r#"{"webhooks":[{"name":"validation.ambit.io","clientConfig":{"caBundle":"Cg=="}}]}"#;
                 let patch = ["--type=strategic", "--field-manager=ambit-webhook", "-p", roots];
                 // It may have gone meanwhile.
-                let _ = self.run(&[&["patch", "validatingwebhookconfiguration", name][..], &patch].concat())?;
+                let _ = self.server.kubectl(&[&["patch", "validatingwebhookconfiguration", name][..], &patch].concat())?;
             }
             // Each look starts a program, and the story needs the processors more.
             std::thread::park_timeout(Duration::from_millis(500));
@@ -337,14 +336,7 @@ impl Scene {
     }
 
     fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
-        let output = self.run(args)?;
-        ensure!(output.status.success(), "kubectl {args:?}: {}", output.stderr);
-        Ok(output.stdout)
-    }
-
-    fn run(&self, args: &[&str]) -> anyhow::Result<Output> {
-        let kubectl = Program::new(self.programs.join("kubernetes")).args(["kubectl", "--kubeconfig"]);
-        Ok(process::run(None, &kubectl.arg(self.server.kubeconfig()).args(args), LIMIT)?)
+        self.server.kubectl_ok(args)
     }
 
     fn apply(&self, text: &str) -> anyhow::Result<()> {
@@ -356,7 +348,7 @@ impl Scene {
     fn try_apply(&self, text: &str) -> anyhow::Result<Output> {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), text)?;
-        self.run(&["apply", "-f", &file.path().display().to_string()])
+        self.server.kubectl(&["apply", "-f", &file.path().display().to_string()])
     }
 }
 
@@ -369,10 +361,4 @@ fn programs() -> Option<PathBuf> {
         );
     }
     found
-}
-
-/// A file in a folder above this program.
-fn above(name: &str) -> Option<PathBuf> {
-    let own = std::env::current_exe().ok()?;
-    own.ancestors().skip(1).map(|dir| dir.join(name)).find(|path| path.is_file())
 }

@@ -15,7 +15,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ambit_e2e::api_server::ApiServer;
+use ambit_e2e::api_server::{ApiServer, above};
 use ambit_e2e::wait::Stop;
 use ambit_lab::process::{self, Output, Program};
 use anyhow::{Context as _, ensure};
@@ -78,7 +78,6 @@ spec: {rules: [{to: [{operation: {ports: ['http']}}]}]}
 ";
 
 struct Scene {
-    programs: PathBuf,
     ambit: PathBuf,
     server: ApiServer,
 }
@@ -111,7 +110,7 @@ impl Scene {
         };
         let server = ApiServer::start(&programs, &Stop::default())?;
         let ambit = above("ambit").context("ambit is not built; run `cargo build --workspace --bins`")?;
-        Ok(Some(Self { programs, ambit, server }))
+        Ok(Some(Self { ambit, server }))
     }
 
     /// A cluster without nodes is none to install on; all else is in order.
@@ -267,10 +266,7 @@ impl Scene {
     }
 
     fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
-        let kubectl = Program::new(self.programs.join("kubernetes")).args(["kubectl", "--kubeconfig"]);
-        let output = process::run(None, &kubectl.arg(self.server.kubeconfig()).args(args), LIMIT)?;
-        ensure!(output.status.success(), "kubectl {args:?}: {}", output.stderr);
-        Ok(output.stdout)
+        self.server.kubectl_ok(args)
     }
 
     fn apply(&self, text: &str) -> anyhow::Result<()> {
@@ -278,10 +274,4 @@ impl Scene {
         std::fs::write(file.path(), text)?;
         self.kubectl(&["apply", "-f", &file.path().display().to_string()]).map(drop)
     }
-}
-
-/// A file in a folder above this program.
-fn above(name: &str) -> Option<PathBuf> {
-    let own = std::env::current_exe().ok()?;
-    own.ancestors().skip(1).map(|dir| dir.join(name)).find(|path| path.is_file())
 }

@@ -6,16 +6,14 @@
 )]
 #![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use ambit_e2e::api_server::ApiServer;
+use ambit_e2e::api_server::{ApiServer, above, free_port};
 use ambit_e2e::wait::Stop;
-use ambit_lab::process::{self, Output, Process, Program};
+use ambit_lab::process::{Output, Process, Program};
 use anyhow::{Context as _, ensure};
 
-const LIMIT: Duration = Duration::from_secs(60);
 /// A lease that nobody empties is taken over after fifteen seconds.
 const TAKE_OVER: Duration = Duration::from_secs(60);
 /// How often to ask `kubectl`, which takes a processor for a while.
@@ -75,12 +73,11 @@ fn users_are_told_what_became_of_their_objects_whoever_leads() -> anyhow::Result
     };
     let stop = Stop::default();
     let server = ApiServer::start(&programs, &stop)?;
-    let scene = Scene { programs, stop, server };
+    let scene = Scene { stop, server };
     scene.tell()
 }
 
 struct Scene {
-    programs: PathBuf,
     stop: Stop,
     server: ApiServer,
 }
@@ -110,7 +107,7 @@ impl Scene {
             ensure!(refused.stderr.contains(part), "no {part:?} in {}", refused.stderr);
         }
         // What is there already can still be labelled, and corrected.
-        let labelled = self.run(&["label", "authorizationpolicy/wrong", "a=b"])?;
+        let labelled = self.server.kubectl(&["label", "authorizationpolicy/wrong", "a=b"])?;
         ensure!(labelled.status.success() && labelled.stderr.contains("nowhere"), "{}", labelled.stderr);
         let better = r#"{"spec":{"rules":[{"from":[{"source":{"ipBlocks":["10.0.0.1"]}}]}]}}"#;
         self.kubectl(&["patch", "authorizationpolicy/wrong", "--type=merge", "-p", better])?;
@@ -166,15 +163,7 @@ impl Scene {
     }
 
     fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
-        let output = self.run(args)?;
-        ensure!(output.status.success(), "kubectl {args:?}: {}", output.stderr);
-        Ok(output.stdout)
-    }
-
-    fn run(&self, args: &[&str]) -> anyhow::Result<Output> {
-        let kubectl = Program::new(self.programs.join("kubernetes")).arg("kubectl").args(args);
-        let kubectl = kubectl.arg("--kubeconfig").arg(self.server.kubeconfig());
-        Ok(process::run(None, &kubectl, LIMIT)?)
+        self.server.kubectl_ok(args)
     }
 
     fn apply(&self, yaml: &str) -> anyhow::Result<()> {
@@ -186,16 +175,6 @@ impl Scene {
     fn try_apply(&self, yaml: &str) -> anyhow::Result<Output> {
         let file = self.server.log().with_file_name("objects.yaml");
         std::fs::write(&file, yaml)?;
-        self.run(&["apply", "-f", &file.display().to_string()])
+        self.server.kubectl(&["apply", "-f", &file.display().to_string()])
     }
-}
-
-/// A file beside the folder of this very program.
-fn above(name: &str) -> Option<PathBuf> {
-    let me = std::env::current_exe().ok()?;
-    me.ancestors().map(|dir| dir.join(name)).find(|path| path.exists())
-}
-
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0").context("no port of loopback is free")?.local_addr()?.port())
 }

@@ -136,7 +136,7 @@ impl Controller {
             in_force.clone(),
             signing.signer.clone(),
             terms,
-            callers,
+            callers.clone(),
             trusted,
             cluster.clone(),
             synced.clone(),
@@ -144,6 +144,7 @@ impl Controller {
         let (problems, seen_problems) = watch::channel(Vec::new());
 
         let mut registry = Registry::new();
+        site.collect(&callers, &mut registry);
         registry.collect(Figures {
             publisher: publisher.clone(),
             cluster: cluster.clone(),

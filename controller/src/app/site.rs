@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ambit_api::directory::{Directory, Problem};
+use ambit_runtime::metrics::Registry;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
@@ -22,7 +23,7 @@ pub(super) enum Site {
     /// A directory of YAML; nodes have tokens in files.
     Directory { directory: Directory, nodes: Arc<Nodes> },
     /// The API server; it vouches for callers.
-    Kubernetes { client: Client },
+    Kubernetes { client: Client, watches: kubernetes::Counts },
 }
 
 impl Site {
@@ -39,8 +40,8 @@ impl Site {
                 Ok(Self::Directory { directory, nodes: Arc::new(nodes) })
             }
             Source::Kubernetes => {
-                let client = Client::try_default().await.map_err(StartError::kubernetes)?;
-                Ok(Self::Kubernetes { client })
+                let client = client().await.map_err(StartError::kubernetes)?;
+                Ok(Self::Kubernetes { client, watches: kubernetes::Counts::default() })
             }
         }
     }
@@ -49,7 +50,7 @@ impl Site {
     pub(super) fn callers(&self, config: &Config, cluster: &View) -> Result<Callers, StartError> {
         match self {
             Self::Directory { nodes, .. } => Ok(Callers::Tokens(Arc::clone(nodes))),
-            Self::Kubernetes { client } => {
+            Self::Kubernetes { client, .. } => {
                 let trust_domain = config.mesh.trust_domain.as_str().into();
                 let audiences = config.access.audiences.clone();
                 let reviewer = Reviewer::new(client.clone(), audiences, trust_domain, cluster.clone())?;
@@ -62,7 +63,7 @@ impl Site {
     pub(super) async fn signing(&self, config: &Config) -> Result<Signing, StartError> {
         match self {
             Self::Directory { .. } => Signing::from_files(config).await,
-            Self::Kubernetes { client } => Signing::from_secrets(client, config).await,
+            Self::Kubernetes { client, .. } => Signing::from_secrets(client, config).await,
         }
     }
 
@@ -85,9 +86,17 @@ impl Site {
             Self::Directory { directory, .. } => {
                 parts.start("source", |stop| directory::run_telling(directory, events, problems, stop));
             }
-            Self::Kubernetes { client } => {
-                parts.start("source", |stop| kubernetes::run(client, events, problems, stop));
+            Self::Kubernetes { client, watches } => {
+                parts.start("source", |stop| kubernetes::run(client, events, problems, watches, stop));
             }
+        }
+    }
+
+    /// How asking the API server goes, where it is asked.
+    pub(super) fn collect(&self, callers: &Callers, registry: &mut Registry) {
+        if let (Self::Kubernetes { watches, .. }, Callers::Kubernetes(reviewer)) = (self, callers) {
+            registry.collect(watches.clone());
+            registry.collect(reviewer.clone());
         }
     }
 
@@ -95,7 +104,14 @@ impl Site {
     pub(super) fn client(&self) -> Option<Client> {
         match self {
             Self::Directory { .. } => None,
-            Self::Kubernetes { client } => Some(client.clone()),
+            Self::Kubernetes { client, .. } => Some(client.clone()),
         }
     }
+}
+
+async fn client() -> Result<Client, kube::Error> {
+    let mut cluster = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+    // Whoever asks tries again by its own clock, and says so.
+    cluster.default_retry = false;
+    Client::try_from(cluster)
 }

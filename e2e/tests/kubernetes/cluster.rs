@@ -18,46 +18,17 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 use serde_json::Value;
 
+use crate::scene::web;
+
 const SOON: Duration = Duration::from_secs(60);
 /// Another kubelet takes a while to see that a node came back, and starts its pods one after another.
 const REBOOTED: Duration = Duration::from_secs(150);
 
 /// A server on each node, a client that can be called from, and something on every node that is rolled out.
 fn town(namespace: &str) -> String {
+    let web = web(namespace);
     format!(
-        r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: web, namespace: {namespace}}}
-spec:
-  replicas: 2
-  selector: {{matchLabels: {{app: web}}}}
-  template:
-    metadata: {{labels: {{app: web}}}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      topologySpreadConstraints:
-      - maxSkew: 1
-        topologyKey: kubernetes.io/hostname
-        whenUnsatisfiable: DoNotSchedule
-        labelSelector: {{matchLabels: {{app: web}}}}
-      containers:
-      - name: web
-        image: {APP}
-        imagePullPolicy: Never
-        args: [serve]
-        env: [{{name: POD_NAME, valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}}}]
-        readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
-        livenessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 5}}
-        startupProbe: {{exec: {{command: ["true"]}}, periodSeconds: 1}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: web, namespace: {namespace}}}
-spec:
-  selector: {{app: web}}
-  ports: [{{port: 80, targetPort: 8080}}]
----
+        r#"{web}---
 apiVersion: apps/v1
 kind: DaemonSet
 metadata: {{name: everywhere, namespace: {namespace}}}

@@ -362,8 +362,8 @@ pub(crate) fn client_is(line: &str, identity: &str) -> bool {
     line.contains(&format!("src.identity=\"{identity}\""))
 }
 
-/// A server on each node, one with a name of its own, and a client.
-pub(crate) fn town(namespace: &str) -> String {
+/// A server on each node, and its Service.
+pub(crate) fn web(namespace: &str) -> String {
     format!(
         r#"
 apiVersion: apps/v1
@@ -386,8 +386,10 @@ spec:
         image: {APP}
         imagePullPolicy: Never
         args: [serve]
+        env: [{{name: POD_NAME, valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}}}]
         readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
         livenessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 5}}
+        startupProbe: {{exec: {{command: ["true"]}}, periodSeconds: 1}}
 ---
 apiVersion: v1
 kind: Service
@@ -395,7 +397,15 @@ metadata: {{name: web, namespace: {namespace}}}
 spec:
   selector: {{app: web}}
   ports: [{{name: http, port: 80, targetPort: 8080}}]
----
+"#
+    )
+}
+
+/// A server on each node, one with a name of its own, and a client.
+pub(crate) fn town(namespace: &str) -> String {
+    let web = web(namespace);
+    format!(
+        r#"{web}---
 apiVersion: apps/v1
 kind: StatefulSet
 metadata: {{name: db, namespace: {namespace}}}

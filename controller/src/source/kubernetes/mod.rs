@@ -18,13 +18,18 @@ mod shelf;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use ambit_api::directory::Problem;
 use ambit_runtime::task;
 use kube::Client;
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
@@ -33,7 +38,10 @@ use self::{
     shelf::{Shelf, Told},
 };
 use super::Event;
-use crate::cluster::object::Kind;
+use crate::{
+    cluster::object::Kind,
+    metrics::{counter, gauge},
+};
 
 /// More problems are in the log, and not shown.
 const MOST_PROBLEMS: usize = 1000;
@@ -44,11 +52,12 @@ pub async fn run(
     client: Client,
     events: mpsc::Sender<Event>,
     problems: watch::Sender<Vec<Problem>>,
+    counts: Counts,
     stop: impl Future<Output = ()> + Send,
 ) {
     tokio::pin!(stop);
     let (all_known, mut known) = watch::channel(BTreeSet::new());
-    let board = Arc::new(Board { known: all_known, problems, state: Mutex::default() });
+    let board = Arc::new(Board { known: all_known, problems, counts, state: Mutex::default() });
     let followers: Vec<_> = WATCHED
         .into_iter()
         .map(|watched| {
@@ -82,6 +91,7 @@ struct Telling {
 struct Board {
     known: watch::Sender<BTreeSet<Kind>>,
     problems: watch::Sender<Vec<Problem>>,
+    counts: Counts,
     state: Mutex<State>,
 }
 
@@ -131,14 +141,16 @@ impl Telling {
         error: &(dyn std::error::Error + Send + Sync + 'static),
         code: Option<u16>,
     ) {
-        let first = {
+        let (new, first) = {
             let mut state = self.board.lock();
             let first = state.ill.is_empty();
-            state.ill.insert(watched.kind) && first
+            let new = state.ill.insert(watched.kind);
+            self.board.counts.failed(state.ill.len());
+            (new, first)
         };
         let kind = watched.plural;
         match code {
-            Some(403) => {
+            Some(403) if new => {
                 let remedy = "allow get, list and watch in the ClusterRole of this controller's account";
                 warn!(kind, error, remedy, "Objects may not be read");
             }
@@ -152,9 +164,44 @@ impl Telling {
     /// A kind was listed or watched again.
     fn well(&self, watched: Watched) {
         let mut state = self.board.lock();
-        if state.ill.remove(&watched.kind) && state.ill.is_empty() {
+        if !state.ill.remove(&watched.kind) {
+            return;
+        }
+        self.board.counts.0.ill.store(state.ill.len(), Relaxed);
+        if state.ill.is_empty() {
             info!("The API server tells objects again");
         }
+    }
+}
+
+/// How the watches go. Cheap to clone; a [`Collector`] of its figures.
+#[derive(Clone, Debug, Default)]
+pub struct Counts(Arc<Tally>);
+
+#[derive(Debug, Default)]
+struct Tally {
+    ill: AtomicUsize,
+    failures: AtomicU64,
+}
+
+impl Counts {
+    /// Kinds that are not told of now.
+    pub fn ill(&self) -> usize {
+        self.0.ill.load(Relaxed)
+    }
+
+    fn failed(&self, ill: usize) {
+        self.0.ill.store(ill, Relaxed);
+        self.0.failures.fetch_add(1, Relaxed);
+    }
+}
+
+impl Collector for Counts {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Kinds of objects that the API server does not tell of now";
+        gauge(&mut to, "ambit_source_silent_kinds", help, self.ill())?;
+        let help = "Lists and watches that failed";
+        counter(&mut to, "ambit_source_failures", help, self.0.failures.load(Relaxed))
     }
 }
 
