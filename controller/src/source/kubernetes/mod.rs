@@ -9,7 +9,7 @@
 //!
 //! While the API server does not answer, everything stays as it was. When it answers again, lists are compared with
 //! what is known, and what did not change in between is not told. A definition that is not installed is a kind
-//! without objects, until it is.
+//! without objects, until it is; one that goes missing is that only when it has been missing for a minute.
 
 mod follow;
 mod kinds;
