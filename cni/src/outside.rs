@@ -2,7 +2,8 @@
 //!
 //! The kernel gives every socket a number, its cookie, that no other one gets. Those of a pod's connections are noted
 //! when its rules have come into force and before a tunnel listens where they lead: whoever is connected then is so
-//! without us. What is left of them is counted when somebody asks.
+//! without us. Before the rules, one that is made between the look and them would be missed. What is left is counted
+//! when somebody asks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,12 +22,13 @@ use netlink_packet_sock_diag::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use tracing::debug;
 
-use crate::netns::Netns;
+use crate::{netns::Netns, redirect::Families};
 
 /// As many as one client can have to one server. Half a megabyte of cookies; a pod with more is not followed.
 const MOST: usize = 1 << 16;
 
-/// What a pod's enrolment may wait for its connections. [`MOST`] of them take a quarter of it.
+/// What a pod's enrolment may wait for its connections. Twenty thousand were listed within 35 ms; a pod that starts has
+/// none.
 const LIMIT: Duration = Duration::from_millis(200);
 
 /// The kernel fills no more than this with one answer.
@@ -92,7 +94,7 @@ impl Outside {
         };
         let open: Vec<_> = self.lock().iter().filter_map(open).collect();
         let looks = open.into_iter().map(|(uid, netns)| async move {
-            let found = netns.inside(established).await;
+            let found = netns.inside(|| established(Families::Dual)).await;
             (uid, netns, found)
         });
         let mut looks = stream::iter(looks).buffer_unordered(AT_ONCE);
@@ -121,8 +123,9 @@ impl Outside {
     }
 }
 
-/// The TCP connections of this thread's network namespace that leave it.
-pub fn established() -> Result<BTreeSet<Cookie>, LookError> {
+/// The TCP connections of this thread's network namespace that would be captured if they were made now: those of these
+/// families that leave it.
+pub fn established(families: Families) -> Result<BTreeSet<Cookie>, LookError> {
     let until = Instant::now() + LIMIT;
     let mut found = BTreeSet::new();
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
@@ -133,12 +136,17 @@ pub fn established() -> Result<BTreeSet<Cookie>, LookError> {
             states: StateFlags::ESTABLISHED,
             socket_id,
         };
-        ask(question, until, &mut found)?;
+        ask(question, families, until, &mut found)?;
     }
     Ok(found)
 }
 
-fn ask(question: InetRequest, until: Instant, found: &mut BTreeSet<Cookie>) -> Result<(), LookError> {
+fn ask(
+    question: InetRequest,
+    families: Families,
+    until: Instant,
+    found: &mut BTreeSet<Cookie>,
+) -> Result<(), LookError> {
     let socket = Socket::new(NETLINK_SOCK_DIAG)?;
     // The kernel has each part of its answer ready when it is asked for: there is nothing to wait for.
     socket.set_non_blocking(true)?;
@@ -153,7 +161,7 @@ fn ask(question: InetRequest, until: Instant, found: &mut BTreeSet<Cookie>) -> R
     loop {
         part.clear();
         socket.recv(&mut part, 0)?;
-        if read(&part, found)? == Answer::Whole {
+        if read(&part, families, found)? == Answer::Whole {
             return Ok(());
         }
         if found.len() > MOST {
@@ -173,7 +181,7 @@ enum Answer {
 }
 
 /// Takes the connections out of one part of the kernel's answer.
-fn read(mut part: &[u8], found: &mut BTreeSet<Cookie>) -> Result<Answer, LookError> {
+fn read(mut part: &[u8], families: Families, found: &mut BTreeSet<Cookie>) -> Result<Answer, LookError> {
     /// Each message begins at a multiple of this.
     const ALIGNED: usize = 4;
     while !part.is_empty() {
@@ -181,7 +189,7 @@ fn read(mut part: &[u8], found: &mut BTreeSet<Cookie>) -> Result<Answer, LookErr
         match message.payload {
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(one)) => {
                 let SocketId { source_address, destination_address, cookie, .. } = one.header.socket_id;
-                if leaves(source_address, destination_address) {
+                if would_be_captured(source_address, destination_address, families) {
                     found.insert(Cookie(u64::from_ne_bytes(cookie)));
                 }
             }
@@ -199,11 +207,11 @@ fn read(mut part: &[u8], found: &mut BTreeSet<Cookie>) -> Result<Answer, LookErr
     Ok(Answer::Part)
 }
 
-/// Whether a connection between these addresses leaves the pod. What does not is never captured.
-fn leaves(own: IpAddr, peer: IpAddr) -> bool {
+fn would_be_captured(own: IpAddr, peer: IpAddr, families: Families) -> bool {
     // IPv4 on a socket for both families.
     let (own, peer) = (own.to_canonical(), peer.to_canonical());
-    !peer.is_loopback() && own != peer
+    let leaves_the_pod = !peer.is_loopback() && own != peer;
+    leaves_the_pod && (families == Families::Dual || peer.is_ipv4())
 }
 
 #[cfg(test)]
@@ -214,20 +222,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stays_in_the_pod_is_not_outside() {
-        for (own, peer, expected) in [
-            ("10.0.0.1", "10.0.0.2", true),
-            ("fd00::1", "fd00::2", true),
-            ("::ffff:10.0.0.1", "::ffff:10.0.0.2", true),
-            ("127.0.0.1", "127.0.0.1", false),
-            ("10.0.0.1", "127.0.0.9", false),
-            ("::1", "::1", false),
-            ("::ffff:127.0.0.1", "::ffff:127.0.0.1", false),
+    fn what_is_never_captured_is_not_counted() {
+        use Families::{Dual, Ipv4};
+        for (own, peer, families, expected) in [
+            ("10.0.0.1", "10.0.0.2", Dual, true),
+            ("10.0.0.1", "10.0.0.2", Ipv4, true),
+            ("fd00::1", "fd00::2", Dual, true),
+            ("fd00::1", "fd00::2", Ipv4, false),
+            ("::ffff:10.0.0.1", "::ffff:10.0.0.2", Ipv4, true),
+            ("127.0.0.1", "127.0.0.1", Dual, false),
+            ("10.0.0.1", "127.0.0.9", Dual, false),
+            ("::1", "::1", Dual, false),
+            ("::ffff:127.0.0.1", "::ffff:127.0.0.1", Dual, false),
             // To its own address, over loopback.
-            ("10.0.0.1", "10.0.0.1", false),
-            ("::ffff:10.0.0.1", "::ffff:10.0.0.1", false),
+            ("10.0.0.1", "10.0.0.1", Dual, false),
+            ("::ffff:10.0.0.1", "::ffff:10.0.0.1", Dual, false),
         ] {
-            assert_eq!(leaves(own.parse().unwrap(), peer.parse().unwrap()), expected, "{own} {peer}");
+            let got = would_be_captured(own.parse().unwrap(), peer.parse().unwrap(), families);
+            assert_eq!(got, expected, "{own} {peer} {families:?}");
         }
     }
 
@@ -281,8 +293,11 @@ mod tests {
     fn an_answer_is_read_to_its_end() {
         let mut found = BTreeSet::new();
         let part = sent([connection("10.0.0.2", 7), connection("127.0.0.1", 8), connection("10.0.0.3", 9)]);
-        assert_eq!(read(&part, &mut found).unwrap(), Answer::Part);
-        assert_eq!(read(&sent([connection("10.0.0.4", 10), done(0)]), &mut found).unwrap(), Answer::Whole);
+        assert_eq!(read(&part, Families::Dual, &mut found).unwrap(), Answer::Part);
+        assert_eq!(
+            read(&sent([connection("10.0.0.4", 10), done(0)]), Families::Dual, &mut found).unwrap(),
+            Answer::Whole
+        );
         assert_eq!(found, BTreeSet::from([7, 9, 10].map(Cookie)));
     }
 
@@ -290,13 +305,13 @@ mod tests {
     fn half_an_answer_and_a_refusal_are_errors() {
         let mut found = BTreeSet::new();
         let part = sent([connection("10.0.0.2", 7)]);
-        let cut = read(&part[..part.len() - 1], &mut found);
+        let cut = read(&part[..part.len() - 1], Families::Dual, &mut found);
         assert!(matches!(cut, Err(LookError::Unreadable(_))), "{cut:?}");
         let mut refusal = ErrorMessage::default();
         refusal.code = std::num::NonZeroI32::new(-2);
         refusal.header = vec![0; 16];
         for refused in [done(-2), NetlinkPayload::Error(refusal)] {
-            let told = read(&sent([refused]), &mut found);
+            let told = read(&sent([refused]), Families::Dual, &mut found);
             let Err(LookError::Kernel(error)) = told else { panic!("{told:?}") };
             assert_eq!(error.kind(), io::ErrorKind::NotFound);
         }

@@ -116,7 +116,7 @@ fn put_in(redirect: &Redirect, ipv6: rules::Capture, proc: &Path) -> Result<Capt
     let routed = route(&rules::routing(families), EXISTS)?;
     command::demand("nft", &["-f", "-"], &rules::ruleset(redirect, families))?;
     let older = match routed {
-        Routed::Anew => connections(),
+        Routed::Anew => connections(families),
         Routed::Before => None,
     };
     migrate_waiting_connections(proc);
@@ -126,8 +126,8 @@ fn put_in(redirect: &Redirect, ipv6: rules::Capture, proc: &Path) -> Result<Capt
 }
 
 /// Those that are there when the rules have just come into force. A look that fails keeps no pod out of the mesh.
-fn connections() -> Option<BTreeSet<Cookie>> {
-    let found = outside::established();
+fn connections(families: Families) -> Option<BTreeSet<Cookie>> {
+    let found = outside::established(families);
     found
         .inspect_err(|error| debug!(%error, "It is not known which connections stay outside of the mesh"))
         .ok()

@@ -267,7 +267,9 @@ fn leave(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
     scene.no_rules(SHOP)?;
     scene.calls(SHOP, "http://web/", 5)?;
     // Once more in, so that the end of the mesh finds pods in it.
-    scene.ambit(&["namespace", "add", SHOP, "--wait"])?;
+    let said = scene.ambit(&["namespace", "add", SHOP, "--wait"])?;
+    let counted = said.contains("connections still outside: ") && !said.contains("outside: not known");
+    ensure!(counted, "the agents do not say which connections are outside: {said}");
     scene.calls(SHOP, "http://web/", 5)
 }
 
