@@ -198,8 +198,8 @@ fn read(mut part: &[u8], families: Families, found: &mut BTreeSet<Cookie>) -> Re
                 return Err(io::Error::from_raw_os_error(done.code.wrapping_neg()).into());
             }
             NetlinkPayload::Error(error) => return Err(error.to_io().into()),
-            // The rest of the protocol asks nothing of us.
-            _ => {}
+            // Nothing of a list of connections.
+            NetlinkPayload::Noop | NetlinkPayload::Overrun(_) | NetlinkPayload::InnerMessage(_) | _ => {}
         }
         let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
         part = length.checked_next_multiple_of(ALIGNED).and_then(|next| part.get(next..)).unwrap_or_default();
