@@ -167,8 +167,8 @@ mod tests {
             assert!(pieces.len() <= most, "{}", pieces.len());
             let mut whole = BytesMut::from_iter(pieces.into_iter().flatten());
             let prefix = whole.split_to(PREFIX);
-            assert_eq!(prefix[0], 0);
-            assert_eq!(u32::from_be_bytes(prefix[1..].try_into().unwrap()) as usize, whole.len());
+            let length = u32::try_from(whole.len()).unwrap().to_be_bytes();
+            assert_eq!((prefix[0], &prefix[1..]), (0, &length[..]));
             assert_eq!(Response::decode(&whole[..]).unwrap(), sent);
         }
     }
