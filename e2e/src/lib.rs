@@ -6,9 +6,10 @@
 //! told by [`story`].
 //!
 //! [`kubernetes`] is a real cluster of two nodes on this machine; [`api_server`] is Kubernetes' word without a cluster,
-//! and [`scale`] measures the controller with it.
+//! [`controller`] runs beside it, and [`scale`] measures that.
 
 pub mod api_server;
+pub mod controller;
 pub mod demo;
 pub mod kubernetes;
 pub mod observe;
