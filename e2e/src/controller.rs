@@ -18,7 +18,7 @@ use ambit_wire::codec::{ADDRESS, AUTHORIZATION};
 use ambit_wire::discovery::Mesh;
 use ambit_wire::tls::{Compliance, Profile, Versions, revoked::Revocation};
 use ambit_wire::xds::{self, Mode, NodeInfo};
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use kube::Client;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -119,13 +119,16 @@ impl Controller {
         Ok(text)
     }
 
-    /// One of its figures, all of its labels together; 0 if there is none of the name.
+    /// One of its figures, all of its labels together.
     pub async fn figure(&self, name: &str) -> anyhow::Result<u64> {
         let text = self.page("/metrics").await?;
         let lines = text.lines().filter_map(|line| line.strip_prefix(name));
         let values =
             lines.filter(|rest| rest.starts_with([' ', '{'])).filter_map(|rest| rest.rsplit(' ').next());
-        values.map(|value| value.parse::<u64>().with_context(|| format!("{name} is {value}"))).sum()
+        let values: Vec<u64> =
+            values.map(str::parse).collect::<Result<_, _>>().with_context(|| name.to_owned())?;
+        ensure!(!values.is_empty(), "there is no {name}");
+        Ok(values.iter().sum())
     }
 
     /// A certificate for a workload, asked for with the token of a node's tunnel, and the key that it is about.
@@ -142,7 +145,13 @@ impl Controller {
         Ok((CaClient::new(channel, Asking::ForOthers, life).issue(asked).await, request.key))
     }
 
-    /// The highest resident memory so far, in bytes.
+    /// From now on the highest is looked for anew.
+    pub fn forget_memory(&self) -> anyhow::Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.process.pid());
+        fs::write(&path, "5").with_context(|| format!("cannot write {path}"))
+    }
+
+    /// The highest resident memory since [`Self::forget_memory`], in bytes.
     pub fn memory(&self) -> anyhow::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;

@@ -283,7 +283,7 @@ enum Way {
 
 const WRITES: &str = "ambit_ca_distribution_writes_total";
 const FAILURES: &str = "ambit_ca_distribution_failures_total";
-const PUSHES: &str = "pilot_xds_pushes_total";
+const PUSHES: &str = "pilot_xds_pushes";
 
 fn namespace(number: usize) -> String {
     format!("storm-{number}")
