@@ -74,6 +74,11 @@ impl Controller {
         format!("https://localhost:{}", self.port)
     }
 
+    /// The port of its pages.
+    pub fn pages(&self) -> u16 {
+        self.pages
+    }
+
     /// The process.
     pub fn process(&self) -> &Process {
         &self.process

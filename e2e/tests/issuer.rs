@@ -65,8 +65,7 @@ fn cert_manager_signs_what_its_own_definitions_let_through() -> anyhow::Result<(
 }
 
 async fn tell(api: &ApiServer, definitions: &Path) -> anyhow::Result<()> {
-    api.kubectl_ok(&["apply", "--server-side", "-f", &definitions.display().to_string()])?;
-    api.kubectl_ok(&["wait", "--for=condition=Established", "--timeout=60s", "crds", "--all"])?;
+    api.define(definitions, &Stop::default())?;
     let client = api.client().await?;
     Writer::new(client.clone(), Shape { nodes: 1, pods: 1, services: 1 }).everything().await?;
     let program = above("controller").context("run `cargo build --workspace --bins`")?;

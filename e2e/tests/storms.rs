@@ -49,8 +49,7 @@ fn ten_thousand_namespaces_and_labels_that_flip() -> anyhow::Result<()> {
 
 async fn tell(api: &ApiServer) -> anyhow::Result<()> {
     let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../install/crds/gateway-api");
-    api.kubectl_ok(&["apply", "--server-side", "-f", &definitions.display().to_string()])?;
-    api.kubectl_ok(&["wait", "--for=condition=Established", "--timeout=60s", "crds", "--all"])?;
+    api.define(&definitions, &Stop::default())?;
     let client = api.client().await?;
     Writer::new(client.clone(), Shape { nodes: 1, pods: 0, services: 1 }).everything().await?;
     let program = above("controller").context("run `cargo build --workspace --bins`")?;
@@ -126,7 +125,7 @@ impl Scene {
         // The last flip of each was an odd one.
         let right = |mesh: &Snapshot| {
             bound(mesh).count() == SHOPS
-                && bound(mesh).all(|(number, bound)| bound == !number.is_multiple_of(2))
+                && bound(mesh).all(|(number, bound)| bound != number.is_multiple_of(2))
         };
         self.listener.until(CAUGHT_UP, "the last label", right).await?;
         report(
