@@ -27,8 +27,12 @@ use crate::{
     ledger::{Ledger, State},
     metrics::Metrics,
     netns::{Netns, NetnsAt, NetnsError, NetnsId},
+    outside::Outside,
     pod::Redirection,
-    redirect::{Applied, Capture, Redirect, RedirectError, apply},
+    redirect::{
+        Applied, Capture, Redirect, RedirectError,
+        apply::{self, Captured},
+    },
     roster::{Change, Leave, Member},
 };
 
@@ -67,6 +71,8 @@ pub struct Tools {
     pub events: Events,
     /// The record for operators.
     pub ledger: Ledger,
+    /// The connections that are not in the mesh.
+    pub outside: Outside,
     /// What is counted.
     pub metrics: Metrics,
     /// Whether IPv6 is captured in pods that have it.
@@ -394,7 +400,7 @@ impl Story {
         self.find_netns(member).await?;
         let Some(held) = &mut self.held else { return Err(Obstacle::NoNetns) };
         if held.rules.as_ref().is_none_or(|(redirect, _)| *redirect != member.redirect) {
-            let applied = apply::apply_by(
+            let Captured { applied, older } = apply::apply_by(
                 &held.netns,
                 member.redirect.clone(),
                 self.tools.ipv6,
@@ -402,6 +408,9 @@ impl Story {
             )
             .await?;
             held.rules = Some((member.redirect.clone(), applied));
+            if !held.told {
+                self.tools.outside.note(&member.uid, &held.netns, older);
+            }
         }
         if !held.told {
             let netns = held.netns.descriptor();
@@ -588,6 +597,7 @@ impl Story {
         self.proofs = 0;
         self.failing = None;
         self.tools.ledger.forget(&member.uid);
+        self.tools.outside.forget(&member.uid);
         self.tools.metrics.left(how);
         info!(pod.namespace = %member.namespace, pod.name = %member.name, pod.uid = %member.uid, "Pod left the mesh");
         taken_back
