@@ -339,6 +339,14 @@ fn a_mistake_is_named_by_its_field() {
             entry("e", "shop", 20, "hosts: [a], endpoints: [{address: 'unix:///x'}]"),
             "spec.endpoints[].address",
         ),
+        (
+            entry("e", "shop", 20, "hosts: [a], endpoints: [{address: 10.0.0.1, serviceAccount: a/b}]"),
+            "spec.endpoints[].serviceAccount",
+        ),
+        (
+            entry("e", "shop", 20, "hosts: [a], endpoints: [{address: 10.0.0.1, network: a/b}]"),
+            "spec.endpoints[].network",
+        ),
         (entry("e", "shop", 20, "hosts: [a], ports: [{number: 99999}]"), "spec.ports[].number"),
     ] {
         let Parsed::Bad { rejection, instead: None } = support::at_the_door(&yaml) else {

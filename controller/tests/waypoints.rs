@@ -15,7 +15,12 @@ const WEB: &str = "shop/web.shop.svc.cluster.local";
 fn gateway(name: &str, namespace: &str, labels: &str, spec: &str, address: &str) -> String {
     let status = match address {
         "" => String::new(),
-        ip if ip.starts_with("10.") => format!("status: {{addresses: [{{type: IPAddress, value: {ip}}}]}}\n"),
+        ip if ip.starts_with("10.") => {
+            // Addresses of kinds that nobody knows here stand in the way of none.
+            format!(
+                "status: {{addresses: [{{type: example.com/x, value: y}}, {{type: IPAddress, value: {ip}}}]}}\n"
+            )
+        }
         host => format!("status: {{addresses: [{{value: 10.5.0.9}}, {{type: Hostname, value: {host}}}]}}\n"),
     };
     format!(

@@ -21,6 +21,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const TOOL_LIMIT: Duration = Duration::from_secs(20);
 /// A command that waits says so itself (`--timeout`); all others are done at once.
 const KUBECTL_LIMIT: Duration = Duration::from_secs(150);
+/// How often to ask `kubectl`, which takes a processor for a while.
+const DEFINED_PAUSE: Duration = Duration::from_millis(250);
 /// The only user; everything is hers to do.
 const ADMIN_TOKEN: &str = "admin-of-an-api-server-that-is-thrown-away";
 
@@ -106,6 +108,16 @@ impl ApiServer {
         let output = self.kubectl(args)?;
         ensure!(output.status.success(), "kubectl {args:?}: {}", output.stderr);
         Ok(output.stdout)
+    }
+
+    /// Defines the kinds that a file or folder describes; returns when they are served.
+    pub fn define(&self, path: &Path, stop: &Stop) -> anyhow::Result<()> {
+        self.kubectl_ok(&["apply", "--server-side", "--recursive", "-f", &path.display().to_string()])?;
+        // It stumbles over one of which nothing is said yet.
+        stop.until_every(DEFINED_PAUSE, KUBECTL_LIMIT, "the service of new kinds", || {
+            let wait = ["wait", "--for=condition=Established", "--timeout=60s", "crds", "--all"];
+            Ok(self.kubectl(&wait)?.status.success().then_some(()))
+        })
     }
 
     /// A token of a service account, signed with the server's own key, that says whatever `claims` say.

@@ -6,10 +6,12 @@
 //! told by [`story`].
 //!
 //! [`kubernetes`] is a real cluster of two nodes on this machine; [`api_server`] is Kubernetes' word without a cluster,
-//! and [`scale`] measures the controller with it.
+//! [`controller`] runs beside it, [`kubelet`] leads to its pages, and [`scale`] measures it.
 
 pub mod api_server;
+pub mod controller;
 pub mod demo;
+pub mod kubelet;
 pub mod kubernetes;
 pub mod observe;
 pub mod scale;

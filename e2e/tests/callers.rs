@@ -10,13 +10,12 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ambit_e2e::api_server::{ApiServer, above, free_port, signed};
+use ambit_e2e::controller::channel;
 use ambit_e2e::scale::objects::{self, Shape, Writer};
 use ambit_e2e::wait::Stop;
 use ambit_lab::process::{self, Process, Program};
 use ambit_wire::ca::{Asking, CaClient};
 use ambit_wire::cert::{IssueError, Issued, Issuer as _, SigningRequest, request::Request};
-use ambit_wire::channel::{ChannelSettings, ControlPlane, RootSource, TokenSource};
-use ambit_wire::tls::{Compliance, Profile, Versions, revoked::Revocation};
 use anyhow::{Context as _, bail, ensure};
 use serde_json::json;
 
@@ -237,16 +236,9 @@ impl Scene {
         asking: Asking,
         identity: &str,
     ) -> anyhow::Result<Result<Issued, IssueError>> {
-        let settings = ChannelSettings {
-            address: format!("https://localhost:{}", self.port),
-            roots: RootSource::Pem(self.roots.clone()),
-            alt_hostname: None,
-            token: TokenSource::Literal(token.to_owned()),
-            cluster_id: "Kubernetes".to_owned(),
-            headers: Vec::new(),
-        };
-        let profile = Profile::new(Compliance::None, Versions::Tls13, Revocation::NotConfigured)?;
-        let client = CaClient::new(ControlPlane::new(settings, &profile)?, asking, Duration::from_secs(3600));
+        let address = format!("https://localhost:{}", self.port);
+        let channel = channel(address, &self.roots, token.to_owned())?;
+        let client = CaClient::new(channel, asking, Duration::from_secs(3600));
         let identity = identity.parse().context("no identity")?;
         let csr = Request::new(&identity)?.csr;
         Ok(client.issue(SigningRequest { identity, csr }).await)

@@ -84,9 +84,8 @@ struct Scene {
 
 impl Scene {
     fn tell(&self) -> anyhow::Result<()> {
-        let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../install/crds").display().to_string();
-        self.kubectl(&["apply", "--server-side", "--recursive", "-f", &crds])?;
-        self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crds", "--all"])?;
+        let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../install/crds");
+        self.server.define(&definitions, &self.stop)?;
         self.kubectl(&["create", "namespace", "istio-system"])?;
         // All of this before anybody judges it.
         self.apply(OBJECTS)?;

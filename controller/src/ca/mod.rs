@@ -156,7 +156,8 @@ impl Desk {
         }
         let asked = application.impersonated.as_deref();
         let identity = entitled(&self.0.cluster.read(), &self.0.trusted, &caller, asked)?;
-        let validity = self.0.terms.validity(application.lifetime_seconds, SystemTime::now())?;
+        let now = SystemTime::now();
+        let validity = self.0.terms.validity(application.lifetime_seconds, now)?;
         let node = caller.node.as_ref().map(tracing::field::display);
         debug!(certificate.identity = %identity, client.node = node, client.addr = ?application.client, "Certificate granted");
         match &self.0.signer {
@@ -171,7 +172,7 @@ impl Desk {
             Signer::CertManager(cert_manager) => {
                 // It has turns of its own, and may take its time.
                 drop(turn);
-                let life = validity.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+                let life = validity.not_after.duration_since(now).unwrap_or_default();
                 let in_force = self.in_force();
                 Ok(cert_manager.issue(&application.csr, &identity, life, in_force.bundle()).await?)
             }

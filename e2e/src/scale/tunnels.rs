@@ -4,19 +4,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ambit_wire::channel::{ChannelSettings, ControlPlane, RootSource, TokenSource};
 use ambit_wire::codec::{ADDRESS, AUTHORIZATION};
-use ambit_wire::tls::{Compliance, Profile, Versions, revoked::Revocation};
-use ambit_wire::xds::{self, ClientMetrics, Handler, Mode, NodeInfo, Rejected, Update};
-use anyhow::Context as _;
+use ambit_wire::xds::{self, ClientMetrics, Handler, Mode, Rejected, Update};
 use futures_util::{StreamExt as _, TryStreamExt as _, future, stream};
 use kube::Client;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
-use super::objects::{self, Change, SYSTEM, Shape, place_of};
+use super::objects::{self, Change, Shape, place_of};
+use crate::controller::{channel, tunnel_of};
 
 const AT_ONCE: usize = 16;
 const ASK_LIMIT: Duration = Duration::from_secs(10);
@@ -98,27 +93,11 @@ impl Handler for Ear {
 impl Tunnels {
     /// Connects the tunnels of all nodes.
     pub async fn connect(client: &Client, address: String, roots: &str, way: Way) -> anyhow::Result<Self> {
-        let profile = Profile::new(Compliance::None, Versions::Tls13, Revocation::NotConfigured)?;
         let tokens = stream::iter(0..way.shape.nodes).map(|node| objects::token(client, node));
         let tokens: Vec<String> = tokens.buffered(AT_ONCE).try_collect().await?;
         let (mut all, mut running) = (Vec::new(), JoinSet::new());
         for (node, token) in tokens.into_iter().enumerate() {
-            let settings = ChannelSettings {
-                address: address.clone(),
-                roots: RootSource::Pem(roots.to_owned()),
-                alt_hostname: None,
-                token: TokenSource::Literal(token),
-                cluster_id: "Kubernetes".to_owned(),
-                headers: Vec::new(),
-            };
-            let connect = ControlPlane::new(settings, &profile)?;
-            let info = NodeInfo {
-                instance_ip: "10.0.0.1".to_owned(),
-                pod_name: format!("ztunnel-{node}"),
-                pod_namespace: SYSTEM.to_owned(),
-                node_name: objects::node_name(node),
-                metadata: Default::default(),
-            };
+            let connect = channel(address.clone(), roots, token)?;
             let asked = match way.mode {
                 Mode::Wildcard => BTreeSet::new(),
                 Mode::OnDemand => way.services_of(node),
@@ -127,7 +106,7 @@ impl Tunnels {
             let ear = Ear { notes: Arc::clone(&notes), node, asked: asked.clone(), mode: way.mode };
             let types = [(ADDRESS, way.mode), (AUTHORIZATION, Mode::Wildcard)];
             let metrics = Arc::new(ClientMetrics::default());
-            let (subscription, handle) = xds::Client::new(&info, types, connect, ear, metrics);
+            let (subscription, handle) = xds::Client::new(&tunnel_of(node), types, connect, ear, metrics);
             running.spawn(subscription.run(std::future::pending()));
             all.push(Tunnel { node, handle, notes, asked, mode: way.mode });
         }
@@ -198,19 +177,4 @@ impl Tunnel {
 
 fn locked(notes: &Mutex<Notes>) -> MutexGuard<'_, Notes> {
     notes.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A page of the controller: its status and text.
-pub async fn page(port: u16, path: &str) -> anyhow::Result<(u16, String)> {
-    let ask = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok()).context("no status")?;
-        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
-        Ok((status, body))
-    };
-    timeout(ASK_LIMIT, ask).await.context("the page took too long")?
 }

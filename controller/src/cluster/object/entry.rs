@@ -199,14 +199,10 @@ impl Endpoint {
             address,
             ports,
             labels: Labels(spec.labels),
-            network: (!spec.network.is_empty()).then(|| spec.network.into()),
+            network: parse_network(field, spec.network)?,
             locality: Locality { region: part(), zone: part(), subzone: part() },
             weight: (spec.weight > 0).then_some(spec.weight),
-            service_account: if spec.service_account.is_empty() {
-                "default".into()
-            } else {
-                spec.service_account.into()
-            },
+            service_account: parse_account(field, spec.service_account)?,
         })
     }
 }
@@ -224,6 +220,26 @@ fn parse_host(field: &str, text: &str) -> Result<Hostname, Rejection> {
         format!("{text:?} is neither an IP address nor a host name"),
         "write one of the two",
     ))
+}
+
+/// It becomes part of names of resources, `network/address`.
+fn parse_network(field: &str, text: String) -> Result<Option<Network>, Rejection> {
+    if text.contains('/') {
+        let what = format!("{text:?} is not the name of a network");
+        return Err(Rejection::new(format!("{field}.network"), what, "take the '/' out of it"));
+    }
+    Ok((!text.is_empty()).then(|| text.into()))
+}
+
+/// It becomes part of an identity, where a `/` would be read as the end of it.
+fn parse_account(field: &str, text: String) -> Result<ServiceAccount, Rejection> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    if !text.chars().all(plain) {
+        let what = format!("{text:?} is not the name of a service account");
+        let remedy = "use lower-case letters, digits, '-' and '.'";
+        return Err(Rejection::new(format!("{field}.serviceAccount"), what, remedy));
+    }
+    Ok(if text.is_empty() { "default".into() } else { text.into() })
 }
 
 fn parse_range(field: &str, text: &str) -> Result<IpNet, Rejection> {

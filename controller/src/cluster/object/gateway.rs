@@ -160,13 +160,15 @@ fn parse_listener(listener: api::Listener) -> Result<Listener, Rejection> {
     Ok(Listener { port: listener.port, protocol: listener.protocol, allowed })
 }
 
-/// A host name is preferred: it follows the family of the request.
+/// A host name is preferred: it follows the family of the request. Addresses of other kinds than the two are others'
+/// affair.
 fn parse_reach(addresses: &[api::GatewayAddress]) -> Result<Reach, Rejection> {
     let by_name = |address: &&api::GatewayAddress| address.kind.as_deref() == Some("Hostname");
     if let Some(address) = addresses.iter().find(by_name) {
         return Ok(Reach::Hostname(address.value.as_str().into()));
     }
-    match addresses.first() {
+    let by_ip = |address: &&api::GatewayAddress| matches!(address.kind.as_deref(), None | Some("IPAddress"));
+    match addresses.iter().find(by_ip) {
         None => Ok(Reach::NotReady),
         Some(address) => address.value.parse().map(Reach::Ip).map_err(|_| {
             let what = format!("{:?} is not an IP address", address.value);
