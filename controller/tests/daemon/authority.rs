@@ -76,8 +76,8 @@ async fn a_node_gets_certificates_for_the_pods_on_it_and_for_nobody_else() {
         let line = metrics.lines().find(|line| line.starts_with(name)).unwrap();
         line.rsplit(' ').next().unwrap().parse().unwrap()
     };
-    assert!(count("citadel_server_success_cert_issuance_count_total") >= 3);
-    assert!(count("citadel_server_id_extraction_err_count_total") >= 6);
+    assert!(count("citadel_server_success_cert_issuance_count") >= 3);
+    assert!(count("citadel_server_id_extraction_err_count") >= 6);
     stop(controller).await;
 }
 

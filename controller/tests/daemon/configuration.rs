@@ -234,14 +234,14 @@ async fn the_pages_show_what_is_sent_to_whom() {
     tunnel.until("the change", |held| held.responses.len() > 2).await;
     let (_, metrics) = page(&controller, "/metrics").await;
     for line in [
-        "pilot_xds_pushes_total{type=\"wds\"} 2",
-        "pilot_xds_pushes_total{type=\"wads\"} 1",
+        "pilot_xds_pushes{type=\"wds\"} 2",
+        "pilot_xds_pushes{type=\"wads\"} 1",
         "ambit_objects{kind=\"Pod\"} 2",
         "ambit_source_problems 0",
         "ambit_nodes_with_token 2",
         "ambit_published_resources{type=\"wds\"} 3",
         "pilot_proxy_convergence_time_count 1",
-        "citadel_server_csr_count_total 0",
+        "citadel_server_csr_count 0",
     ] {
         assert!(metrics.lines().any(|one| one == line), "{line} is missing in\n{metrics}");
     }
@@ -265,7 +265,7 @@ async fn what_a_tunnel_rejects_is_shown() {
     };
     assert!(nack.contains(PAY) && nack.contains("not to my taste"), "{nack}");
     let (_, metrics) = page(&controller, "/metrics").await;
-    assert!(metrics.lines().any(|line| line == "pilot_total_xds_rejects_total{type=\"wds\"} 1"), "{metrics}");
+    assert!(metrics.lines().any(|line| line == "pilot_total_xds_rejects{type=\"wds\"} 1"), "{metrics}");
     drop(tunnel);
     stop(controller).await;
 }

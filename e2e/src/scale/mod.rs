@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use ambit_lab::process::{Process, Program};
 use ambit_wire::xds::Mode;
 use anyhow::{Context as _, bail};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use kube::Client;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
+use tokio_stream::wrappers::IntervalStream;
 
 use self::objects::{Shape, Writer};
 use self::report::{Heard, Report, Round};
@@ -28,6 +30,8 @@ use crate::wait::Stop;
 const READY_LIMIT: Duration = Duration::from_secs(120);
 /// How long the last changes may take to arrive. What has not come by then counts as lost.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(30);
+/// Pods are replaced at the rate that is asked for, also where the API server takes longer for each.
+const WRITES_AT_ONCE: usize = 16;
 const GRACE: Duration = Duration::from_secs(10);
 /// Services that the pods of one node call: what its tunnel asks for, where tunnels ask.
 const CALLED: usize = 20;
@@ -46,7 +50,7 @@ pub struct Plan {
 /// Measures.
 pub async fn run(plan: &Plan, controller: &Path, api: &ApiServer, stop: &Stop) -> anyhow::Result<Report> {
     let client = api.client().await?;
-    let mut writer = Writer::new(client.clone(), plan.shape.clone());
+    let writer = Writer::new(client.clone(), plan.shape.clone());
     let begun = Instant::now();
     writer.everything().await?;
     let written = begun.elapsed();
@@ -56,10 +60,9 @@ pub async fn run(plan: &Plan, controller: &Path, api: &ApiServer, stop: &Stop) -
 
     let mut rounds = Vec::new();
     for (name, mode) in [("everything", Mode::Wildcard), ("on demand", Mode::OnDemand)] {
-        rounds.push(round(plan, name, mode, &controller, &client, &mut writer, stop).await?);
+        rounds.push(round(plan, name, mode, &controller, &client, &writer, stop).await?);
     }
-    let highest = controller.memory()?;
-    Ok(Report { plan: plan.clone(), written, start_to_ready, listed, highest, rounds })
+    Ok(Report { plan: plan.clone(), written, start_to_ready, listed, rounds })
 }
 
 /// One way of subscribing: all tunnels connect, pods go and come, everybody hears what concerns it.
@@ -69,35 +72,39 @@ async fn round(
     mode: Mode,
     controller: &Controller,
     client: &Client,
-    writer: &mut Writer,
+    writer: &Writer,
     stop: &Stop,
 ) -> anyhow::Result<Round> {
     let way = Way { mode, called: CALLED, shape: plan.shape.clone() };
+    controller.forget_memory()?;
     let begun = Instant::now();
     let tunnels =
         Tunnels::connect(client, controller.address(), &controller.roots(client).await?, way).await?;
     timeout(READY_LIMIT, tunnels.synced()).await.context("tunnels were not told the mesh in time")?;
     let connected = begun.elapsed();
+    let connecting = controller.memory()?;
     tunnels.forget();
+    controller.forget_memory()?;
 
     let cpu = controller.cpu()?;
-    let (begun, mut changes) = (Instant::now(), Vec::new());
-    let mut tick = interval(Duration::from_secs(1) / plan.churn.max(1));
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while begun.elapsed() < plan.duration {
+    let begun = Instant::now();
+    let ticks = IntervalStream::new(interval(Duration::from_secs(1) / plan.churn.max(1)));
+    let changes = ticks.take_until(sleep(plan.duration)).map(|_| async {
         stop.check()?;
-        tick.tick().await;
-        changes.push(writer.replace_one().await?);
-    }
+        writer.replace_one().await
+    });
+    let changes: Vec<_> = changes.buffer_unordered(WRITES_AT_ONCE).try_collect().await?;
     let lasted = begun.elapsed();
     let deadline = Instant::now() + ARRIVAL_LIMIT;
     while Instant::now() < deadline && !tunnels.heard_all(&changes) {
         sleep(Duration::from_millis(20)).await;
     }
     let cpu = controller.cpu()?.saturating_sub(cpu);
+    let changing = controller.memory()?;
     let heard = Heard::of(&tunnels, &changes);
     tunnels.disconnect().await;
-    Ok(Round { name: name.to_owned(), connected, lasted, changes: changes.len(), heard, cpu })
+    let changes = changes.len();
+    Ok(Round { name: name.to_owned(), connected, connecting, lasted, changes, changing, heard, cpu })
 }
 
 /// The controller under test.
@@ -147,7 +154,13 @@ impl Controller {
         objects::root(client).await.with_context(|| format!("see {}", self.dir.path().display()))
     }
 
-    /// The highest resident memory so far, in bytes.
+    /// From now on the highest is looked for anew.
+    fn forget_memory(&self) -> anyhow::Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.process.pid());
+        fs::write(&path, "5").with_context(|| format!("cannot write {path}"))
+    }
+
+    /// The highest resident memory since [`Self::forget_memory`], in bytes.
     fn memory(&self) -> anyhow::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;

@@ -1,6 +1,8 @@
 //! Nodes, services and pods that nobody runs, written through the API server.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -96,18 +98,18 @@ pub struct Writer {
     client: Client,
     shape: Shape,
     /// The pods that are there: oldest first.
-    pods: VecDeque<(Place, usize)>,
-    addresses: u32,
+    pods: Mutex<VecDeque<(Place, usize)>>,
+    addresses: AtomicU32,
 }
 
 impl Writer {
     /// Nothing is written yet.
     pub fn new(client: Client, shape: Shape) -> Self {
-        Self { client, shape, pods: VecDeque::new(), addresses: 0 }
+        Self { client, shape, pods: Mutex::default(), addresses: AtomicU32::new(0) }
     }
 
     /// Writes all of it.
-    pub async fn everything(&mut self) -> anyhow::Result<()> {
+    pub async fn everything(&self) -> anyhow::Result<()> {
         let namespaces = 0..self.shape.services.div_ceil(SERVICES_EACH);
         let namespaces = namespaces.map(|number| format!("shop-{number}")).chain([SYSTEM.to_owned()]);
         let ambient = json!({"istio.io/dataplane-mode": "ambient"});
@@ -128,27 +130,31 @@ impl Writer {
             }))
         });
         services.buffer_unordered(AT_ONCE).try_collect::<Vec<_>>().await?;
-        let first = self.addresses;
-        self.addresses += u32::try_from(self.shape.pods)?;
+        let first = self.addresses.fetch_add(u32::try_from(self.shape.pods)?, Relaxed);
         let places: Vec<_> = (0..self.shape.pods).map(|number| self.shape.place(number)).collect();
         let pods =
             stream::iter(places.iter().zip(first..)).map(|(place, address)| self.put(*place, 0, address));
         pods.buffer_unordered(AT_ONCE).try_collect::<Vec<_>>().await?;
-        self.pods = places.into_iter().map(|place| (place, 0)).collect();
+        self.oldest_first().extend(places.into_iter().map(|place| (place, 0)));
         Ok(())
     }
 
     /// Deletes the oldest pod, and writes another in its place, with another name and address.
-    pub async fn replace_one(&mut self) -> anyhow::Result<Change> {
-        let (place, generation) = self.pods.pop_front().context("there is no pod")?;
+    pub async fn replace_one(&self) -> anyhow::Result<Change> {
+        let (place, generation) = self.oldest_first().pop_front().context("there is no pod")?;
         let api = self.pods_of(place.service);
         api.delete(&pod_name(place, generation), &DeleteParams::default().grace_period(0)).await?;
-        self.addresses += 1;
-        self.put(place, generation + 1, self.addresses).await?;
+        let address = self.addresses.fetch_add(1, Relaxed);
+        self.put(place, generation + 1, address).await?;
         let at = Instant::now();
-        self.pods.push_back((place, generation + 1));
+        self.oldest_first().push_back((place, generation + 1));
         let name = pod_name(place, generation + 1);
         Ok(Change { uid: format!("Kubernetes//Pod/{}/{name}", namespace(place.service)), place, at })
+    }
+
+    /// The pods that are there.
+    fn oldest_first(&self) -> MutexGuard<'_, VecDeque<(Place, usize)>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A pod is there when it has an address and is ready: what kubelet and the node agent would write.

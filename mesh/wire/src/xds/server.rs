@@ -4,6 +4,7 @@
 //! asks the ledger what it lacks only when there is room to send it, and so gets many changes as one
 //! response when it is slow. How far each one is, is shown by [`Publisher::subscribers`].
 
+mod answers;
 mod stream;
 
 use std::{
@@ -20,13 +21,18 @@ use std::{
 };
 
 use ambit_proto::discovery::DeltaDiscoveryRequest;
+use http::{
+    HeaderMap,
+    header::{CONTENT_TYPE, HeaderValue},
+};
+use http_body::Body;
 use tokio::sync::watch;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Status,
-    codegen::{Body, Service, StdError},
-    metadata::MetadataMap,
-    server::{NamedService, StreamingService},
+    Status, Streaming,
+    codec::Codec as _,
+    codegen::{Service, StdError},
+    metadata::{MetadataMap, MetadataValue},
+    server::NamedService,
 };
 use tonic_prost::ProstCodec;
 
@@ -37,6 +43,7 @@ use super::{
     throttle::Throttle,
 };
 use crate::{channel::ClientAddress, spawn::Spawner};
+use answers::Answers;
 use stream::{Record, Stream};
 
 /// A reconnecting tunnel lists what it holds: 1 MiB for 10,000 resources. (The usual gRPC limit of
@@ -140,11 +147,14 @@ impl<A: Authenticator> Server<A> {
         (Self { authenticator: Arc::new(authenticator), shared: shared.clone() }, Publisher(shared))
     }
 
-    async fn accept(
-        self,
-        request: tonic::Request<tonic::Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<tonic::Response<Answers>, Status> {
-        let authentication = self.authenticator.authenticate(request.metadata());
+    async fn accept<B>(self, request: http::Request<B>) -> Result<Answers, Status>
+    where
+        B: Body<Error: Into<StdError>> + Send + 'static,
+    {
+        let (parts, body) = request.into_parts();
+        uncompressed(&parts.headers)?;
+        let metadata = MetadataMap::from_headers(parts.headers);
+        let authentication = self.authenticator.authenticate(&metadata);
         let answered = tokio::time::timeout(AUTHENTICATION, authentication).await;
         let late = |_| Status::unavailable("credentials could not be checked in time; try again");
         let refuse = |status| {
@@ -155,11 +165,26 @@ impl<A: Authenticator> Server<A> {
         if *self.shared.signal.borrow() == Signal::Closing {
             return Err(Status::unavailable("this controller stops; try another"));
         }
-        let peer = request.extensions().get::<ClientAddress>().and_then(|address| address.0);
-        let (stream, answers) =
-            Stream::open(self.shared.clone(), caller, peer, request.into_inner()).map_err(refuse)?;
+        let peer = parts.extensions.get::<ClientAddress>().and_then(|address| address.0);
+        let decoder = ProstCodec::<Response, DeltaDiscoveryRequest>::default().decoder();
+        let requests = Streaming::new_request(decoder, body, None, Some(LARGEST_REQUEST));
+        let (stream, answers) = Stream::open(self.shared.clone(), caller, peer, requests).map_err(refuse)?;
         self.shared.spawner.spawn("xds subscriber", stream.run());
-        Ok(tonic::Response::new(answers))
+        Ok(answers)
+    }
+}
+
+/// gRPC's header for a compressed request, which no tunnel sends.
+fn uncompressed(headers: &HeaderMap) -> Result<(), Status> {
+    match headers.get("grpc-encoding") {
+        Some(encoding) if encoding != "identity" => {
+            let text = format!("requests in encoding {encoding:?} are not read; send them as identity");
+            let mut status = Status::unimplemented(text);
+            let accepted = MetadataValue::from_static("identity");
+            status.metadata_mut().insert("grpc-accept-encoding", accepted);
+            Err(status)
+        }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -270,7 +295,6 @@ impl Shared {
     }
 }
 
-type Answers = ReceiverStream<Result<Response, Status>>;
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<A> Clone for Server<A> {
@@ -283,16 +307,15 @@ impl<A> NamedService for Server<A> {
     const NAME: &'static str = message::SERVICE;
 }
 
-/// The delta method, as tonic calls it.
-struct Delta<A>(Server<A>);
-
-impl<A: Authenticator> StreamingService<DeltaDiscoveryRequest> for Delta<A> {
-    type Response = Response;
-    type ResponseStream = Answers;
-    type Future = Pending<Result<tonic::Response<Answers>, Status>>;
-
-    fn call(&mut self, request: tonic::Request<tonic::Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
-        Box::pin(self.0.clone().accept(request))
+/// A stream is answered with success at once; how it ended is told when it ends.
+fn respond(accepted: Result<Answers, Status>) -> http::Response<tonic::body::Body> {
+    match accepted {
+        Ok(answers) => {
+            let mut response = http::Response::new(tonic::body::Body::new(answers));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            response
+        }
+        Err(status) => status.into_http(),
     }
 }
 
@@ -312,12 +335,8 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let refusal = match request.uri().path() {
             message::DELTA => {
-                let method = Delta(self.clone());
-                return Box::pin(async move {
-                    let codec = ProstCodec::<Response, DeltaDiscoveryRequest>::default();
-                    let mut grpc = tonic::server::Grpc::new(codec).max_decoding_message_size(LARGEST_REQUEST);
-                    Ok(grpc.streaming(method, request).await)
-                });
+                let accepted = self.clone().accept(request);
+                return Box::pin(async { Ok(respond(accepted.await)) });
             }
             message::WHOLE_WORLD => {
                 "state-of-the-world discovery is not served; use DeltaAggregatedResources"

@@ -401,6 +401,20 @@ async fn state_of_the_world_is_refused_with_a_hint() {
     assert!(status.message().contains("DeltaAggregatedResources"));
 }
 
+#[tokio::test]
+async fn a_compressed_request_is_refused_with_what_is_read() {
+    let (server, _publisher) = Server::new([ADDRESS], Limits::default(), Open, spawner());
+    let ask = |encoding: &'static str| {
+        let request = http::Request::post(message::DELTA).header("grpc-encoding", encoding);
+        tower::ServiceExt::oneshot(server.clone(), request.body(tonic::body::Body::empty()).unwrap())
+    };
+    let refused = ask("gzip").await.unwrap();
+    let status = Status::from_header_map(refused.headers()).unwrap();
+    assert_eq!(status.code(), Code::Unimplemented);
+    assert_eq!(refused.headers()["grpc-accept-encoding"], "identity");
+    assert!(!ask("identity").await.unwrap().headers().contains_key("grpc-status"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_subscriber_that_never_answers_is_shown_and_gets_no_more() {
     let (wire, publisher) = serve();

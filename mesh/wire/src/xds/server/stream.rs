@@ -10,11 +10,10 @@ use std::{
 use ambit_proto::discovery::DeltaDiscoveryRequest;
 use prost::Message as _;
 use tokio::{sync::mpsc, time::Instant};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::{Answers, Caller, Shared, Signal, SubscriberState, TypeState};
+use super::{Caller, Shared, Signal, SubscriberState, TypeState, answers::Answers};
 use crate::xds::{
     ledger::{Heard, Ledger, Subscriber},
     message::Response,
@@ -72,7 +71,7 @@ impl Stream {
         let record = Record { caller, peer, since: SystemTime::now(), identified: None };
         let record = Arc::new(Mutex::new(record));
         let id = shared.enter(record.clone())?;
-        Ok((Self { shared, id, record, requests, answers }, ReceiverStream::new(out)))
+        Ok((Self { shared, id, record, requests, answers }, Answers::new(out)))
     }
 
     /// Serves the stream to its end, and says why it ended.
