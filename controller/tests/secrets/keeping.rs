@@ -262,6 +262,23 @@ async fn an_authority_that_leaves_out_the_root_in_use_is_not_taken_until_the_ope
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_root_beside_an_authority_that_is_not_taken_is_kept_up() {
+    let api = Api::new();
+    let mut replica = Replica::start(open(&api).await.unwrap(), true);
+    let before = own(&api);
+    tell(&api, &own_root(&api));
+    let (abrupt, _) = cacerts("");
+    api.put("secrets", SYSTEM, abrupt);
+    replica.until("a complaint", |now| now.problem.is_some()).await;
+    api.remove("secrets", SYSTEM, OWN);
+    api.until("the root is put back", |api| api.get("secrets", SYSTEM, OWN).is_some()).await;
+    assert_eq!(own(&api)["data"], before["data"]);
+    wish(&api, "prepare");
+    replica.until("a step", |now| now.rotation.stage() == Stage::Prepared && now.problem.is_some()).await;
+    replica.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replica_that_missed_a_step_follows_what_the_mesh_is_told() {
     let api = Api::new();
     let mut replica = Replica::start(open(&api).await.unwrap(), false);
