@@ -10,6 +10,7 @@ use ambit_runtime::{
     task::{self, Owned},
 };
 use ambit_wire::{spawn::Spawner, zds};
+use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -21,11 +22,12 @@ use crate::{
     feed::Tools,
     host::{self, HostError, Probes, Taken},
     install::{
-        Installer,
+        InstallError, Installer,
         conflist::{Entry, Ownership, PLUGIN},
     },
-    ledger::Ledger,
+    ledger::{self, Ledger, Shown},
     metrics::Metrics,
+    outside::Outside,
     post::Post,
     redirect::Capture,
     roster::View,
@@ -119,6 +121,7 @@ impl App {
             None
         };
         let ledger = Ledger::default();
+        let outside = Outside::default();
         let rules = Arc::new(Rules {
             excluded: config.excluded_namespaces.iter().cloned().collect(),
             dns: capture(config.dns_capture),
@@ -132,6 +135,7 @@ impl App {
             host_proc: config.host_proc.clone(),
             tunnels,
             ledger: ledger.clone(),
+            outside: outside.clone(),
             metrics: metrics.clone(),
         });
         let mut registry = Registry::new();
@@ -146,7 +150,12 @@ impl App {
             host_proc: config.host_proc.clone(),
             metrics,
         };
-        let pages = extra(shared.pages(debug(&ledger, health(&ready, Pages::new("Ambit node agent")))));
+        let pages = pods(&ledger, &outside, health(&ready, Pages::new("Ambit node agent")));
+        let pages = match &installer {
+            Some((installer, _)) => plugins(installer, pages),
+            None => pages,
+        };
+        let pages = extra(shared.pages(pages));
         let admin = admin::Server::bind(std::slice::from_ref(&config.admin)).await?;
         let admin_addresses = admin.local_addresses();
         let mut doors = vec![(admin, pages)];
@@ -326,16 +335,45 @@ fn health(ready: &Ready, pages: Pages) -> Pages {
         })
 }
 
-fn debug(ledger: &Ledger, pages: Pages) -> Pages {
-    let ledger = ledger.clone();
-    pages.page(Method::GET, "/debug/pods", "each pod of this node: its state, and why", move |_| {
-        match serde_json::to_vec_pretty(&ledger.entries()) {
-            Ok(json) => Response::json(json),
-            Err(error) => {
-                Response::text(error.to_string()).with_status(http::StatusCode::INTERNAL_SERVER_ERROR)
+fn pods(ledger: &Ledger, outside: &Outside, pages: Pages) -> Pages {
+    let (ledger, outside) = (ledger.clone(), outside.clone());
+    let about =
+        "each pod of this node: its state, and why; how many of its connections are outside of the mesh";
+    pages.slow_page(Method::GET, "/debug/pods", about, move |_| {
+        let (ledger, outside) = (ledger.clone(), outside.clone());
+        async move {
+            let counts = outside.count().await;
+            let shown =
+                |entry: ledger::Entry| Shown { connections_outside: counts.get(&entry.uid).copied(), entry };
+            json(&ledger.entries().into_iter().map(shown).collect::<Vec<_>>())
+        }
+    })
+}
+
+fn plugins(installer: &Installer, pages: Pages) -> Pages {
+    let installer = installer.clone();
+    let about = "the runtime's configuration: its file, the plugins in their order, whether it is ours";
+    pages.slow_page(Method::GET, "/debug/cni", about, move |_| {
+        let installer = installer.clone();
+        async move {
+            let looked = tokio::task::spawn_blocking(move || installer.chained()).await;
+            match looked.unwrap_or(Err(InstallError::Died)) {
+                Ok(chained) => json(&chained),
+                Err(error) => failed(&error),
             }
         }
     })
+}
+
+fn json(document: &impl Serialize) -> Response {
+    match serde_json::to_vec_pretty(document) {
+        Ok(json) => Response::json(json),
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &impl ToString) -> Response {
+    Response::text(error.to_string()).with_status(http::StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 /// Kubelet's user. In Kubernetes there is a kubelet, whatever its program is called, and it is root's.

@@ -30,6 +30,17 @@ pub struct Entry {
     pub netns: Option<String>,
 }
 
+/// One pod as its page shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Shown {
+    /// What is known of it.
+    #[serde(flatten)]
+    pub entry: Entry,
+    /// How many of its connections are older than its capture, and go on outside of the mesh. None if that is not
+    /// known, as of a pod that a former agent enrolled.
+    pub connections_outside: Option<usize>,
+}
+
 /// How far a pod is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]

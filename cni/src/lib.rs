@@ -24,6 +24,7 @@ pub mod ledger;
 pub mod message;
 pub mod metrics;
 pub mod netns;
+pub mod outside;
 pub mod plugin;
 pub mod pod;
 mod post;

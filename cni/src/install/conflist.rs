@@ -222,6 +222,13 @@ fn owned(plan: &mut Plan, files: &Files, own: &str, primary: Option<(&String, Ch
     }
 }
 
+/// The file that a runtime takes, and the plugins in it, in their order.
+pub fn in_force(files: &Files) -> Option<(String, Vec<String>)> {
+    let (name, chain) = files.iter().find_map(|(name, text)| Some((name, Chain::read(name, text).ok()?)))?;
+    let types = chain.plugins.iter().filter_map(|plugin| plugin.get("type")?.as_str()).map(str::to_owned);
+    Some((name.clone(), types.collect()))
+}
+
 /// What has to change so that nothing of ours is left.
 pub fn uninstall(files: &Files, own: &str) -> Plan {
     let mut plan = Plan::default();
@@ -458,6 +465,35 @@ mod tests {
         let plan = owned(&files(&[("00-net.conflist", BRIDGE)]));
         assert_eq!(plan.active, None);
         assert!(plan.problems[0].contains("sorts first"), "{:?}", plan.problems);
+    }
+
+    #[test]
+    fn the_chain_in_force_is_that_of_the_first_usable_file() {
+        let ours_is_first =
+            BRIDGE.replace(r#"{"type": "portmap""#, r#"{"type": "ambit-cni"}, {"type": "portmap""#);
+        for (all, expected) in [
+            (files(&[]), None),
+            (files(&[("10-net.conflist", "{")]), None),
+            (
+                files(&[("05-broken.conflist", "{"), ("10-net.conflist", BRIDGE)]),
+                Some(("10-net.conflist", "bridge portmap")),
+            ),
+            (
+                files(&[("10-net.conflist", &ours_is_first)]),
+                Some(("10-net.conflist", "bridge ambit-cni portmap")),
+            ),
+            (
+                files(&[("00-one.conf", r#"{"name": "one", "type": "ptp"}"#), (OWN, BRIDGE)]),
+                Some(("00-one.conf", "ptp")),
+            ),
+        ] {
+            let got = in_force(&all).map(|(name, plugins)| (name, plugins.join(" ")));
+            assert_eq!(
+                got.as_ref().map(|(name, plugins)| (name.as_str(), plugins.as_str())),
+                expected,
+                "{all:?}"
+            );
+        }
     }
 
     #[test]

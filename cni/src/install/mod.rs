@@ -16,6 +16,7 @@ use std::{
 
 use ambit_runtime::ready::Pending;
 use notify::{EventKind, RecursiveMode, Watcher as _};
+use serde::Serialize;
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep, timeout},
@@ -84,6 +85,19 @@ pub struct Outcome {
     pub active: Option<String>,
 }
 
+/// With what the runtime starts pods, for operators: the page `/debug/cni`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Chained {
+    /// Where its configurations are, as the agent sees it.
+    pub directory: PathBuf,
+    /// The configuration it takes; none if it can use none.
+    pub file: Option<String>,
+    /// The plugins there, in their order.
+    pub plugins: Vec<String>,
+    /// Whether that file is our own.
+    pub owned: bool,
+}
+
 /// Why the plugin could not be installed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
@@ -122,6 +136,13 @@ impl Installer {
             outcome.changed.push(PLUGIN.to_owned());
         }
         Ok(outcome)
+    }
+
+    /// With what the runtime would start a pod now.
+    pub fn chained(&self) -> Result<Chained, InstallError> {
+        let (file, plugins) = conflist::in_force(&self.files()?).unzip();
+        let owned = file.as_ref() == Some(&self.own);
+        Ok(Chained { directory: self.conf_dir.clone(), file, plugins: plugins.unwrap_or_default(), owned })
     }
 
     /// Installs, and repairs for ever after. `installed` says whether the runtime would find us now.
@@ -367,6 +388,30 @@ mod tests {
         assert!(!node.text("10-net.conflist").contains(PLUGIN));
         assert_eq!(node.mode("conf/10-net.conflist"), 0o640);
         assert_eq!(node.installer.uninstall().unwrap().changed, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_told_of_the_chain_is_read_from_the_disk() {
+        let chained = |node: &Node| {
+            let now = node.installer.chained().unwrap();
+            (now.file, now.plugins.join(" "), now.owned)
+        };
+        let name = "10-net.conflist";
+        let shared = node(Ownership::Chained);
+        assert_eq!(chained(&shared), (None, String::new(), false));
+        shared.put(name, NET, 0o644);
+        shared.installer.install().unwrap();
+        assert_eq!(chained(&shared), (Some(name.to_owned()), "bridge ambit-cni".to_owned(), false));
+        shared.put(name, NET, 0o644);
+        assert_eq!(chained(&shared), (Some(name.to_owned()), "bridge".to_owned(), false));
+
+        let owner = node(Ownership::Own);
+        owner.put(name, NET, 0o644);
+        owner.installer.install().unwrap();
+        let own = Some(owner.installer.own.clone());
+        assert_eq!(chained(&owner), (own, "bridge ambit-cni".to_owned(), true));
+        fs::remove_dir_all(owner.dir.path().join("conf")).unwrap();
+        assert!(owner.installer.chained().is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! of it, and connections that were captured before keep what conntrack knows about them.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -15,6 +16,7 @@ use super::rules::{self, Families, Redirect, TABLE};
 use crate::{
     command::{self, CommandError},
     netns::{Netns, NetnsError},
+    outside::{self, Cookie},
 };
 
 /// Rules that are in force in one namespace.
@@ -24,6 +26,16 @@ pub struct Applied {
     pub families: Families,
     /// The table as the kernel lists it, without its counters.
     listing: String,
+}
+
+/// A pod whose traffic is captured from now on.
+#[derive(Debug)]
+pub struct Captured {
+    /// The rules.
+    pub applied: Applied,
+    /// The connections that it had. None if that is not known, as when something of ours was there before: some may
+    /// be captured ones.
+    pub older: Option<BTreeSet<Cookie>>,
 }
 
 /// Rules that could not be put in, looked at, or taken out.
@@ -44,7 +56,7 @@ pub async fn apply(
     redirect: Redirect,
     ipv6: rules::Capture,
 ) -> Result<Applied, RedirectError> {
-    apply_by(netns, redirect, ipv6, PathBuf::from("/proc")).await
+    Ok(apply_by(netns, redirect, ipv6, PathBuf::from("/proc")).await?.applied)
 }
 
 /// As [`apply`], where settings of the kernel are changed through another `/proc`: in a container its own cannot
@@ -54,7 +66,7 @@ pub async fn apply_by(
     redirect: Redirect,
     ipv6: rules::Capture,
     proc: PathBuf,
-) -> Result<Applied, RedirectError> {
+) -> Result<Captured, RedirectError> {
     netns.inside(move || put_in(&redirect, ipv6, &proc)).await?
 }
 
@@ -98,15 +110,27 @@ pub async fn remove(netns: &Netns) -> Result<(), RedirectError> {
         .await?
 }
 
-fn put_in(redirect: &Redirect, ipv6: rules::Capture, proc: &Path) -> Result<Applied, RedirectError> {
+fn put_in(redirect: &Redirect, ipv6: rules::Capture, proc: &Path) -> Result<Captured, RedirectError> {
     let families = families(ipv6);
     // Routes first: a captured connection needs them from its first packet.
-    route(&rules::routing(families), EXISTS)?;
+    let routed = route(&rules::routing(families), EXISTS)?;
     command::demand("nft", &["-f", "-"], &rules::ruleset(redirect, families))?;
+    let older = match routed {
+        Routed::Anew => connections(families),
+        Routed::Before => None,
+    };
     migrate_waiting_connections(proc);
     let listing =
         list()?.ok_or_else(|| command::failed("nft", "the table vanished as soon as it was made"))?;
-    Ok(Applied { families, listing })
+    Ok(Captured { applied: Applied { families, listing }, older })
+}
+
+/// Those that are there when the rules have just come into force. A look that fails keeps no pod out of the mesh.
+fn connections(families: Families) -> Option<BTreeSet<Cookie>> {
+    let found = outside::established(families);
+    found
+        .inspect_err(|error| debug!(%error, "It is not known which connections stay outside of the mesh"))
+        .ok()
 }
 
 /// A pod has IPv6 if its loopback interface has: the tunnel needs both ends of it.
@@ -146,8 +170,18 @@ const EXISTS: &[&str] = &["File exists"];
 /// What `ip` says of something that is not there.
 const MISSING: &[&str] = &["No such process", "No such file or directory", "FIB table does not exist"];
 
+/// Whether routes had to be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Routed {
+    /// None was as it should be.
+    Anew,
+    /// Some were.
+    Before,
+}
+
 /// Runs batches to their ends, and fails if anything but the forgiven went wrong.
-fn route(batches: &[rules::Batch], forgiven: &[&str]) -> Result<(), CommandError> {
+fn route(batches: &[rules::Batch], forgiven: &[&str]) -> Result<Routed, CommandError> {
+    let mut routed = Routed::Anew;
     for rules::Batch { family, commands } in batches {
         let done = command::run("ip", &[family, "-force", "-batch", "-"], commands)?;
         let serious = |line: &&str| {
@@ -160,8 +194,9 @@ fn route(batches: &[rules::Batch], forgiven: &[&str]) -> Result<(), CommandError
             None if !done.content && done.err.trim().is_empty() => {
                 return Err(command::failed("ip", "it ended early"));
             }
+            None if !done.err.trim().is_empty() => routed = Routed::Before,
             None => {}
         }
     }
-    Ok(())
+    Ok(routed)
 }

@@ -250,7 +250,10 @@ fn revisions(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
 }
 
 fn checks(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
-    scene.until(SYSTEM, SOON, "a check without a failure", || Ok(scene.ambit(&["check"]).ok()))?;
+    let said = scene.until(SYSTEM, SOON, "a check without a failure", || Ok(scene.ambit(&["check"]).ok()))?;
+    let chained =
+        said.lines().any(|line| line.starts_with("cni-order") && line.contains("chained on 2 nodes"));
+    ensure!(chained, "the agents do not say that their plugin is where it belongs: {said}");
     scene.ambit(&["status"])?;
     let version = scene.ambit(&["version"])?;
     ensure!(version.contains("ztunnel"), "the tunnels' version is not told: {version}");
@@ -264,7 +267,9 @@ fn leave(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
     scene.no_rules(SHOP)?;
     scene.calls(SHOP, "http://web/", 5)?;
     // Once more in, so that the end of the mesh finds pods in it.
-    scene.ambit(&["namespace", "add", SHOP, "--wait"])?;
+    let said = scene.ambit(&["namespace", "add", SHOP, "--wait"])?;
+    let counted = said.contains("connections still outside: ") && !said.contains("outside: not known");
+    ensure!(counted, "the agents do not say which connections are outside: {said}");
     scene.calls(SHOP, "http://web/", 5)
 }
 

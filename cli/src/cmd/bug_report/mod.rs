@@ -192,7 +192,7 @@ async fn pages(client: &Client, one: &Instance, archive: &mut Archive) {
     let target = one.target(client);
     let list: &[&str] = match one.kind {
         Kind::Controller => &["/debug/syncz", "/debug/configz", "/debug/objects", "/debug/ca", "/metrics"],
-        Kind::Agent => &["/debug/pods"],
+        Kind::Agent => &["/debug/pods", "/debug/cni"],
         Kind::Ztunnel => &["/debug/sync", "/config_dump"],
     };
     let mut asked: Vec<_> = list.iter().map(|page| (&target.admin, *page)).collect();

@@ -48,17 +48,30 @@ impl Agents {
         Some(self.ready.as_ref()?.iter().filter_map(|one| one.node.clone()).collect())
     }
 
-    /// What keeps pods of a namespace from joining, by the pages of the agents. Those that do not answer are passed over.
-    pub(super) async fn pending(&self, client: &Client, namespace: &str) -> BTreeMap<String, String> {
-        let mut pending = BTreeMap::new();
-        for one in self.ready.iter().flatten() {
+    /// What the pages of the agents say of a namespace's pods. Those that do not answer are passed over.
+    pub(super) async fn said(&self, client: &Client, facts: &Facts) -> Said {
+        let nodes: BTreeSet<_> =
+            facts.pods.iter().filter_map(|pod| pod.spec.as_ref()?.node_name.as_ref()).collect();
+        let is_theirs = |one: &&Instance| one.node.as_ref().is_some_and(|node| nodes.contains(node));
+        let mut said = Said::default();
+        for one in self.ready.iter().flatten().filter(is_theirs) {
             let page = timeout(PATIENCE, one.admin(client).get("/debug/pods")).await;
             let Ok(Ok(page)) = page else { continue };
             let pods: Vec<Value> = serde_json::from_str(&page).unwrap_or_default();
-            pending.extend(pods.iter().filter_map(|pod| late(pod, namespace)));
+            said.pending.extend(pods.iter().filter_map(|pod| late(pod, &facts.namespace)));
+            said.outside.extend(pods.iter().filter_map(|pod| outside(pod, &facts.namespace)));
         }
-        pending
+        said
     }
+}
+
+/// What agents say of pods.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    /// What keeps them from joining.
+    pub(super) pending: BTreeMap<String, String>,
+    /// How many of their connections are outside of the mesh, as far as that is known.
+    pub(super) outside: BTreeMap<String, u64>,
 }
 
 /// Where agents are ready, and what they leave alone. Who may not look into the system namespace gets no nodes.
@@ -79,6 +92,13 @@ fn late(pod: &Value, namespace: &str) -> Option<(String, String)> {
     let text = |field: &str| pod.get(field).and_then(Value::as_str).filter(|text| !text.is_empty());
     let waits = text("state") == Some("pending") && text("namespace") == Some(namespace);
     if waits { Some((text("name")?.to_owned(), text("reason")?.to_owned())) } else { None }
+}
+
+/// A pod of the namespace, and how many of its connections are not in the mesh.
+fn outside(pod: &Value, namespace: &str) -> Option<(String, u64)> {
+    let text = |field: &str| pod.get(field).and_then(Value::as_str);
+    let count = pod.get("connections_outside")?.as_u64()?;
+    if text("namespace") == Some(namespace) { Some((text("name")?.to_owned(), count)) } else { None }
 }
 
 /// What the agents' template says that they leave alone.
@@ -113,6 +133,7 @@ pub(super) async fn facts(client: &Client, name: &str, agents: &Agents) -> anyho
         agents: agents.nodes(),
         excluded: agents.excluded.clone(),
         pending: BTreeMap::new(),
+        outside: None,
     })
 }
 
@@ -144,6 +165,18 @@ mod tests {
             [pod("x", "pending", "no tunnel"), pod("shop", "outside", "opts out"), pod("shop", "pending", "")]
         {
             assert_eq!(late(&other, "shop"), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_of_connections_is_no_number() {
+        let pod = |namespace: &str, outside: Value| json!({ "namespace": namespace, "name": "web", "connections_outside": outside });
+        assert_eq!(outside(&pod("shop", json!(2)), "shop"), Some(("web".to_owned(), 2)));
+        // Another's, one that is not known, and an agent that does not count.
+        for other in
+            [pod("x", json!(2)), pod("shop", Value::Null), json!({ "namespace": "shop", "name": "web" })]
+        {
+            assert_eq!(outside(&other, "shop"), None, "{other}");
         }
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Facts {
     pub(super) excluded: Vec<String>,
     /// What keeps pods from joining, by what the agents say.
     pub(super) pending: BTreeMap<String, String>,
+    /// How many connections of pods are outside, by what the agents say. None if they were not asked.
+    pub(super) outside: Option<BTreeMap<String, u64>>,
 }
 
 /// What is to be done to the namespace.
@@ -43,7 +45,18 @@ pub(super) struct Report {
     /// The label as it is.
     pub(super) mode: Option<String>,
     pub(super) pods: Vec<Row>,
+    /// None if the agents were not asked.
+    pub(super) outside: Option<Outside>,
     pub(super) notes: Vec<Note>,
+}
+
+/// Connections of pods of the mesh that are older than their joining, and go on outside of it. One between two of the
+/// pods is counted by both.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Outside {
+    pub(super) total: u64,
+    /// Pods of which it is not known: their agent found them captured, does not answer, or has yet to capture them.
+    pub(super) unknown: Vec<String>,
 }
 
 /// One pod.
@@ -52,6 +65,8 @@ pub(super) struct Row {
     pub(super) pod: String,
     pub(super) node: Option<String>,
     pub(super) outcome: Outcome,
+    /// How many of its connections are outside of the mesh; none if that is not known.
+    pub(super) outside: Option<u64>,
 }
 
 /// What becomes of a pod.
@@ -140,14 +155,17 @@ impl Report {
     pub(super) fn value(&self) -> Value {
         let pods = self.pods.iter().map(|row| {
             json!({ "pod": row.pod, "node": row.node, "outcome": row.outcome.word(),
-                "reason": Some(row.outcome.why()).filter(|why| !why.is_empty()) })
+                "reason": Some(row.outcome.why()).filter(|why| !why.is_empty()),
+                "connectionsOutside": row.outside })
         });
         let notes = self.notes.iter().map(|note| {
             json!({ "weight": note.weight.word(), "what": note.what, "remedy": note.remedy, "add": note.add })
         });
+        let outside = |one: &Outside| json!({ "total": one.total, "unknown": one.unknown });
         json!({
             "namespace": self.namespace,
             "mode": self.mode,
+            "connectionsOutside": self.outside.as_ref().map(outside),
             "pods": pods.collect::<Vec<_>>(),
             "notes": notes.collect::<Vec<_>>(),
         })
@@ -176,8 +194,22 @@ pub(super) fn judge(facts: &Facts, change: Change) -> Report {
         notes.extend(of_ports(facts, &belonging));
     }
     notes.extend(of_connections(&rows));
+    notes.extend(of_outside(&facts.namespace, &pods));
     notes.sort_by_key(|note| note.weight);
-    Report { namespace: facts.namespace.clone(), mode: mode.map(str::to_owned), pods: rows, notes }
+    let outside = facts.outside.as_ref().map(|_| outside(&rows));
+    Report { namespace: facts.namespace.clone(), mode: mode.map(str::to_owned), pods: rows, outside, notes }
+}
+
+fn outside(rows: &[Row]) -> Outside {
+    let mut sum = Outside::default();
+    for row in rows {
+        match (&row.outcome, row.outside) {
+            (Outcome::In, Some(count)) => sum.total = sum.total.saturating_add(count),
+            (Outcome::In | Outcome::Joins | Outcome::Waits(_), _) => sum.unknown.push(row.pod.clone()),
+            (Outcome::Leaves | Outcome::Out(_), _) => {}
+        }
+    }
+    sum
 }
 
 fn row(facts: &Facts, pod: &Pod, mode: Option<&str>) -> Row {
@@ -196,7 +228,11 @@ fn row(facts: &Facts, pod: &Pod, mode: Option<&str>) -> Row {
             (Some(_), _) => facts.pending.get(&name).cloned().map_or(Outcome::Joins, Outcome::Waits),
         },
     };
-    Row { pod: name, node, outcome }
+    let outside = match outcome {
+        Outcome::In => facts.outside.as_ref().and_then(|counts| counts.get(&name).copied()),
+        Outcome::Joins | Outcome::Waits(_) | Outcome::Leaves | Outcome::Out(_) => None,
+    };
+    Row { pod: name, node, outcome, outside }
 }
 
 /// Why a pod stays out: the node agent's own rules, in its order.
@@ -334,7 +370,7 @@ fn of_connections(rows: &[Row]) -> Vec<Note> {
             format!(
                 "connections that are open in {joins} joining pods stay outside the mesh until they close"
             ),
-            "restart pods with connections that live long, once they have joined",
+            "restart pods with connections that live long, once they have joined; `ambit namespace add --wait` counts what is left",
         ));
     }
     if leaves > 0 {
@@ -345,6 +381,40 @@ fn of_connections(rows: &[Row]) -> Vec<Note> {
         ));
     }
     notes
+}
+
+/// Those that are outside now, and how they end.
+fn of_outside(namespace: &str, pods: &[(Row, &Pod)]) -> Option<Note> {
+    let hit: Vec<_> = pods.iter().filter(|(row, _)| row.outside.is_some_and(|count| count > 0)).collect();
+    if hit.is_empty() {
+        return None;
+    }
+    let counts: Vec<_> =
+        hit.iter().map(|(row, _)| format!("{} of {}", row.outside.unwrap_or_default(), row.pod)).collect();
+    let owners: BTreeSet<_> = hit.iter().filter_map(|(_, pod)| restartable(pod)).collect();
+    let restart = match owners.into_iter().collect::<Vec<_>>().as_slice() {
+        [] => "restart the pods".to_owned(),
+        owners => format!("kubectl -n {namespace} rollout restart {}", owners.join(" ")),
+    };
+    let what = format!("connections from before are outside of the mesh, in plain text: {}", few(&counts));
+    let remedy = format!("wait until they end, restart their clients, or end them now: {restart}");
+    Some(Note::new(Weight::Caution, what, remedy))
+}
+
+/// `deployment/web`: what `kubectl rollout restart` is told to have the pod replaced.
+fn restartable(pod: &Pod) -> Option<String> {
+    let owner =
+        pod.metadata.owner_references.as_ref()?.iter().find(|owner| owner.controller == Some(true))?;
+    match owner.kind.as_str() {
+        "StatefulSet" | "DaemonSet" => Some(format!("{}/{}", owner.kind.to_ascii_lowercase(), owner.name)),
+        // It bears its deployment's name, and what tells it from the deployment's others.
+        "ReplicaSet" => {
+            let hash = pod.metadata.labels.as_ref()?.get("pod-template-hash")?;
+            let deployment = owner.name.strip_suffix(hash.as_str())?.strip_suffix('-')?;
+            Some(format!("deployment/{deployment}"))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -457,6 +527,71 @@ mod tests {
         let report = judge(&facts, Change::Add);
         assert_eq!(report.pods[0].outcome, Outcome::Joins);
         assert_eq!(report.pods[1].outcome, Outcome::Waits("no tunnel is connected".to_owned()));
+    }
+
+    fn owned(kind: &str, name: &str) -> Value {
+        let owner =
+            json!({ "apiVersion": "apps/v1", "kind": kind, "name": name, "uid": "u", "controller": true });
+        json!({ "metadata": { "ownerReferences": [owner], "labels": { "pod-template-hash": "7d9" } } })
+    }
+
+    #[test]
+    fn connections_that_are_outside_are_told_with_their_remedy() {
+        let ambient = || BTreeMap::from([(labels::DATAPLANE_MODE.to_owned(), "ambient".to_owned())]);
+        let captured = |name: &str, mut extra: Value| {
+            merge(&mut extra, captured());
+            pod(name, extra)
+        };
+        let pods = vec![
+            captured("db-0", owned("StatefulSet", "db")),
+            captured("quiet", json!({})),
+            captured("unknown", json!({})),
+            captured("web-1", owned("ReplicaSet", "web-7d9")),
+            pod("late", json!({})),
+            pod("out", json!({ "spec": { "hostNetwork": true } })),
+        ];
+        let asked = Facts {
+            labels: ambient(),
+            outside: Some(
+                [("db-0", 2), ("quiet", 0), ("web-1", 1), ("out", 9)]
+                    .map(|(pod, count)| (pod.to_owned(), count))
+                    .into(),
+            ),
+            ..facts(pods.clone())
+        };
+        let report = judge(&asked, Change::None);
+        let expected = Outside { total: 3, unknown: vec!["late".to_owned(), "unknown".to_owned()] };
+        assert_eq!(report.outside, Some(expected));
+        let note = report.notes.iter().find(|note| note.weight == Weight::Caution).unwrap();
+        assert!(note.what.ends_with(": 2 of db-0, 1 of web-1"), "{note:?}");
+        assert!(
+            note.remedy.ends_with("kubectl -n shop rollout restart deployment/web statefulset/db"),
+            "{note:?}"
+        );
+        let value = report.value();
+        assert_eq!(value["connectionsOutside"], json!({ "total": 3, "unknown": ["late", "unknown"] }));
+        let of_pods: Vec<_> =
+            value["pods"].as_array().unwrap().iter().map(|pod| &pod["connectionsOutside"]).collect();
+        assert_eq!(of_pods, [&json!(2), &Value::Null, &Value::Null, &json!(0), &Value::Null, &json!(1)]);
+
+        let not_asked = judge(&Facts { outside: None, labels: ambient(), ..facts(pods) }, Change::None);
+        assert_eq!(not_asked.outside, None);
+        assert_eq!(not_asked.value()["connectionsOutside"], Value::Null);
+        assert!(not_asked.notes.iter().all(|note| note.weight != Weight::Caution), "{not_asked:?}");
+    }
+
+    #[test]
+    fn what_replaces_a_pod_is_named_as_kubectl_takes_it() {
+        for (kind, name, expected) in [
+            ("ReplicaSet", "web-7d9", Some("deployment/web")),
+            ("ReplicaSet", "lone", None),
+            ("StatefulSet", "db", Some("statefulset/db")),
+            ("DaemonSet", "log", Some("daemonset/log")),
+            ("Job", "once", None),
+        ] {
+            assert_eq!(restartable(&pod("a", owned(kind, name))).as_deref(), expected, "{kind} {name}");
+        }
+        assert_eq!(restartable(&pod("a", json!({}))), None);
     }
 
     #[test]

@@ -16,11 +16,12 @@ use kube::Client;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use self::judge::{Change, Facts, Note, Outcome, Report, Weight};
+use self::gather::Said;
+use self::judge::{Change, Facts, Note, Outcome, Outside, Report, Weight};
 use super::components::System;
 use crate::cluster::ClusterArgs;
 use crate::objects;
-use crate::output::{Format, Out, Table, Tone};
+use crate::output::{Format, Out, Table, Tone, few};
 
 /// Pods join within a second; this is how often it is looked whether they have.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -124,10 +125,13 @@ async fn change(args: &ChangeArgs, change: Change, out: &mut Out) -> anyhow::Res
         gather::label(&client, name, mode).await?;
     }
     let limit = if args.wait { Duration::from_secs(args.timeout) } else { Duration::ZERO };
-    let (after, late) = settled(&client, args, &agents, limit).await?;
+    let (after, late) = settled(&client, args, change, &agents, limit).await?;
     if tables {
-        for report in &after {
+        for (report, before) in after.iter().zip(&before) {
             out.line(summary(report, change))?;
+            for note in report.notes.iter().filter(|note| !before.notes.contains(note)) {
+                show(note, out)?;
+            }
         }
         for (name, row) in after.iter().flat_map(|one| one.pods.iter().map(|row| (&one.namespace, row))) {
             match &row.outcome {
@@ -148,45 +152,44 @@ async fn change(args: &ChangeArgs, change: Change, out: &mut Out) -> anyhow::Res
     Ok(ExitCode::SUCCESS)
 }
 
-/// How the namespaces are once nothing is on its way; or when the limit is over, with what the agents say of it, and
-/// true.
+/// How the namespaces are once nothing is on its way, or the limit is over; and whether something still is.
 async fn settled(
     client: &Client,
     args: &ChangeArgs,
+    change: Change,
     agents: &gather::Agents,
     limit: Duration,
 ) -> anyhow::Result<(Vec<Report>, bool)> {
     let until = Instant::now() + limit;
-    loop {
+    let late = loop {
         let mut reports = Vec::new();
         for name in &args.names {
             reports.push(judge::judge(&gather::facts(client, name, agents).await?, Change::None));
         }
         let on_their_way = reports.iter().any(|one| one.count("joins") + one.count("leaves") > 0);
-        if !on_their_way || limit.is_zero() {
-            return Ok((reports, on_their_way));
-        }
-        if Instant::now() >= until {
-            break;
+        if !on_their_way || Instant::now() >= until {
+            break on_their_way;
         }
         sleep(PAUSE).await;
-    }
+    };
     let mut reports = Vec::new();
     for name in &args.names {
-        reports.push(now(client, name, agents).await?);
+        reports.push(now(client, name, agents, change).await?);
     }
-    Ok((reports, true))
+    Ok((reports, late))
 }
 
-/// How a namespace is, with what keeps its pods from joining.
-async fn now(client: &Client, name: &str, agents: &gather::Agents) -> anyhow::Result<Report> {
+/// How a namespace is after a change, with what the agents say: what keeps its pods from joining, and if they were to
+/// join, which connections did not.
+async fn now(client: &Client, name: &str, agents: &gather::Agents, change: Change) -> anyhow::Result<Report> {
     let facts = gather::facts(client, name, agents).await?;
     let report = judge::judge(&facts, Change::None);
-    if report.count("joins") == 0 {
+    if report.count("joins") == 0 && change != Change::Add {
         return Ok(report);
     }
-    let pending = agents.pending(client, name).await;
-    Ok(judge::judge(&Facts { pending, ..facts }, Change::None))
+    let Said { pending, outside } = agents.said(client, &facts).await;
+    let outside = (change == Change::Add).then_some(outside);
+    Ok(judge::judge(&Facts { pending, outside, ..facts }, Change::None))
 }
 
 async fn list(args: &ListArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
@@ -195,7 +198,7 @@ async fn list(args: &ListArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
     if !args.names.is_empty() {
         let mut reports = Vec::new();
         for name in &args.names {
-            reports.push(now(&client, name, &agents).await?);
+            reports.push(now(&client, name, &agents, Change::None).await?);
         }
         if args.output != Format::Table {
             out.value(&Value::Array(values(&reports)), args.output)?;
@@ -262,7 +265,18 @@ fn summary(report: &Report, change: Change) -> String {
         .map(|(word, count)| format!("{count} {word}"));
     let counts: Vec<_> = counts.collect();
     let pods = if counts.is_empty() { "no pods".to_owned() } else { format!("pods: {}", counts.join(", ")) };
-    format!("{}: {said}; {pods}", report.namespace)
+    let outside =
+        report.outside.as_ref().filter(|_| !counts.is_empty()).map(still_outside).unwrap_or_default();
+    format!("{}: {said}; {pods}{outside}", report.namespace)
+}
+
+/// `; connections still outside: 3, and not known of web-1`.
+fn still_outside(Outside { total, unknown }: &Outside) -> String {
+    match (total, unknown.is_empty()) {
+        (total, true) => format!("; connections still outside: {total}"),
+        (0, false) => format!("; connections still outside: not known of {}", few(unknown)),
+        (total, false) => format!("; connections still outside: {total}, and not known of {}", few(unknown)),
+    }
 }
 
 fn print(report: &Report, out: &mut Out) -> anyhow::Result<()> {
@@ -273,15 +287,19 @@ fn print(report: &Report, out: &mut Out) -> anyhow::Result<()> {
         out.table(&pods(report))?;
     }
     for note in &report.notes {
-        let tone = match note.weight {
-            Weight::Problem => Tone::Bad,
-            Weight::Caution => Tone::Wait,
-            Weight::Hint => Tone::Faint,
-        };
-        let weight = out.toned(tone, note.weight.word());
-        out.text(told(note, &weight)?)?;
+        show(note, out)?;
     }
     out.line("")
+}
+
+fn show(note: &Note, out: &mut Out) -> anyhow::Result<()> {
+    let tone = match note.weight {
+        Weight::Problem => Tone::Bad,
+        Weight::Caution => Tone::Wait,
+        Weight::Hint => Tone::Faint,
+    };
+    let weight = out.toned(tone, note.weight.word());
+    out.text(told(note, &weight)?)
 }
 
 fn pods(report: &Report) -> Table {
@@ -330,16 +348,28 @@ mod tests {
 
     #[test]
     fn the_summary_counts_outcomes() {
-        let row = |outcome| judge::Row { pod: "a".to_owned(), node: None, outcome };
+        let row = |outcome| judge::Row { pod: "a".to_owned(), node: None, outcome, outside: None };
         let report = Report {
             namespace: "shop".to_owned(),
             mode: None,
             pods: vec![row(Outcome::In), row(Outcome::In), row(Outcome::Out("it has finished"))],
+            outside: None,
             notes: Vec::new(),
         };
         assert_eq!(summary(&report, Change::Add), "shop: labelled; pods: 2 in, 1 out");
         assert_eq!(pods(&report).render(false).lines().last().unwrap(), "a    -     out   it has finished");
-        let empty = Report { pods: Vec::new(), ..report };
+        for (total, unknown, expected) in [
+            (0, vec![], "outside: 0"),
+            (3, vec![], "outside: 3"),
+            (0, vec!["b".to_owned()], "outside: not known of b"),
+            (3, vec!["b".to_owned()], "outside: 3, and not known of b"),
+        ] {
+            let outside = Some(Outside { total, unknown });
+            let said = summary(&Report { outside, ..report.clone() }, Change::Add);
+            assert_eq!(said, format!("shop: labelled; pods: 2 in, 1 out; connections still {expected}"));
+        }
+        let outside = Some(Outside::default());
+        let empty = Report { pods: Vec::new(), outside, ..report };
         assert_eq!(summary(&empty, Change::Remove), "shop: label removed; no pods");
     }
 }
