@@ -13,7 +13,7 @@ use ambit_model::identity::Identity;
 use ambit_runtime::task;
 use ambit_wire::{
     ca::{Application, Approver},
-    channel::{ServerTls, incoming},
+    channel::{Entrance, HANDSHAKES, ServerTls, incoming},
     codec,
     spawn::Spawner,
     xds::{
@@ -66,7 +66,8 @@ impl Plane {
         let tls = Arc::new(ServerTls::new(self.ca.profile(), &credentials)?);
         for listener in listeners {
             listener.set_nonblocking(true)?;
-            let incoming = incoming(TcpListener::from_std(listener)?, Some(tls.clone()));
+            let incoming =
+                incoming(Entrance::new(TcpListener::from_std(listener)?, HANDSHAKES), Some(tls.clone()));
             let routes = xds::server::builder()
                 .add_service(server.clone())
                 .add_service(ambit_wire::ca::service(Arc::new(Signer(self.ca.clone()))));

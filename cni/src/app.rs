@@ -218,14 +218,17 @@ fn serve((door, pages): (admin::Server, Pages), mut ended: watch::Receiver<()>) 
     task::spawn("admin", door.serve(pages, ended)).owned()
 }
 
-/// What goes on beside the pods: the plugin is kept installed, the taint is taken off.
+/// What goes on beside the pods: the plugin is kept installed, the node's own rules stand, the taint is taken off.
 fn help(
     config: &Config,
     cluster: Option<Cluster>,
     installer: Option<(Installer, Pending)>,
-    tools: &Tools,
+    tools: &Arc<Tools>,
 ) -> Vec<Owned> {
     let mut helpers = Vec::new();
+    let hands = Arc::clone(tools);
+    let watching = async move { hands.probes.watch_over(&hands.metrics).await };
+    helpers.push(task::spawn("probes", watching).owned());
     // Where it is not ours to install, it is taken for installed.
     let (installed, is_installed) = watch::channel(installer.is_none());
     match installer {

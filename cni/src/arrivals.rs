@@ -23,7 +23,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    enroll::{self, Rules, Verdict},
+    enroll::{self, Reason, Rules, Verdict},
     feed::{Attempt, Leaving, Turn},
     message::{Arrival, PATH, Sorry, UNDECIDED, Welcome},
     metrics::Metrics,
@@ -146,6 +146,10 @@ impl Arrivals {
         let (pod, namespace) = self.find(arrival).await?;
         let redirect = match enroll::judge(&pod, namespace, &self.rules) {
             Verdict::In(redirect) => redirect,
+            // It belongs, and would be captured but for a mistake that its owner can mend.
+            Verdict::Out(reason @ Reason::Interfaces) => {
+                return Err(Turned::NotCaptured(format!("{reason}; {}", reason.remedy())));
+            }
             Verdict::Out(reason) => return Ok(Welcome { captured: false, reason: reason.to_string() }),
         };
         let netns = open(&self.host_proc, Path::new(&arrival.netns))?;

@@ -149,7 +149,7 @@ pub struct Plugin {
         value_parser = conflist_name)]
     pub own_cni_config_file: String,
 
-    /// The mesh's own namespace: its pods start even while no agent answers.
+    /// The mesh's own namespace: its tunnels and controllers start even while no agent answers.
     #[arg(long, env = "SYSTEM_NAMESPACE", value_name = "NAME", default_value = "istio-system")]
     pub system_namespace: String,
 

@@ -3,9 +3,12 @@
 use std::{collections::BTreeSet, fmt};
 
 use crate::{
-    pod::{Life, Mode, Network, Pod, Sidecar},
+    pod::{Life, Mode, Network, Pod, Sidecar, Wishes},
     redirect::{Capture, Interface, ProbeAddresses, Redirect},
 };
+
+/// Interfaces that a pod may name. Each is two rules that every packet of the pod passes; a machine has a handful.
+const MOST_INTERFACES: usize = 32;
 
 /// What the operator decided for all pods of the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,22 +45,27 @@ pub enum Reason {
     PodOptsOut,
     /// Neither it nor its namespace asks for it.
     NotAsked,
+    /// It belongs, and its annotation about interfaces cannot be followed.
+    Interfaces,
     /// It belongs, and has no network yet. It is enrolled when it gets one.
     NotStarted,
 }
 
 /// Judges one pod. `namespace` is what its namespace's label says; `Unsaid` if there is no such namespace.
 pub fn judge(pod: &Pod, namespace: Mode, rules: &Rules) -> Verdict {
-    match obstacle(pod, namespace, rules) {
-        Some(reason) => Verdict::Out(reason),
-        None => Verdict::In(redirect(pod, rules)),
+    if let Some(reason) = obstacle(pod, namespace, rules) {
+        return Verdict::Out(reason);
+    }
+    match interfaces(&pod.wishes) {
+        Ok(virtual_interfaces) => Verdict::In(redirect(pod, rules, virtual_interfaces)),
+        Err(reason) => Verdict::Out(reason),
     }
 }
 
 /// Whether someone wants a pod in the mesh that is left out for this reason, and should be told.
 pub fn is_refused(pod: &Pod, namespace: Mode, reason: Reason) -> bool {
     match reason {
-        Reason::HostNetwork | Reason::Sidecar => {
+        Reason::HostNetwork | Reason::Sidecar | Reason::Interfaces => {
             matches!((pod.mode, namespace), (Mode::Ambient, _) | (Mode::Unsaid, Mode::Ambient))
         }
         // The operator excluded the namespace; only a pod's own label contradicts.
@@ -86,7 +94,17 @@ fn obstacle(pod: &Pod, namespace: Mode, rules: &Rules) -> Option<Reason> {
     }
 }
 
-fn redirect(pod: &Pod, rules: &Rules) -> Redirect {
+/// The interfaces of nested machines. What is no name is a mistake: to pass over it would let that machine's traffic go
+/// out uncaptured.
+fn interfaces(wishes: &Wishes) -> Result<Vec<Interface>, Reason> {
+    let list = wishes.virtual_interfaces.as_deref().unwrap_or_default();
+    let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
+    // No more than one beyond the limit is looked at: an annotation may be a quarter of a megabyte long.
+    let parsed = names.take(MOST_INTERFACES + 1).map(Interface::parse).collect::<Result<Vec<_>, _>>();
+    parsed.ok().filter(|parsed| parsed.len() <= MOST_INTERFACES).ok_or(Reason::Interfaces)
+}
+
+fn redirect(pod: &Pod, rules: &Rules, virtual_interfaces: Vec<Interface>) -> Redirect {
     let wishes = &pod.wishes;
     Redirect {
         dns: match wishes.dns_capture.as_deref() {
@@ -98,13 +116,7 @@ fn redirect(pod: &Pod, rules: &Rules) -> Redirect {
             Some("true") => Capture::Off,
             Some(_) | None => Capture::On,
         },
-        // A word that is no interface's name can have no traffic either.
-        virtual_interfaces: wishes
-            .virtual_interfaces
-            .iter()
-            .flat_map(|list| list.split(','))
-            .filter_map(|name| Interface::parse(name.trim()).ok())
-            .collect(),
+        virtual_interfaces,
         probes: rules.probes,
     }
 }
@@ -119,6 +131,7 @@ impl Reason {
             Self::Over | Self::NotStarted => "nothing has to be done",
             Self::PodOptsOut => "remove that label",
             Self::NotAsked => "label it or its namespace",
+            Self::Interfaces => "write at most 32 names of at most 15 characters there, with commas between",
         }
     }
 }
@@ -133,6 +146,9 @@ impl fmt::Display for Reason {
             Self::PodOptsOut => "its own label istio.io/dataplane-mode opts out",
             Self::NotAsked => "neither it nor its namespace is labelled istio.io/dataplane-mode=ambient",
             Self::NotStarted => "it has no network yet",
+            Self::Interfaces => {
+                "its annotation istio.io/reroute-virtual-interfaces names too many interfaces, or one that cannot exist"
+            }
         })
     }
 }
@@ -140,7 +156,7 @@ impl fmt::Display for Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::{Wishes, tests::pod};
+    use crate::pod::tests::pod;
 
     fn rules() -> Rules {
         Rules {
@@ -222,9 +238,34 @@ mod tests {
         assert_eq!(with(Wishes::default()).inbound, Capture::On);
         let ingress = Wishes { bypass_inbound_capture: some("true"), ..Wishes::default() };
         assert_eq!(with(ingress).inbound, Capture::Off);
-        let nested = Wishes { virtual_interfaces: some("kv0, tap0,,no good"), ..Wishes::default() };
+        let nested = Wishes { virtual_interfaces: some("kv0, tap0,,"), ..Wishes::default() };
         let names = ["kv0", "tap0"].map(|name| Interface::parse(name).unwrap());
         assert_eq!(with(nested).virtual_interfaces, names);
+    }
+
+    #[test]
+    fn interfaces_that_cannot_be_followed_keep_the_pod_out_and_are_told() {
+        let many = |count: usize| (0..count).map(|index| format!("tap{index}")).collect::<Vec<_>>().join(",");
+        for (list, is_fine) in [
+            (many(MOST_INTERFACES), true),
+            (many(MOST_INTERFACES + 1), false),
+            (many(10_000), false),
+            ("fifteen-letters".to_owned(), true),
+            ("sixteen-letters-".to_owned(), false),
+            ("kv0,no good".to_owned(), false),
+            ("kv0\";flush".to_owned(), false),
+        ] {
+            let wishes = Wishes { virtual_interfaces: Some(list.clone()), ..Wishes::default() };
+            let pod = Pod { mode: Mode::Ambient, wishes, ..pod("a") };
+            let verdict = judge(&pod, Mode::Unsaid, &rules());
+            assert_eq!(matches!(verdict, Verdict::In(_)), is_fine, "{list:.60}");
+            if !is_fine {
+                assert_eq!(verdict, Verdict::Out(Reason::Interfaces));
+                assert!(is_refused(&pod, Mode::Unsaid, Reason::Interfaces));
+            }
+        }
+        assert!(Reason::Interfaces.to_string().contains(ambit_api::labels::REROUTE_VIRTUAL_INTERFACES));
+        assert!(Reason::Interfaces.remedy().contains(&MOST_INTERFACES.to_string()));
     }
 
     #[test]

@@ -18,11 +18,13 @@ use serde_json::Value;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Mutex,
-    time::timeout,
+    time::{sleep, timeout},
 };
+use tracing::warn;
 
 use crate::{
     command::{self, CommandError},
+    metrics::Metrics,
     netns::{Netns, NetnsError},
     redirect::ProbeAddresses,
     scan,
@@ -33,6 +35,10 @@ pub const TABLE: &str = "ambit-probes";
 
 /// Programs that are kubelet, or hold it in themselves.
 const KUBELETS: [&str; 5] = ["kubelet", "kubelite", "k3s", "k3s-server", "k3s-agent"];
+
+/// How often the node's table is read back; it costs one process. Until then probes of pods in mode STRICT may fail, and
+/// kubelet gives up on a pod after three of them, ten seconds apart.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a connection from the node to one of its pods may take.
 const NEAR: Duration = Duration::from_secs(1);
@@ -51,6 +57,15 @@ struct Kept {
     set: ProbeSet,
     /// The table as we have made it; nothing while it is a former agent's.
     applied: String,
+    /// The same as the kernel lists it. Nothing: it could not be read, and is made anew.
+    listing: Option<String>,
+}
+
+/// How the table was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    AsMade,
+    Mended,
 }
 
 /// The addresses of enrolled pods. Pure.
@@ -67,7 +82,7 @@ impl Probes {
             Some(_) => on_node(left_behind).await?,
             None => ProbeSet::default(),
         };
-        Ok(Self { prober, addresses, kept: Mutex::new(Kept { set, applied: String::new() }) })
+        Ok(Self { prober, addresses, kept: Mutex::new(Kept { set, ..Kept::default() }) })
     }
 
     /// The pod's probes are let through, at these addresses and no others.
@@ -101,11 +116,41 @@ impl Probes {
         edit(&mut after);
         let ruleset = after.ruleset(prober, self.addresses);
         if kept.applied != ruleset {
-            let input = ruleset.clone();
-            on_node(move || command::demand("nft", &["-f", "-"], &input).map(drop)).await?;
-            *kept = Kept { set: after, applied: ruleset };
+            let listing = make(ruleset.clone()).await?;
+            *kept = Kept { set: after, applied: ruleset, listing };
         }
         Ok(())
+    }
+
+    /// Looks after the table for ever: whoever else changes the node's rules may take it away.
+    pub async fn watch_over(&self, metrics: &Metrics) {
+        loop {
+            sleep(LOOK_EVERY).await;
+            match self.mend().await {
+                Ok(Standing::AsMade) => {}
+                Ok(Standing::Mended) => {
+                    warn!(
+                        nft.table = TABLE,
+                        "Someone else changed the node's rules for kubelet's probes; they are put back"
+                    );
+                    metrics.host_repaired();
+                }
+                Err(error) => warn!(%error, "The node's rules for kubelet's probes are not looked after"),
+            }
+        }
+    }
+
+    /// Makes the table anew if it is not as we made it.
+    async fn mend(&self) -> Result<Standing, HostError> {
+        let mut kept = self.kept.lock().await;
+        if kept.applied.is_empty() {
+            return Ok(Standing::AsMade);
+        }
+        if kept.listing.is_some() && on_node(list).await? == kept.listing {
+            return Ok(Standing::AsMade);
+        }
+        kept.listing = make(kept.applied.clone()).await?;
+        Ok(Standing::Mended)
     }
 
     /// Connects to the pod as kubelet does, and sees whether it arrives as a probe. We can play kubelet only if we
@@ -336,6 +381,21 @@ fn printable(uid: &str) -> String {
 
 fn removal() -> String {
     format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
+}
+
+/// Puts the table in, and reads it back.
+async fn make(ruleset: String) -> Result<Option<String>, HostError> {
+    on_node(move || {
+        command::demand("nft", &["-f", "-"], &ruleset)?;
+        list()
+    })
+    .await
+}
+
+/// The table without its counters; `None` if there is none.
+fn list() -> Result<Option<String>, CommandError> {
+    let listed = command::run("nft", &["-s", "list", "table", "inet", TABLE], "")?;
+    Ok(listed.content.then_some(listed.out))
 }
 
 fn left_behind() -> Result<ProbeSet, CommandError> {

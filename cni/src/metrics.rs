@@ -19,6 +19,7 @@ pub struct Metrics {
     left: Family<How, Counter>,
     failed: Family<Step, Counter>,
     repaired: Counter,
+    host_repaired: Counter,
     arrivals: Family<Outcome, Counter>,
     reinstalled: Counter,
     events: Family<Outcome, Counter>,
@@ -60,6 +61,8 @@ impl Metrics {
         registry.register("ambit_agent_enrolment_failures", help, self.failed.clone());
         let help = "Pods whose rules were found changed and put back";
         registry.register("ambit_agent_rules_repaired", help, self.repaired.clone());
+        let help = "Times that the node's own rules for kubelet's probes were found changed and put back";
+        registry.register("ambit_agent_host_rules_repaired", help, self.host_repaired.clone());
         let help = "Pods that the plugin announced, by what became of them";
         registry.register("ambit_agent_arrivals", help, self.arrivals.clone());
         let help =
@@ -116,6 +119,11 @@ impl Metrics {
     /// A probe did not reach a pod.
     pub fn unproven(&self) {
         self.unproven.inc();
+    }
+
+    /// The node's own rules were put back.
+    pub fn host_repaired(&self) {
+        self.host_repaired.inc();
     }
 
     /// Rules were put back.

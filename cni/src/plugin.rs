@@ -2,8 +2,8 @@
 //!
 //! When a pod is added it tells the node's agent, waits until the pod is captured, and passes on what the
 //! plugins before it made. A pod that belongs to the mesh does not start without; whether it belongs, the
-//! agent alone knows, so while no agent answers no pod starts at all, but for the namespaces without which
-//! the node would never get an agent. Everything else a runtime may ask has nothing to do with the mesh.
+//! agent alone knows, so while no agent answers no pod starts at all, but for the mesh's own tunnels and
+//! controllers, and in the namespaces without which the node would never get an agent. Everything else a runtime may ask has nothing to do with the mesh.
 
 use std::{
     fmt,
@@ -26,6 +26,11 @@ pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// How long the agent may take when the configuration does not say: twice what it allows itself, and half of
 /// what kubelet allows a runtime.
 const PATIENCE: u64 = 15;
+
+/// What the mesh's own pods are called, in its own namespace: those of DaemonSet `ztunnel` and of Deployment
+/// `ambit-controller`, with a revision or without. The agent's use the node's network, so no plugin is asked about them.
+/// A runtime tells us no more than names; but whoever may make a pod there may run it as the tunnel, and is whom he likes.
+const OWN: [&str; 2] = ["ztunnel-", "ambit-controller-"];
 
 /// Longer answers are not the agent's.
 const LONGEST_ANSWER: u64 = 64 * 1024;
@@ -203,8 +208,13 @@ fn add(environment: &Environment, configuration: &Configuration) -> Result<Task,
         ips: addresses(&result),
         pod_namespace: pod.namespace,
     };
-    let exempt = arrival.pod_namespace == *system_namespace;
+    let exempt = is_own(&arrival, system_namespace);
     Ok(Task::Announce { arrival, result, exempt })
+}
+
+/// Whether the mesh itself needs the pod. They are no members, so nothing of theirs would go out uncaptured.
+fn is_own(arrival: &Arrival, system_namespace: &str) -> bool {
+    arrival.pod_namespace == system_namespace && OWN.iter().any(|name| arrival.pod_name.starts_with(name))
 }
 
 impl Configuration {
@@ -258,7 +268,7 @@ fn announce(configuration: &Configuration, arrival: &Arrival, exempt: bool) -> R
     let pod = format!("{}/{}", arrival.pod_namespace, arrival.pod_name);
     match ask(socket, arrival, limit) {
         Ok(_) => Ok(()),
-        // Without these the node would get no agent, and no tunnel.
+        // A tunnel is replaced, and a controller comes back, also while the agent is away.
         Err(Unanswered::Unreachable(_) | Unanswered::Undecided(_)) if exempt => Ok(()),
         Err(Unanswered::Unreachable(why)) => Err(Failure {
             code: TRY_AGAIN,
@@ -417,6 +427,27 @@ mod tests {
         assert!(matches!(said, Ok(Task::Announce { exempt: true, .. })));
         let (said, failed) = run(&environment, input("1.0.0").to_string().as_bytes());
         assert_eq!((said, failed), (Some(input("1.0.0")["prevResult"].clone()), false));
+    }
+
+    #[test]
+    fn others_in_the_meshs_namespace_are_not_nor_namesakes_elsewhere() {
+        for (namespace, name, own) in [
+            ("istio-system", "ztunnel-x7k2p", true),
+            ("istio-system", "ambit-controller-6d5f9c7b8-x7k2p", true),
+            ("istio-system", "ambit-controller-v2-6d5f9c7b8-x7k2p", true),
+            ("istio-system", "waypoint-6d5f9c7b8-x7k2p", false),
+            ("istio-system", "my-ztunnel-1", false),
+            ("istio-system", "ztunnel", false),
+            ("shop", "ztunnel-x7k2p", false),
+        ] {
+            let arguments = format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}");
+            let environment = Environment { arguments, ..environment("ADD") };
+            let said = decide(&environment, &input("1.0.0").to_string());
+            let Ok(Task::Announce { exempt, .. }) = said else { panic!("{said:?}") };
+            assert_eq!(exempt, own, "{namespace}/{name}");
+            let (_, failed) = run(&environment, input("1.0.0").to_string().as_bytes());
+            assert_eq!(failed, !own, "{namespace}/{name}");
+        }
     }
 
     #[test]

@@ -686,3 +686,29 @@ async fn kubelets_probes_reach_the_application_and_other_users_do_not() {
         assert!(application.nobody_came());
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_nodes_rules_for_probes_are_put_back_when_somebody_changes_them() {
+    if !allowed() {
+        return;
+    }
+    let mut mesh = Mesh::make();
+    mesh.label(Some("ambient"));
+    mesh.start(&["--probes", "0"]);
+    let (_, _session) = Played::start(mesh.tunnel().await);
+    mesh.wait_for_annotation(Some("enabled"));
+    let table = || mesh.place.in_node(|| place::run("nft", &["list", "table", "inet", "ambit-probes"]));
+    for change in ["delete table inet ambit-probes", "flush chain inet ambit-probes postrouting"] {
+        mesh.place.in_node(|| place::run("nft", &[change]));
+        mesh.until("rules and addresses are there", |mesh| {
+            let tables = mesh.place.in_node(|| place::run("nft", &["list", "tables"]));
+            tables.contains("ambit-probes")
+                && table().contains("10.99.0.2 comment \"u1\"")
+                && table().contains("snat ip to 169.254.7.127")
+        });
+    }
+    let counted = |mesh: &Mesh| {
+        mesh.page("/metrics").is_some_and(|page| page.contains("ambit_agent_host_rules_repaired_total 2"))
+    };
+    mesh.until("both are counted", counted);
+}

@@ -34,6 +34,10 @@ fn input(socket: &Path) -> Value {
 }
 
 fn run(command: &str, namespace: &str, input: &str) -> Output {
+    run_for(command, (namespace, "web"), input)
+}
+
+fn run_for(command: &str, (namespace, name): (&str, &str), input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_ambit-cni"))
         .env_clear()
         .env("CNI_COMMAND", command)
@@ -43,7 +47,7 @@ fn run(command: &str, namespace: &str, input: &str) -> Output {
         .env("CNI_NETNS", "/var/run/netns/x")
         .env(
             "CNI_ARGS",
-            format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=web;K8S_POD_UID=u1"),
+            format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_UID=u1"),
         )
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -139,9 +143,10 @@ fn an_agent_that_is_silent_or_away_holds_up_nobody_for_ever() {
 
     let away = input(&dir.path().join("none.sock"));
     assert!(!run("ADD", "shop", &away.to_string()).status.success());
-    for namespace in ["istio-system", "kube-system"] {
-        let output = run("ADD", namespace, &away.to_string());
-        assert!(output.status.success(), "{namespace}: without it there would never be an agent: {output:?}");
+    assert!(!run("ADD", "istio-system", &away.to_string()).status.success());
+    for pod in [("istio-system", "ztunnel-x7k2p"), ("kube-system", "web")] {
+        let output = run_for("ADD", pod, &away.to_string());
+        assert!(output.status.success(), "{pod:?}: without it there might never be an agent: {output:?}");
         assert_eq!(said(&output), away["prevResult"]);
     }
     for command in ["DEL", "CHECK", "GC", "STATUS"] {

@@ -9,6 +9,7 @@ use std::{
 
 use ambit_api::directory::Problem;
 use ambit_wire::{
+    channel::TurnedAway,
     codec::{ADDRESS, AUTHORIZATION, WORKLOAD},
     xds::{Publisher, Resource, metrics::Delays, metrics::PerType},
 };
@@ -36,6 +37,15 @@ pub struct Figures {
     pub nodes: Option<Arc<Nodes>>,
     /// How long changes took.
     pub changes: Changes,
+}
+
+/// Who was turned away at the ports that strangers may connect to.
+#[derive(Debug)]
+pub struct Doors {
+    /// Of tunnels.
+    pub tunnels: TurnedAway,
+    /// Of the API server, if the webhook is served.
+    pub webhook: Option<TurnedAway>,
 }
 
 /// A publisher that notes how long each batch of events took.
@@ -80,6 +90,17 @@ impl Collector for Figures {
         self.subscribers(&mut to)?;
         self.objects(&mut to)?;
         self.certificates(&mut to)
+    }
+}
+
+impl Collector for Doors {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let ports = [("grpc", Some(&self.tunnels)), ("webhook", self.webhook.as_ref())];
+        let counts = ports
+            .into_iter()
+            .filter_map(|(port, away)| Some(([("port", port)], ConstCounter::new(away?.count()))));
+        let help = "Connections closed because their address holds its share of the places for strangers";
+        each(&mut to, "ambit_connections_turned_away", help, counts)
     }
 }
 

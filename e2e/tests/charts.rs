@@ -73,7 +73,10 @@ const EVERYTHING: &[&[&str]] = &[
     &["controller.validation.enabled=false,controller.disruption.enabled=false,controller.tolerations=null"],
     &["ztunnel.crl=true,ztunnel.onDemand=true,ztunnel.originalSource=false,ztunnel.workerThreads=3"],
     &["ztunnel.resources.limits.cpu=2,ztunnel.xdsAddress=https://x:1,ztunnel.maxSurge=20%"],
-    &["cni.ownedConfig=true,cni.excludeNamespaces={a,b},cni.probes=0,cni.probeAddress=169.254.9.9"],
+    &[
+        "cni.ownedConfig=true,cni.excludeNamespaces={a,b},cni.probes=0,cni.probeAddress=169.254.9.9",
+        "cni.ownNodeOnly=false",
+    ],
     &[
         "cni.resources=null,ztunnel.resources=null,ztunnel.tolerations=null,cni.podAnnotations.a=b,global.networkPolicies=true",
     ],

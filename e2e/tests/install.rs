@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 const LIMIT: Duration = Duration::from_secs(150);
 /// Kinds in which something of ours may be left.
 const KINDS: &str = "all,clusterroles,clusterrolebindings,roles,rolebindings,serviceaccounts,configmaps,secrets,leases,\
-    networkpolicies,poddisruptionbudgets,resourcequotas,horizontalpodautoscalers,validatingwebhookconfigurations,crds";
+    networkpolicies,poddisruptionbudgets,resourcequotas,horizontalpodautoscalers,validatingwebhookconfigurations,\
+    validatingadmissionpolicies,validatingadmissionpolicybindings,crds";
 /// Of an Istio that is there: it knows nothing of ours.
 const FOREIGN: &str = "
 apiVersion: apiextensions.k8s.io/v1

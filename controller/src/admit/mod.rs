@@ -13,4 +13,4 @@ mod server;
 
 pub use judge::{Asked, Verdict, judge};
 pub use registration::{Registration, keep_registered};
-pub use server::{Counts, PATH, serve};
+pub use server::{Counts, MOST_CONNECTIONS, PATH, serve};

@@ -16,6 +16,7 @@ use ambit_runtime::{
     drain::{self, Mode, Watch},
     task,
 };
+use ambit_wire::channel::{Entrance, Place};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -29,8 +30,8 @@ use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metri
 use rustls::ServerConfig;
 use serde_json::Value;
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    net::TcpStream,
+    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -55,7 +56,7 @@ const BODY_LIMIT: usize = 3 * 1024 * 1024;
 /// The head of a request, and the buffer of a connection.
 const HEAD_LIMIT: usize = 16 * 1024;
 /// Connections at once. The API server opens one for each review under way, and keeps some.
-const MOST_CONNECTIONS: usize = 256;
+pub const MOST_CONNECTIONS: usize = 256;
 /// Reviews read and judged at once. More wait: they cost memory and the engine's processors.
 const MOST_REVIEWS: usize = 16;
 /// All of a review. The API server waits ten seconds unless it is told otherwise, and then asks nobody else.
@@ -71,7 +72,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// Serves until `stop` completes. `tls` is asked for each connection, so that certificates may be replaced.
 pub async fn serve(
-    listener: TcpListener,
+    entrance: Entrance,
     tls: impl Fn() -> Arc<ServerConfig> + Send + Sync + 'static,
     settings: Settings,
     counts: Counts,
@@ -81,10 +82,9 @@ pub async fn serve(
     let door = Door {
         tls: Arc::new(tls),
         desk: Arc::new(Desk { settings, counts, reviews: Semaphore::new(MOST_REVIEWS) }),
-        places: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
         watch,
     };
-    task::spawn("webhook listener", door.accept(listener));
+    task::spawn("webhook listener", door.accept(entrance));
     stop.await;
     drain.start(Mode::Graceful { deadline: LAST_ANSWERS }).await;
 }
@@ -93,28 +93,22 @@ pub async fn serve(
 struct Door<T> {
     tls: Arc<T>,
     desk: Arc<Desk>,
-    places: Arc<Semaphore>,
     watch: Watch,
 }
 
 impl<T> Clone for Door<T> {
     fn clone(&self) -> Self {
-        Self {
-            tls: Arc::clone(&self.tls),
-            desk: Arc::clone(&self.desk),
-            places: Arc::clone(&self.places),
-            watch: self.watch.clone(),
-        }
+        Self { tls: Arc::clone(&self.tls), desk: Arc::clone(&self.desk), watch: self.watch.clone() }
     }
 }
 
 impl<T: Fn() -> Arc<ServerConfig> + Send + Sync + 'static> Door<T> {
-    async fn accept(self, listener: TcpListener) {
+    async fn accept(self, entrance: Entrance) {
         // Out of descriptors: soon there may be one again.
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         loop {
             let accepted = tokio::select! {
-                accepted = self.accept_one(&listener) => accepted,
+                accepted = self.accept_one(&entrance) => accepted,
                 _ = self.watch.signaled() => return,
             };
             match accepted {
@@ -130,15 +124,13 @@ impl<T: Fn() -> Arc<ServerConfig> + Send + Sync + 'static> Door<T> {
         }
     }
 
-    async fn accept_one(&self, listener: &TcpListener) -> io::Result<()> {
-        // First a place, then a connection: those over the limit wait in the kernel's queue.
-        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return Ok(()) };
-        let (stream, _) = listener.accept().await?;
+    async fn accept_one(&self, entrance: &Entrance) -> io::Result<()> {
+        let (stream, _, place) = entrance.accept().await?;
         task::spawn("webhook connection", self.clone().serve(stream, place));
         Ok(())
     }
 
-    async fn serve(self, stream: TcpStream, _place: OwnedSemaphorePermit) {
+    async fn serve(self, stream: TcpStream, _place: Place) {
         let mut config = (*(self.tls)()).clone();
         config.alpn_protocols = vec![ALPN.to_vec()];
         let accepting = TlsAcceptor::from(Arc::new(config)).accept(stream);

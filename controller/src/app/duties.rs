@@ -4,9 +4,9 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use ambit_runtime::metrics::Registry;
-use ambit_wire::channel::ServerTls;
+use ambit_wire::channel::{Entrance, ServerTls, TurnedAway};
 use kube::Client;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 use tracing::info;
 
 use super::{StartError, listen, parts::Parts};
@@ -24,7 +24,7 @@ pub(super) struct Duties {
     leader: leader::Counts,
     status: status::Counts,
     admit: admit::Counts,
-    webhook: Option<TcpListener>,
+    webhook: Option<Entrance>,
 }
 
 impl Duties {
@@ -41,6 +41,11 @@ impl Duties {
         Ok(this)
     }
 
+    /// Who was turned away from the webhook.
+    pub(super) fn turned_away(&self) -> Option<TurnedAway> {
+        self.webhook.as_ref().map(Entrance::turned_away)
+    }
+
     /// Starts them.
     pub(super) fn start(self, parts: &Parts, client: &Client, config: &Config, needs: Needs) {
         let system = &config.mesh.system_namespace;
@@ -50,10 +55,10 @@ impl Duties {
         let asking = client.clone();
         let leader = needs.status.leader.clone();
         parts.start("status", |stop| status::run(asking, needs.status, self.status, stop));
-        let Some(listener) = self.webhook else { return };
+        let Some(entrance) = self.webhook else { return };
         let (settings, tls) = (config.mesh.settings(), needs.tls);
         parts.start("webhook", |stop| {
-            admit::serve(listener, move || tls.current(), settings, self.admit, stop)
+            admit::serve(entrance, move || tls.current(), settings, self.admit, stop)
         });
         let registration = Registration {
             name: config.replica.webhook(system),
@@ -78,10 +83,10 @@ pub(super) struct Needs {
     pub(super) bundle: watch::Receiver<String>,
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+async fn bind(address: SocketAddr) -> Result<Entrance, StartError> {
     let listener = listen(address).await.map_err(|source| StartError::Webhook(address, source))?;
     info!(address = ?listener.local_addr().ok(), "Webhook listens");
-    Ok(listener)
+    Ok(Entrance::new(listener, admit::MOST_CONNECTIONS))
 }
 
 /// The trusted roots alone, now and later.

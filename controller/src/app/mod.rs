@@ -24,7 +24,7 @@ use ambit_runtime::{
 };
 use ambit_wire::{
     ca,
-    channel::incoming,
+    channel::{Entrance, HANDSHAKES, incoming},
     codec::{ADDRESS, AUTHORIZATION, WORKLOAD},
     spawn::Spawner,
     tls::{Compliance, ComplianceError, Profile, Versions, revoked::Revocation},
@@ -61,7 +61,7 @@ use crate::{
     callers::Callers,
     config::Config,
     engine::{self, Engine, View},
-    metrics::{Figures, Measured},
+    metrics::{Doors, Figures, Measured},
     nodes::NodesError,
     reviewer::Unreviewed,
     status,
@@ -156,6 +156,8 @@ impl Controller {
         let (kept, told) = (signing.kept.clone(), signing.told.clone());
         registry.collect(figures::Figures { in_force: in_force.clone(), desk: desk.clone(), kept, told });
         let duties = Duties::open(config, &mut registry).await?;
+        let entrance = Entrance::new(listener, HANDSHAKES);
+        registry.collect(Doors { tunnels: entrance.turned_away(), webhook: duties.turned_away() });
         let shown = Shown {
             publisher: publisher.clone(),
             cluster: cluster.clone(),
@@ -208,7 +210,7 @@ impl Controller {
                 never = tell_when(synced, configured) => match never {},
             }
         });
-        let connections = parts.accept(incoming(listener, Some(tls)));
+        let connections = parts.accept(incoming(entrance, Some(tls)));
         parts.start("server", |stop| async move {
             let services = builder().add_service(server).add_service(ca::service(Arc::new(desk)));
             // At the end every connection is told that it takes no more requests, so nobody returns on it.

@@ -7,12 +7,13 @@
 //! | `istio-ca-secret` | our root, or the one that Istio's control plane made |
 //! | neither | a root is made and kept in `istio-ca-secret`; of replicas that start together one makes it |
 //!
-//! Every replica signs with it and follows both Secrets. One that cannot be used stops the start; later, the last good
-//! one stays in force and the page says why. Only the leader writes: it carries out steps of a rotation
-//! ([`super::rotation`]), and puts `istio-ca-secret` back if somebody deletes it while it is in force, because a
-//! replica that starts would otherwise make another root.
+//! Every replica signs with it and follows both Secrets. One that cannot be used, or that would cut off whoever holds a
+//! certificate ([`super::succession`]), stops the start; later, the last good one stays in force and the page says why.
+//! Only the leader writes: it carries out steps of a rotation ([`super::rotation`]), and puts `istio-ca-secret` back if
+//! somebody deletes it while it is in force, because a replica that starts would otherwise make another root.
 
 use std::{
+    borrow::Cow,
     fmt,
     future::Future,
     pin::pin,
@@ -27,11 +28,12 @@ use ambit_api::labels::CA_LONGEST_LIFE;
 use ambit_runtime::backoff::Backoff;
 use ambit_wire::cert::authority::SignError;
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{Patch, PatchParams, PostParams},
 };
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::{
     sync::watch,
@@ -40,10 +42,12 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
+    distribute::ROOTS,
     in_force::InForce,
     lease::{self, Taken},
     rotation::Refusal,
     secret::{self, CACERTS, Making, OWN, SecretError},
+    succession::{Abrupt, Told},
     watching,
 };
 
@@ -55,6 +59,8 @@ const MAKING_LIMIT: Duration = Duration::from_secs(30);
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
+/// What is not taken may be right later without a change of its own: the mesh may be told of its root by others.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// What the keeper needs to know.
 #[derive(Clone, Debug)]
@@ -70,6 +76,7 @@ pub struct Settings {
 /// Keeps what signs.
 pub struct Keeper {
     secrets: Api<Secret>,
+    maps: Api<ConfigMap>,
     settings: Settings,
     in_force: watch::Sender<Arc<InForce>>,
     /// `istio-ca-secret` as it was when it was last of use.
@@ -94,10 +101,27 @@ impl Keeper {
     /// Finds what signs, or makes it.
     pub async fn open(client: Client, settings: Settings) -> Result<Self, KeepError> {
         let secrets: Api<Secret> = Api::namespaced(client.clone(), &settings.system_namespace);
+        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &settings.system_namespace);
         let limit = Instant::now() + START_LIMIT;
         let now = SystemTime::now();
         let (in_force, good) = match get(&secrets, CACERTS, limit).await? {
-            Some(found) => (secret::plugged(&found, now)?, None),
+            Some(found) => {
+                let next = secret::plugged(&found, now)?;
+                let told = told_roots(&maps, &found, limit).await?;
+                match told.allows_first(&next) {
+                    Ok(()) => (next, None),
+                    Err(abrupt) => {
+                        // If we have what the mesh knows, it signs on.
+                        let Some(found) = get(&secrets, OWN, limit).await? else { return Err(abrupt.into()) };
+                        let own = secret::own(&found, &settings.making, now)?;
+                        if told.allows_first(&own).is_err() {
+                            return Err(abrupt.into());
+                        }
+                        error!(error = %abrupt, "The root that was made here stays in force");
+                        (InForce { problem: Some(abrupt.to_string()), ..own }, Some(found))
+                    }
+                }
+            }
             None => {
                 let found = match get(&secrets, OWN, limit).await? {
                     Some(found) => found,
@@ -109,7 +133,7 @@ impl Keeper {
         let left = in_force.expires().duration_since(now).unwrap_or_default().as_secs();
         info!(ca.origin = ?in_force.root.origin, left_seconds = left, "Authority ready");
         let in_force = watch::Sender::new(Arc::new(in_force));
-        Ok(Self { secrets, settings, in_force, good, counts: Arc::default() })
+        Ok(Self { secrets, maps, settings, in_force, good, counts: Arc::default() })
     }
 
     /// What signs, now and later.
@@ -154,11 +178,14 @@ impl Keeper {
             }
             again = None;
             let (Some(plugged), Some(own)) = (&seen.plugged, &seen.own) else { continue };
-            self.judge(plugged.as_ref(), own.as_ref());
+            self.judge(plugged.as_ref(), own.as_ref()).await;
+            if self.in_force.borrow().problem.is_some() {
+                again = Some(Instant::now() + LOOK_AGAIN);
+            }
             if !leads {
                 continue;
             }
-            match in_time(self.write(plugged.is_some(), own.as_ref())).await {
+            match in_time(self.write(own.as_ref())).await {
                 Ok(()) => waits.reset(),
                 Err(error) => {
                     self.counts.failures.fetch_add(1, Relaxed);
@@ -170,30 +197,53 @@ impl Keeper {
     }
 
     /// Puts in force what the Secrets say now, if that can be.
-    fn judge(&mut self, plugged: Option<&Secret>, own: Option<&Secret>) {
-        let now = SystemTime::now();
-        let current = Arc::clone(&self.in_force.borrow());
-        let next = match (plugged, own) {
-            (Some(found), _) => secret::plugged(found, now),
-            (None, _) if current.is_plugged_in() => return self.object(&Deleted(CACERTS)),
-            (None, Some(found)) => secret::own(found, &self.settings.making, now),
-            (None, None) => return self.object(&Deleted(OWN)),
-        };
-        match next {
-            Ok(next) => {
-                if plugged.is_none() {
-                    self.good = own.cloned();
+    async fn judge(&mut self, plugged: Option<&Secret>, own: Option<&Secret>) {
+        let is_plugged_in = self.in_force.borrow().is_plugged_in();
+        let mut problem = None;
+        if let Some(found) = plugged {
+            match self.newcomer(found).await {
+                Ok(next) => return self.replace(next),
+                Err(error) => {
+                    self.object(&error);
+                    problem = Some(error.to_string());
                 }
-                if is_same(&next, &current) {
-                    return;
-                }
-                if !next.signs_as(&current) {
-                    info!(ca.origin = ?next.root.origin, ca.stage = next.rotation.stage().word(), "Authority replaced");
-                }
-                self.in_force.send_replace(Arc::new(next));
             }
-            Err(error) => self.object(&error),
         }
+        match own {
+            _ if is_plugged_in && plugged.is_some() => {}
+            _ if is_plugged_in => self.object(&Deleted(CACERTS)),
+            // Ours signs on while the newcomer cannot, and is followed.
+            Some(found) => match secret::own(found, &self.settings.making, SystemTime::now()) {
+                Ok(next) => {
+                    self.good = Some(found.clone());
+                    self.replace(InForce { problem, ..next });
+                }
+                Err(error) => self.object(&error),
+            },
+            None => self.object(&Deleted(OWN)),
+        }
+    }
+
+    /// What `cacerts` holds, if it may sign from now on.
+    async fn newcomer(&self, found: &Secret) -> Result<InForce, KeepError> {
+        let next = secret::plugged(found, SystemTime::now())?;
+        let current = Arc::clone(&self.in_force.borrow());
+        if !next.signs_as(&current) {
+            // One attempt: what is in force stays so meanwhile.
+            told_roots(&self.maps, found, Instant::now()).await?.allows(&current, &next)?;
+        }
+        Ok(next)
+    }
+
+    fn replace(&self, next: InForce) {
+        let current = Arc::clone(&self.in_force.borrow());
+        if is_same(&next, &current) {
+            return;
+        }
+        if !next.signs_as(&current) {
+            info!(ca.origin = ?next.root.origin, ca.stage = next.rotation.stage().word(), "Authority replaced");
+        }
+        self.in_force.send_replace(Arc::new(next));
     }
 
     /// What is in force stays so, and the reason is told.
@@ -214,8 +264,9 @@ impl Keeper {
     }
 
     /// What only the leader does.
-    async fn write(&self, is_plugged: bool, own: Option<&Secret>) -> Result<(), kube::Error> {
+    async fn write(&self, own: Option<&Secret>) -> Result<(), kube::Error> {
         let current = Arc::clone(&self.in_force.borrow());
+        let is_plugged = current.is_plugged_in();
         let Some(own) = own else {
             return match &self.good {
                 Some(good) if !is_plugged => {
@@ -331,18 +382,29 @@ impl fmt::Debug for Lives {
 #[error("the life of this certificate cannot be written beside the root: {0}")]
 pub struct LivesError(String);
 
-async fn get(secrets: &Api<Secret>, name: &'static str, limit: Instant) -> Result<Option<Secret>, KeepError> {
+/// What the mesh is told to trust now.
+async fn told_roots(maps: &Api<ConfigMap>, newcomer: &Secret, limit: Instant) -> Result<Told, KeepError> {
+    let map = get(maps, ROOTS.0, limit).await?;
+    let data = map.and_then(|map| map.data).unwrap_or_default();
+    Ok(Told::read(data.get(ROOTS.1).map_or("", String::as_str), newcomer))
+}
+
+async fn get<K>(api: &Api<K>, name: &'static str, limit: Instant) -> Result<Option<K>, KeepError>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug,
+{
+    let kind = K::kind(&());
     let mut waits = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
-        let error = match in_time(secrets.get_opt(name)).await {
+        let error = match in_time(api.get_opt(name)).await {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
         let wait = waits.next(rand::random());
         if !is_passing(&error) || Instant::now() + wait > limit {
-            return Err(KeepError::Read { name, problem: told(&error) });
+            return Err(KeepError::Read { kind, name, problem: told(&error) });
         }
-        warn!(secret.name = name, %error, "Secret not read, trying again");
+        warn!(object.kind = %kind, object.name = name, %error, "Not read, trying again");
         sleep(wait).await;
     }
 }
@@ -463,9 +525,14 @@ pub enum KeepError {
     /// The Secret is there and cannot be used.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// It cannot be read.
-    #[error("Secret {name} cannot be read: {problem}")]
+    /// It would cut off others.
+    #[error(transparent)]
+    Abrupt(#[from] Abrupt),
+    /// Something cannot be read.
+    #[error("{kind} {name} cannot be read: {problem}")]
     Read {
+        /// Of which kind.
+        kind: Cow<'static, str>,
         /// Which.
         name: &'static str,
         /// Why.

@@ -2,7 +2,7 @@
 //! ([`authority`]), signed by what ([`in_force`]).
 //!
 //! What signs comes from a directory ([`root`]) or from Secrets ([`keeping`], [`secret`]), where one root can follow
-//! another ([`rotation`]); or cert-manager signs ([`cert_manager`]). Whom to trust is told to every namespace
+//! another ([`rotation`], [`succession`]); or cert-manager signs ([`cert_manager`]). Whom to trust is told to every namespace
 //! ([`distribute`]); this controller's own certificate follows ([`serving`]).
 
 pub mod authority;
@@ -22,6 +22,7 @@ pub mod root;
 pub mod rotation;
 pub mod secret;
 pub mod serving;
+pub mod succession;
 mod watching;
 
 use std::{

@@ -4,16 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ambit_controller::admit::{Counts, serve};
+use ambit_controller::admit::{Counts, MOST_CONNECTIONS, serve};
 use ambit_controller::cluster::{L7Deny, Settings};
 use ambit_fixtures::ca::TestCa;
 use ambit_runtime::task;
-use ambit_wire::channel::ServerTls;
+use ambit_wire::channel::{Entrance, ServerTls, TurnedAway};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -26,6 +26,7 @@ struct Webhook {
     tls: Arc<ServerTls>,
     address: SocketAddr,
     counts: Counts,
+    turned_away: TurnedAway,
     stop: oneshot::Sender<()>,
     task: task::Task,
 }
@@ -35,12 +36,14 @@ async fn start(settings: Settings) -> Webhook {
     let tls = Arc::new(ServerTls::new(ca.profile(), &ca.server(&["istiod.istio-system.svc"])).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    let entrance = Entrance::new(listener, MOST_CONNECTIONS);
     let (stop, stopped) = oneshot::channel();
+    let turned_away = entrance.turned_away();
     let (counts, serving) = (Counts::default(), Arc::clone(&tls));
-    let run = serve(listener, move || serving.current(), settings, counts.clone(), async {
+    let run = serve(entrance, move || serving.current(), settings, counts.clone(), async {
         let _ = stopped.await;
     });
-    Webhook { ca, tls, address, counts, stop, task: task::spawn("webhook", run) }
+    Webhook { ca, tls, address, counts, turned_away, stop, task: task::spawn("webhook", run) }
 }
 
 impl Webhook {
@@ -198,6 +201,20 @@ async fn nonsense_is_answered_and_ends_nothing() {
     plain.write_all(b"POST /validate HTTP/1.1\r\n\r\n").await.unwrap();
     let _silent = TcpStream::connect(webhook.address).await.unwrap();
     assert_eq!(webhook.review(&request("CREATE", policy(json!({})), Value::Null)).await["allowed"], true);
+}
+
+#[tokio::test]
+async fn a_pod_that_opens_connections_and_says_nothing_does_not_keep_the_api_server_out() {
+    let webhook = start(Settings::default()).await;
+    let mut silent = Vec::new();
+    for _ in 0..MOST_CONNECTIONS {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        silent.push(socket.connect(webhook.address).await.unwrap());
+    }
+    assert_eq!(webhook.review(&request("CREATE", policy(json!({})), Value::Null)).await["allowed"], true);
+    // Those that came before it were dealt with by then, and most had no place.
+    assert!(webhook.turned_away.count() > 128, "{}", webhook.turned_away.count());
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ambit_api::labels::{CA_LONGEST_LIFE, CA_REFUSAL, CA_ROTATION, CA_STAGE};
+use ambit_api::labels::{CA_DROP_ROOT, CA_LONGEST_LIFE, CA_REFUSAL, CA_ROTATION, CA_STAGE};
 use ambit_controller::ca::{
     in_force::InForce,
     keeping::{KeepError, Keeper, Settings},
@@ -31,6 +31,10 @@ pub(crate) async fn open(api: &Api) -> Result<Keeper, KeepError> {
 
 fn own(api: &Api) -> Value {
     api.get("secrets", SYSTEM, OWN).unwrap()
+}
+
+fn own_root(api: &Api) -> String {
+    decoded(&own(api)["data"]["ca-cert.pem"])
 }
 
 pub(crate) fn annotation(api: &Api, name: &str) -> Option<String> {
@@ -67,6 +71,18 @@ fn cacerts(others: &str) -> (Value, String) {
 fn encoded(text: &str) -> Value {
     use base64::Engine as _;
     json!(base64::engine::general_purpose::STANDARD.encode(text))
+}
+
+fn decoded(value: &Value) -> String {
+    use base64::Engine as _;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(value.as_str().unwrap()).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Tells the mesh to trust `roots`, as the leader does.
+fn tell(api: &Api, roots: &str) {
+    let data = json!({"root-cert.pem": roots});
+    api.put("configmaps", SYSTEM, json!({"metadata": {"name": "istio-ca-root-cert"}, "data": data}));
 }
 
 /// A replica that follows the Secrets.
@@ -220,10 +236,83 @@ async fn a_plugged_in_authority_goes_first_and_a_new_one_takes_effect() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_authority_that_leaves_out_the_root_in_use_is_not_taken_until_the_operator_insists() {
+    let api = Api::new();
+    let mut replica = Replica::start(open(&api).await.unwrap(), false);
+    let old = own_root(&api);
+    tell(&api, &old);
+    let (mut abrupt, roots) = cacerts("");
+    api.put("secrets", SYSTEM, abrupt.clone());
+    let told = |now: &Arc<InForce>| now.problem.as_ref().is_some_and(|why| why.contains(CA_DROP_ROOT));
+    let now = replica.until("a complaint", told).await;
+    assert_eq!(now.bundle(), old);
+    // Its own root is followed meanwhile: lives are written down beside it.
+    open(&api).await.unwrap().lives().raise(3 * DAY).await.unwrap();
+    replica.until("a longer life", |now| now.longest == Some(3 * DAY) && told(now)).await;
+    // One that starts does as the others.
+    let started = open(&api).await.unwrap().in_force();
+    assert!(started.borrow().bundle() == old && told(&started.borrow()));
+    let problem = started.borrow().problem.clone().unwrap();
+    let fingerprint = problem.rsplit_once('=').unwrap().1.to_owned();
+    abrupt["metadata"]["annotations"] = json!({ CA_DROP_ROOT: fingerprint });
+    api.put("secrets", SYSTEM, abrupt);
+    let now = replica.until("the new authority", |now| now.bundle() == roots).await;
+    assert_eq!(now.problem, None);
+    replica.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_beside_an_authority_that_is_not_taken_is_kept_up() {
+    let api = Api::new();
+    let mut replica = Replica::start(open(&api).await.unwrap(), true);
+    let before = own(&api);
+    tell(&api, &own_root(&api));
+    let (abrupt, _) = cacerts("");
+    api.put("secrets", SYSTEM, abrupt);
+    replica.until("a complaint", |now| now.problem.is_some()).await;
+    api.remove("secrets", SYSTEM, OWN);
+    api.until("the root is put back", |api| api.get("secrets", SYSTEM, OWN).is_some()).await;
+    assert_eq!(own(&api)["data"], before["data"]);
+    wish(&api, "prepare");
+    replica.until("a step", |now| now.rotation.stage() == Stage::Prepared && now.problem.is_some()).await;
+    replica.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_missed_a_step_follows_what_the_mesh_is_told() {
+    let api = Api::new();
+    let mut replica = Replica::start(open(&api).await.unwrap(), false);
+    tell(&api, &own_root(&api));
+    let (abrupt, roots) = cacerts("");
+    api.put("secrets", SYSTEM, abrupt);
+    replica.until("a complaint", |now| now.problem.is_some()).await;
+    tell(&api, &roots);
+    replica.until("the authority of the others", |now| now.bundle() == roots).await;
+    replica.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_with_an_authority_that_nobody_knows_is_refused() {
+    let api = Api::new();
+    let (first, roots) = cacerts("");
+    api.put("secrets", SYSTEM, first);
+    open(&api).await.unwrap();
+    tell(&api, &roots);
+    open(&api).await.unwrap();
+    let (stranger, _) = cacerts("");
+    api.put("secrets", SYSTEM, stranger);
+    let error = open(&api).await.unwrap_err().to_string();
+    assert!(error.contains("root-cert.pem") && error.contains(CA_DROP_ROOT), "{error}");
+    let (follower, both) = cacerts(&roots);
+    api.put("secrets", SYSTEM, follower);
+    assert_eq!(open(&api).await.unwrap().in_force().borrow().bundle(), both);
+}
+
+#[tokio::test(start_paused = true)]
 async fn watches_that_are_cut_lose_nothing() {
     let api = Api::new();
     let mut replica = Replica::start(open(&api).await.unwrap(), false);
-    let (secret, roots) = cacerts("");
+    let (secret, roots) = cacerts(&own_root(&api));
     api.cut();
     api.fail(Method::GET, "secrets", 500, 4);
     api.put("secrets", SYSTEM, secret);
@@ -293,7 +382,7 @@ async fn a_wish_waits_for_a_leader_and_survives_conflicts_and_failures() {
 async fn a_wish_beside_a_plugged_in_authority_is_refused() {
     let api = Api::new();
     let mut replica = Replica::start(open(&api).await.unwrap(), true);
-    let (secret, roots) = cacerts("");
+    let (secret, roots) = cacerts(&own_root(&api));
     api.put("secrets", SYSTEM, secret);
     replica.until("the plugged-in authority", |now| now.bundle() == roots).await;
     wish(&api, "prepare");

@@ -11,7 +11,7 @@ use crate::scene::{SYSTEM, Scene};
 
 /// Rights that a story without waypoints, rotations and mistakes in objects need not use, and what they are for. One that
 /// is not granted any more must go from here.
-const FOR_OTHER_DAYS: [(&str, &str); 26] = [
+const FOR_OTHER_DAYS: [(&str, &str); 27] = [
     ("ambit-controller patch services/status", "a service is bound to a waypoint"),
     (
         "ambit-controller patch serviceentries.networking.istio.io/status",
@@ -26,6 +26,7 @@ const FOR_OTHER_DAYS: [(&str, &str); 26] = [
     ("ambit-controller watch configmaps istio-ca-crl", "a plugged-in authority has revocation lists"),
     ("ambit-controller patch configmaps istio-ca-crl", "a plugged-in authority has revocation lists"),
     ("ambit-controller patch configmaps istio-ca-root-cert", "somebody changed one, or the root"),
+    ("ambit-controller get configmaps istio-ca-root-cert", "an authority is plugged in"),
     ("ambit-controller update secrets istio-ca-secret", "a root follows another"),
     ("ambit-controller patch secrets istio-ca-secret", "a certificate lives longer than any before"),
     ("ambit-controller get leases.coordination.k8s.io ambit-ca-root", "two replicas make a root at once"),

@@ -29,7 +29,8 @@ const GRACE: Duration = Duration::from_secs(20);
 /// The kinds in which something of ours could be left.
 const KINDS: &str = "daemonsets,deployments,services,serviceaccounts,configmaps,secrets,roles,rolebindings,\
     clusterroles,clusterrolebindings,poddisruptionbudgets,networkpolicies,leases,\
-    validatingwebhookconfigurations,customresourcedefinitions,priorityclasses,resourcequotas";
+    validatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings,\
+    customresourcedefinitions,priorityclasses,resourcequotas";
 
 /// A cluster with the programs and images of the mesh.
 pub(crate) struct Scene<'a> {

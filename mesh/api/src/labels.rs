@@ -132,6 +132,10 @@ pub const CA_RETIRE_FROM: &str = "ambit.io/ca-retire-from";
 /// Ours. Annotation beside [`CA_STAGE`], whole seconds: the longest life of a certificate that this root signed.
 pub const CA_LONGEST_LIFE: &str = "ambit.io/ca-longest-life";
 
+/// Ours. Annotation of Secret `cacerts`, written by the operator: fingerprints (SHA-256, hexadecimal, with commas between) of
+/// roots that the mesh need not know any longer, although certificates in use lead to them.
+pub const CA_DROP_ROOT: &str = "ambit.io/ca-drop-root";
+
 /// Label of objects: who manages them.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY`] for what we make.

@@ -2,8 +2,9 @@
 //!
 //! [`ControlPlane`] hands out channels; a channel connects when it is first used and again when it
 //! was lost. TLS proves the server only, by name; the client proves itself with a token
-//! (protocols 1.1). [`ServerTls`] and [`incoming`] are the other end.
+//! (protocols 1.1). [`Entrance`], [`ServerTls`] and [`incoming`] are the other end.
 
+mod entrance;
 mod server;
 mod stream;
 
@@ -35,7 +36,8 @@ use tracing::{info, warn};
 
 use self::stream::keep_alive;
 pub use self::{
-    server::{ServerTls, ServerTlsError, incoming},
+    entrance::{Entrance, Place, TurnedAway},
+    server::{HANDSHAKES, ServerTls, ServerTlsError, incoming},
     stream::{ClientAddress, ControlStream},
 };
 use crate::tls::{

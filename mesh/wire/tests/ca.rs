@@ -13,7 +13,10 @@ use ambit_wire::{
         request::Request,
         store::{CertError, Certificates, FetchError, Naming, SystemClock},
     },
-    channel::{ChannelError, ChannelSettings, ControlPlane, RootSource, ServerTls, TokenSource, incoming},
+    channel::{
+        ChannelError, ChannelSettings, ControlPlane, Entrance, HANDSHAKES, RootSource, ServerTls,
+        TokenSource, incoming,
+    },
 };
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tonic::{Status, transport::Server};
@@ -229,7 +232,7 @@ async fn a_servers_certificate_can_be_replaced_while_it_serves() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("https://localhost:{}", listener.local_addr().unwrap().port());
     let mut task = JoinSet::new();
-    let connections = incoming(listener, Some(Arc::clone(&tls)));
+    let connections = incoming(Entrance::new(listener, HANDSHAKES), Some(Arc::clone(&tls)));
     task.spawn(
         Server::builder().add_routes(tonic::service::Routes::default()).serve_with_incoming(connections),
     );
@@ -255,7 +258,7 @@ async fn plain_text_is_spoken_where_the_address_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let mut task = JoinSet::new();
-    let connections = incoming(listener, None);
+    let connections = incoming(Entrance::new(listener, HANDSHAKES), None);
     task.spawn(
         Server::builder().add_routes(tonic::service::Routes::default()).serve_with_incoming(connections),
     );
@@ -270,7 +273,7 @@ async fn serve_as(ca: &TestCa, names: &[&str]) -> (JoinSet<Result<(), tonic::tra
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut task = JoinSet::new();
-    let connections = incoming(listener, Some(tls));
+    let connections = incoming(Entrance::new(listener, HANDSHAKES), Some(tls));
     task.spawn(
         Server::builder().add_routes(tonic::service::Routes::default()).serve_with_incoming(connections),
     );

@@ -65,13 +65,14 @@ const OURS: [(&str, &str); 8] = [
 ];
 
 /// Lists of the whole cluster.
-const EVERYWHERE: [(&str, &str); 12] = [
+const EVERYWHERE: [(&str, &str); 13] = [
     ("namespaces", "/api/v1/namespaces"),
     ("nodes", "/api/v1/nodes"),
     (
         "validatingwebhookconfigurations",
         "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
     ),
+    ("validatingadmissionpolicies", "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"),
     ("networkpolicies-everywhere", "/apis/networking.k8s.io/v1/networkpolicies"),
     ("authorizationpolicies", "/apis/security.istio.io/v1/authorizationpolicies"),
     ("peerauthentications", "/apis/security.istio.io/v1/peerauthentications"),

@@ -124,12 +124,14 @@ impl Permission {
 
 /// Everything that installing creates; server-side apply patches it.
 pub(super) fn needed() -> Vec<Permission> {
-    let resources: [(&str, &str, bool); 16] = [
+    let resources: [(&str, &str, bool); 18] = [
         ("", "namespaces", false),
         ("apiextensions.k8s.io", "customresourcedefinitions", false),
         ("rbac.authorization.k8s.io", "clusterroles", false),
         ("rbac.authorization.k8s.io", "clusterrolebindings", false),
         ("admissionregistration.k8s.io", "validatingwebhookconfigurations", false),
+        ("admissionregistration.k8s.io", "validatingadmissionpolicies", false),
+        ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", false),
         ("", "serviceaccounts", true),
         ("", "configmaps", true),
         ("", "services", true),

@@ -10,10 +10,13 @@ use serde_json::Value;
 
 /// Kinds in the order in which they are installed; they are removed in the reverse. What is not listed comes before what
 /// runs.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 18] = [
     "Namespace",
     "CustomResourceDefinition",
     "ResourceQuota",
+    // What an account may not, before it may anything.
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
     "ServiceAccount",
     "ClusterRole",
     "ClusterRoleBinding",
@@ -30,7 +33,7 @@ const ORDER: [&str; 16] = [
     "ValidatingWebhookConfiguration",
 ];
 /// The place of kinds that are not listed: before `Deployment`.
-const BEFORE_WORKLOADS: usize = 11;
+const BEFORE_WORKLOADS: usize = 13;
 
 /// What tells objects from each other.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -135,6 +138,7 @@ mod tests {
             ("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions"),
             ("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
             ("v1", "ResourceQuota", "resourcequotas"),
+            ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies"),
             ("gateway.networking.k8s.io/v1", "GatewayClass", "gatewayclasses"),
         ] {
             let resource = Key::new(api_version, kind, None, "x").resource();

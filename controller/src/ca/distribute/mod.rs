@@ -43,6 +43,9 @@ const AT_ONCE: usize = 8;
 /// A write that hangs must not hold up others.
 const WRITE_LIMIT: Duration = Duration::from_secs(15);
 
+/// What every namespace is told, and under which key.
+pub(super) const ROOTS: (&str, &str) = ("istio-ca-root-cert", "root-cert.pem");
+
 /// What happened so far.
 #[derive(Debug, Default)]
 pub struct Counts {
@@ -74,11 +77,9 @@ impl Article {
     /// What is to be told of it now. `None`: nothing; what was told stays.
     fn wanted(self, in_force: &InForce) -> Option<Wanted> {
         match self {
-            Self::Roots => Some(Wanted {
-                config_map: "istio-ca-root-cert",
-                key: "root-cert.pem",
-                text: in_force.bundle().to_owned(),
-            }),
+            Self::Roots => {
+                Some(Wanted { config_map: ROOTS.0, key: ROOTS.1, text: in_force.bundle().to_owned() })
+            }
             Self::Lists => in_force.lists.clone().map(|text| Wanted {
                 config_map: "istio-ca-crl",
                 key: "ca-crl.pem",

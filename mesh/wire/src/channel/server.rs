@@ -10,11 +10,14 @@ use rustls::{
     server::NoServerSessionStorage,
     sign::{CertifiedKey, SingleCertAndKey},
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-use super::stream::{ControlStream, keep_alive};
+use super::{
+    entrance::Entrance,
+    stream::{ControlStream, keep_alive},
+};
 use crate::{
     cert::authority::ServerCredentials,
     tls::{ALPN, Profile},
@@ -65,25 +68,25 @@ pub enum ServerTlsError {
     Tls(#[from] rustls::Error),
 }
 
-/// How many handshakes may be under way on one listener. More callers wait in the accept queue.
-const HANDSHAKES: usize = 256;
+/// How many handshakes should be under way on one listener. More callers wait in the accept queue.
+pub const HANDSHAKES: usize = 256;
 
 /// How long a client of the control plane may take for its handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// What `listener` accepts, ready for `tonic::transport::Server::serve_with_incoming`. Handshakes
+/// What comes in at `entrance`, ready for `tonic::transport::Server::serve_with_incoming`. Handshakes
 /// run beside each other; one that fails or dawdles is dropped and never ends the stream. Without
 /// `tls`: plain text, for tests.
 pub fn incoming(
-    listener: TcpListener,
+    entrance: Entrance,
     tls: Option<Arc<ServerTls>>,
 ) -> impl Stream<Item = io::Result<ControlStream>> + Send {
     /// Out of descriptors, most likely: give others time to return theirs.
     const PAUSE: Duration = Duration::from_millis(100);
-    let accepted = futures_util::stream::unfold(listener, |listener| async {
+    let accepted = futures_util::stream::unfold(entrance, |entrance| async {
         loop {
-            match listener.accept().await {
-                Ok((tcp, client)) => return Some(((tcp, client), listener)),
+            match entrance.accept().await {
+                Ok(accepted) => return Some((accepted, entrance)),
                 Err(error) => {
                     warn!(%error, "Connection not accepted");
                     tokio::time::sleep(PAUSE).await;
@@ -92,9 +95,10 @@ pub fn incoming(
         }
     });
     accepted
-        .map(move |(tcp, client)| {
+        .map(move |(tcp, client, place)| {
             let tls = tls.clone();
             async move {
+                let _until_its_handshake_is_over = place;
                 match tokio::time::timeout(HANDSHAKE_LIMIT, serve_tls(tls, tcp)).await {
                     Ok(Ok(stream)) => Some(Ok(stream)),
                     Ok(Err(error)) => {
