@@ -59,9 +59,9 @@ enum Part {
         /// Whom, `http://HOST:PORT/probe`.
         #[arg(long)]
         url: Uri,
-        /// How often at most.
-        #[arg(long, default_value_t = 10)]
-        attempts: u32,
+        /// After how many seconds it does not try again.
+        #[arg(long)]
+        seconds: u32,
     },
 }
 
@@ -96,8 +96,8 @@ pub enum Report {
 pub async fn run(line: Line) -> anyhow::Result<bool> {
     match line.part {
         Part::Serve { port } => serve(port).await.map(|()| true),
-        Part::Call { url, attempts } => {
-            let report = call(&url, attempts).await?;
+        Part::Call { url, seconds } => {
+            let report = call(&url, Duration::from_secs(seconds.into())).await?;
             say(&serde_json::to_string(&report)?)?;
             Ok(matches!(report, Report::Answered { .. }))
         }
@@ -119,19 +119,19 @@ async fn serve(port: u16) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn call(url: &Uri, attempts: u32) -> anyhow::Result<Report> {
+async fn call(url: &Uri, patience: Duration) -> anyhow::Result<Report> {
     let authority = url.authority().context("--url: write http://HOST:PORT/probe")?;
     // An IPv6 address keeps its brackets in a URL.
     let host = authority.host().trim_matches(['[', ']']);
     let port = authority.port_u16().unwrap_or(80);
-    for _ in 1..attempts {
+    let begun = Instant::now();
+    loop {
         let report = attempt(host, port, url).await;
-        if matches!(report, Report::Answered { .. }) {
+        if matches!(report, Report::Answered { .. }) || begun.elapsed() >= patience {
             return Ok(report);
         }
         sleep(PAUSE).await;
     }
-    Ok(attempt(host, port, url).await)
 }
 
 async fn attempt(host: &str, port: u16, url: &Uri) -> Report {

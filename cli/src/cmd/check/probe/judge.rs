@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
-use super::objects::{Part, Place, Places};
+use super::objects::{Part, Places};
 use crate::cmd::check::verdict::{Check, Permission, Verdict};
 use crate::cmd::install::rollout::trouble;
 use crate::output::few;
@@ -121,29 +121,42 @@ fn tunnel_says(said: Option<&String>) -> String {
 
 impl Fault {
     fn remedy(&self) -> String {
-        let logs = |pods: &str, node: &String| {
-            format!("kubectl -n istio-system logs -l {pods}, of the pod on {node}")
+        let log = |whose: &str, labels: &str, node: &str| {
+            format!(
+                "look into the log of {whose}: kubectl -n istio-system get pods -l {labels} \
+                --field-selector spec.nodeName={node}"
+            )
         };
+        let agent = |node: &str| log("its agent", "k8s-app=ambit-cni-node", node);
+        let tunnel = |node: &str| log("its tunnel", "app=ztunnel", node);
         match self {
             Self::Unscheduled { node, .. } => format!("make room for pods: kubectl describe node {node}"),
             Self::NotStarted { node, .. } => {
-                format!("the node must be able to pull the controller's image, and its agent must answer: {}", logs("k8s-app=ambit-cni-node", node))
+                let agent = agent(node);
+                format!(
+                    "the node must be able to pull the controller's image, and its agent must answer: {agent}"
+                )
             }
-            Self::Ended { .. } => "use an ambit of the mesh's version: an older controller knows no probe".to_owned(),
-            Self::NotCaptured { node, .. } => logs("k8s-app=ambit-cni-node", node),
+            Self::Ended { .. } => {
+                "use an ambit of the mesh's version: an older controller's program knows no probe".to_owned()
+            }
+            Self::NotCaptured { node, .. } => agent(node),
             Self::NotReady { .. } => {
-                "kubelet's probes do not come through: see `Probes` in docs/operations.md, and cni.probeAddress".to_owned()
+                "kubelet's probes do not come through: `Probes` in docs/operations.md says how they go"
+                    .to_owned()
             }
-            Self::Silent { .. } => "try again; may you get pods/log?".to_owned(),
+            Self::Silent { .. } => "try again; does kubelet give out logs?".to_owned(),
             Self::Unresolved { node, .. } => {
-                format!("kubectl -n kube-system get pods -l k8s-app=kube-dns; {}", logs("app=ztunnel", node))
+                format!("kubectl -n kube-system get pods -l k8s-app=kube-dns; {}", tunnel(node))
             }
-            Self::Unanswered { from, to, .. } if from == to => logs("app=ztunnel", from),
-            Self::Unanswered { from, to, .. } => {
-                format!("let TCP 15008 through between pods of {from} and {to}, in firewalls and NetworkPolicies; {}", logs("app=ztunnel", to))
-            }
+            Self::Unanswered { from, to, .. } if from == to => tunnel(to),
+            Self::Unanswered { from, to, .. } => format!(
+                "let TCP 15008 through between pods of {from} and {to}, in firewalls and NetworkPolicies; {}",
+                tunnel(to)
+            ),
             Self::Unseen { .. } => {
-                "plain text gets to pods that refuse it: who else redirects traffic on these nodes?".to_owned()
+                "plain text gets to pods that refuse it: who else redirects traffic on these nodes?"
+                    .to_owned()
             }
         }
     }
@@ -191,61 +204,65 @@ pub(super) fn judge(seen: &Seen) -> Check {
 
 fn settled(seen: &Seen) -> Result<Check, Fault> {
     let (from, to) = (seen.places.client.node.clone(), seen.places.server.node.clone());
-    started(Part::Server, &seen.server, &seen.places.server)?;
+    started(Part::Server, &seen.server, &to)?;
     captured(Part::Server, &seen.server, &to)?;
     let Some((client, call)) = &seen.client else {
         return Err(Fault::NotReady { node: to, why: seen.server.why() });
     };
-    match call {
+    let fault = match call {
         Call::Answered { first, round_trip, client } => {
-            let way = if from == to {
-                format!("within {to}, as there is no other node to probe,")
-            } else {
-                format!("from {from} to {to}")
-            };
             let took = format!("{} a round trip, {} for the first", millis(*round_trip), millis(*first));
-            match client {
-                Ok(Some(principal)) => {
-                    Ok(Check::pass(NAME, format!("{way} by mutual TLS as {principal}: {took}")))
-                }
-                Ok(None) => Err(Fault::Unseen { to }),
-                Err(why) => Ok(Check::warning(
-                    NAME,
-                    format!(
-                        "{way} where plain text is refused: {took}; but the tunnel of {to} cannot be asked for the client: {why}"
-                    ),
-                    "may you create pods/portforward in the system namespace?",
-                )),
-            }
+            return answered(&from, &to, &took, client);
         }
-        // The rest may be for want of the first steps.
-        Call::Silent | Call::Unresolved { .. } | Call::Unanswered { .. } => {
-            started(Part::Client, client, &seen.places.client)?;
-            captured(Part::Client, client, &from)?;
-            Err(match call {
-                Call::Unresolved { why } => Fault::Unresolved { node: from, why: why.clone() },
-                Call::Unanswered { why, tunnel } => {
-                    Fault::Unanswered { from, to, why: why.clone(), tunnel: tunnel.clone() }
-                }
-                Call::Silent | Call::Answered { .. } => Fault::Silent { node: from },
-            })
+        Call::Silent => Fault::Silent { node: from.clone() },
+        Call::Unresolved { why } => Fault::Unresolved { node: from.clone(), why: why.clone() },
+        Call::Unanswered { why, tunnel } => {
+            Fault::Unanswered { from: from.clone(), to, why: why.clone(), tunnel: tunnel.clone() }
+        }
+    };
+    // It may be for want of the first steps.
+    started(Part::Client, client, &from)?;
+    captured(Part::Client, client, &from)?;
+    Err(fault)
+}
+
+fn answered(
+    from: &str,
+    to: &str,
+    took: &str,
+    client: &Result<Option<String>, String>,
+) -> Result<Check, Fault> {
+    let way = if from == to {
+        format!("within {to}, where there is no second node to probe,")
+    } else {
+        format!("from {from} to {to}")
+    };
+    match client {
+        Ok(Some(principal)) => Ok(Check::pass(NAME, format!("{way} by mutual TLS as {principal}: {took}"))),
+        Ok(None) => Err(Fault::Unseen { to: to.to_owned() }),
+        Err(why) => {
+            let reason = format!(
+                "{way} although plain text is refused: {took}; \
+                but the tunnel of {to} cannot be asked whom it saw: {why}"
+            );
+            Ok(Check::warning(NAME, reason, "may you create pods/portforward in the system namespace?"))
         }
     }
 }
 
-fn started(part: Part, sight: &Sight, place: &Place) -> Result<(), Fault> {
-    let (part, node) = (part.name(), place.node.clone());
+fn started(part: Part, sight: &Sight, node: &str) -> Result<(), Fault> {
+    let (name, node) = (part.name(), node.to_owned());
     let is_scheduled = sight.pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
     if !is_scheduled {
-        return Err(Fault::Unscheduled { part, node, why: sight.why() });
+        return Err(Fault::Unscheduled { part: name, node, why: sight.why() });
     }
     if !sight.has_started() {
-        return Err(Fault::NotStarted { part, node, why: sight.why() });
+        return Err(Fault::NotStarted { part: name, node, why: sight.why() });
     }
-    // The client ends with 1 when it has something to report.
-    match sight.exit_code().filter(|code| !matches!(code, 0 | 1)) {
-        Some(code) => Err(Fault::Ended { part, node, code }),
-        None => Ok(()),
+    match (part, sight.exit_code()) {
+        // With 1 it ends when it was not answered, which is told elsewhere.
+        (_, None) | (Part::Client, Some(0 | 1)) => Ok(()),
+        (_, Some(code)) => Err(Fault::Ended { part: name, node, code }),
     }
 }
 
@@ -428,6 +445,13 @@ mod tests {
         }
         let over = json!({ "metadata": {}, "status": { "phase": "Failed" } });
         assert!(sight(&[over]).is_over() && !serving().is_over());
+    }
+
+    #[test]
+    fn a_right_that_is_missing_is_named() {
+        let missing = Permission { verb: "get", group: "", resource: "pods/log", namespaced: false };
+        let check = forbidden(&[missing]);
+        assert_eq!((check.verdict, check.reason.as_str()), (Verdict::Failure, "you may not get pods/log"));
     }
 
     #[test]

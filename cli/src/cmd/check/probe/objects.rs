@@ -13,8 +13,8 @@ use crate::cmd::check::verdict::name;
 const OURS: [(&str, &str); 2] =
     [("app.kubernetes.io/managed-by", "ambit"), ("app.kubernetes.io/component", "probe")];
 const PORT: u16 = 8080;
-/// A second apart, with what each may take: what does not work by then will not.
-const ATTEMPTS: u32 = 5;
+/// How long the client tries, in seconds: what has just been made is known everywhere long before.
+const PATIENCE: u32 = 30;
 /// Longer than a probe takes, in seconds. Pods that nobody takes away end by themselves.
 const LIFE: u32 = 600;
 
@@ -169,7 +169,7 @@ pub(super) fn pod(part: Part, namespace: &str, place: &Place, program: &Program)
         }),
         Part::Client => {
             let url = format!("http://{}.{namespace}.svc{PAGE}", Part::Server.name());
-            json!({ "args": [WORD, "call", format!("--url={url}"), format!("--attempts={ATTEMPTS}")] })
+            json!({ "args": [WORD, "call", format!("--url={url}"), format!("--seconds={PATIENCE}")] })
         }
     };
     if let (Value::Object(container), Value::Object(more)) = (&mut container, more) {
