@@ -163,7 +163,7 @@ impl Fault {
 }
 
 /// Nobody has asked for it.
-pub(super) fn unasked() -> Check {
+pub(crate) fn unasked() -> Check {
     let reason = "it makes a namespace with two pods and takes it away again, so it has to be asked for";
     Check { remedy: "ambit check --probe".to_owned(), ..Check::skipped(NAME, reason) }
 }

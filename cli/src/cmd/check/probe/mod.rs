@@ -17,6 +17,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 
+pub(crate) use self::judge::unasked;
 use self::judge::{Call, Seen, Sight};
 use self::objects::{Part, Places, Program};
 use super::gather::Asker;
@@ -37,8 +38,6 @@ const STALE: time::Duration = time::Duration::minutes(15);
 /// The log of a client is a line; of a tunnel, what it said last is enough.
 const LINES: i64 = 2000;
 const LOG_BYTES: i64 = 1 << 20;
-
-pub(super) use self::judge::unasked;
 
 /// Makes a probe, and says how it went.
 pub(super) async fn check(asker: &Asker) -> Check {
@@ -202,7 +201,7 @@ impl Probe<'_> {
     async fn call(&self, client: &Sight) -> Call {
         // What has not started has said nothing.
         let said = self.pods().logs(Part::Client.name(), &last_lines()).await.unwrap_or_default();
-        let report = said.lines().find_map(|line| serde_json::from_str(line).ok());
+        let report: Option<Report> = said.lines().find_map(|line| serde_json::from_str(line).ok());
         match report {
             None => Call::Silent,
             Some(Report::Unresolved { why }) => Call::Unresolved { why },

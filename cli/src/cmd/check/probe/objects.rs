@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_pods_run_what_the_controller_runs() {
-        let deployment = |pod: Value| {
+        let deployment = |pod: Value| -> Deployment {
             let template = json!({ "spec": pod });
             serde_json::from_value(
                 json!({ "metadata": {}, "spec": { "selector": {}, "template": template } }),
