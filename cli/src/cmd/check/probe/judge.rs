@@ -132,10 +132,7 @@ impl Fault {
         match self {
             Self::Unscheduled { node, .. } => format!("make room for pods: kubectl describe node {node}"),
             Self::NotStarted { node, .. } => {
-                let agent = agent(node);
-                format!(
-                    "the node must be able to pull the controller's image, and its agent must answer: {agent}"
-                )
+                format!("see that the node can pull the controller's image; if it can, {}", agent(node))
             }
             Self::Ended { .. } => {
                 "use an ambit of the mesh's version: an older controller's program knows no probe".to_owned()
