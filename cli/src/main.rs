@@ -6,6 +6,7 @@ mod cmd;
 mod connect;
 mod objects;
 mod output;
+mod stop;
 
 use std::process::ExitCode;
 

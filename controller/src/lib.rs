@@ -13,6 +13,7 @@
 //! | tell users | [`status`] | conditions on their objects; by the one that leads ([`leader`]) |
 //!
 //! What cannot be understood or enforced is kept out before all that, by a webhook with the same parsers ([`admit`]).
+//! What is no part of a controller, and only lives in its program, is [`probe`].
 //!
 //! The argument for correctness is one property test: for any sequence of events, the incremental result equals
 //! the translation from scratch of the final cluster.
@@ -29,6 +30,7 @@ pub mod impact;
 pub mod leader;
 pub mod metrics;
 pub mod nodes;
+pub mod probe;
 pub mod publish;
 pub mod reviewer;
 pub mod source;

@@ -1,8 +1,12 @@
-//! Reads the configuration, starts logging, runs the controller.
+//! Reads the configuration, starts logging, runs the controller; or what `ambit check --probe` asks for.
 
 use std::{process::ExitCode, time::Duration};
 
-use ambit_controller::{app, config::Config};
+use ambit_controller::{
+    app,
+    config::Config,
+    probe::{self, Line},
+};
 use ambit_runtime::{rlimit, telemetry};
 use clap::Parser as _;
 
@@ -10,14 +14,24 @@ use clap::Parser as _;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let config = Config::parse();
-    match start(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error);
-            ExitCode::FAILURE
-        }
-    }
+    // Not a command beside others: of the controller's settings, none is needed for it, and some are for the other.
+    let mut words = std::env::args_os().skip(1).peekable();
+    let done = match words.peek() {
+        Some(word) if word == probe::WORD => probed(Line::parse_from(words)),
+        Some(_) | None => start(Config::parse()).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        complain(&error);
+        ExitCode::FAILURE
+    })
+}
+
+fn probed(line: Line) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let is_well = runtime.block_on(probe::run(line))?;
+    // A name that is still looked up is not waited for.
+    runtime.shutdown_background();
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn start(config: Config) -> anyhow::Result<()> {

@@ -95,6 +95,7 @@ fn what_an_operator_does_with_a_cluster() -> anyhow::Result<()> {
     scene.report()?;
     let after = scene.run_ambit(&["check", "-o", "json"])?;
     ensure!(after.status.code() == Some(3), "without a mesh, checks have to fail: {}", after.stdout);
+    scene.no_probe()?;
     Ok(())
 }
 
@@ -126,6 +127,21 @@ impl Scene {
             .map(|check| check["name"].clone())
             .collect();
         ensure!(failed == ["node-systems"], "{checks:#}");
+        Ok(())
+    }
+
+    /// A probe has to be asked for, and needs nodes.
+    fn no_probe(&self) -> anyhow::Result<()> {
+        for (args, word) in [
+            (&["check", "-o", "json"][..], "asked for"),
+            (&["check", "--probe", "-o", "json"], "no node is ready"),
+        ] {
+            let said: Value = serde_json::from_str(&self.run_ambit(args)?.stdout)?;
+            let checks = said["checks"].as_array().context("a list of checks")?;
+            let probe = checks.iter().find(|check| check["name"] == "probe").context("no probe")?;
+            let reason = probe["reason"].as_str().unwrap_or_default();
+            ensure!(probe["verdict"] == "skipped" && reason.contains(word), "{args:?}: {probe:#}");
+        }
         Ok(())
     }
 

@@ -9,5 +9,6 @@
 
 mod authority;
 mod configuration;
+mod probe;
 mod process;
 mod setup;

@@ -7,6 +7,8 @@ use ambit_e2e::kubernetes::{Cluster, story};
 use ambit_e2e::telling::{Evidence, Telling};
 use ambit_e2e::wait::Stop;
 use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::rights;
 use crate::scene::{self, Load, SYSTEM, Scene, client_is};
@@ -20,7 +22,7 @@ const JOINED: Duration = Duration::from_secs(10);
 
 type Tell = fn(&Scene<'_>, &mut Evidence<'_>) -> anyhow::Result<()>;
 
-const STEPS: [(&str, Tell); 16] = [
+const STEPS: [(&str, Tell); 17] = [
     ("One command installs the mesh", install),
     ("A label takes running pods in, and none is restarted", join),
     ("Traffic between them is mutual TLS", mutual_tls),
@@ -33,6 +35,7 @@ const STEPS: [(&str, Tell); 16] = [
     ("The API server is down for two minutes: nobody notices", api_server),
     ("A second revision of the controller takes over, and gives back", revisions),
     ("The command says that all is well", checks),
+    ("It sends a call from node to node, and leaves nothing behind", probe),
     ("Without the label, pods leave and go on", leave),
     ("No account has a right that it has no use for", rights),
     ("Uninstalling leaves nothing", uninstall),
@@ -257,6 +260,29 @@ fn checks(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
     scene.ambit(&["status"])?;
     let version = scene.ambit(&["version"])?;
     ensure!(version.contains("ztunnel"), "the tunnels' version is not told: {version}");
+    Ok(())
+}
+
+fn probe(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    let said: Value = serde_json::from_str(&scene.ambit(&["check", "--probe", "-o", "json"])?)?;
+    let checks = said["checks"].as_array().context("no list of checks")?;
+    let probe = checks.iter().find(|check| check["name"] == "probe").context("no probe")?;
+    let reason = probe["reason"].as_str().unwrap_or_default();
+    let is_between = reason.contains("n1") && reason.contains("n2") && reason.contains("/sa/client");
+    ensure!(probe["verdict"] == "pass" && is_between, "{probe:#}");
+    seen.saw(reason);
+    ensure!(scene.probes()?.is_empty(), "the probe left {:?}", scene.probes()?);
+
+    // Interrupted in the midst of it, it tidies up all the same.
+    let interrupted = scene.begin(&["check", "--probe"])?;
+    let namespace = scene.until(SYSTEM, SOON, "a second probe", || Ok(scene.probes()?.pop()))?;
+    let pod = ["pod/server"];
+    scene.until(&namespace, SOON, "its server", || scene.kubectl().get(&namespace, &pod))?;
+    interrupted.signal(Signal::SIGINT);
+    let ended = interrupted.wait(ROLLED)?;
+    let said = interrupted.said();
+    ensure!(ended.code() == Some(3) && said.contains("interrupted"), "it ended with {ended}: {said}");
+    ensure!(scene.probes()?.is_empty(), "the interrupted probe left {:?}: {said}", scene.probes()?);
     Ok(())
 }
 

@@ -103,9 +103,28 @@ impl<'a> Scene<'a> {
         Ok(output.stdout)
     }
 
+    /// Starts the command, and does not wait for it.
+    pub(crate) fn begin(&self, args: &[&str]) -> anyhow::Result<Process> {
+        let log = self.cluster.home().logs().join(format!("ambit-{}.log", std::process::id()));
+        // Of an earlier command of this process.
+        let _ = std::fs::remove_file(&log);
+        Ok(Process::start(None, &self.command(args), &log)?)
+    }
+
     fn run(&self, args: &[&str]) -> anyhow::Result<process::Output> {
+        Ok(process::run(None, &self.command(args), COMMAND)?)
+    }
+
+    fn command(&self, args: &[&str]) -> Program {
         let program = Program::new(self.binaries.join("ambit")).args(args);
-        Ok(process::run(None, &program.env("KUBECONFIG", self.cluster.kubeconfig()), COMMAND)?)
+        program.env("KUBECONFIG", self.cluster.kubeconfig())
+    }
+
+    /// The namespaces of probes.
+    pub(crate) fn probes(&self) -> anyhow::Result<Vec<String>> {
+        let get = ["get", "namespaces", "-l", "app.kubernetes.io/component=probe", "-o", "name"];
+        let names = self.kubectl().ok(&get)?;
+        Ok(names.lines().map(|name| name.trim_start_matches("namespace/").to_owned()).collect())
     }
 
     /// Helm, if it is built.

@@ -110,12 +110,12 @@ impl Asker {
         Ok(checks)
     }
 
-    async fn list<T: DeserializeOwned>(&self, path: &str, query: &str) -> anyhow::Result<Vec<T>> {
+    pub(super) async fn list<T: DeserializeOwned>(&self, path: &str, query: &str) -> anyhow::Result<Vec<T>> {
         Ok(objects::list(&self.client, path, query).await?.unwrap_or_default())
     }
 
     /// The list of a kind in the system namespace.
-    fn within(&self, group_version: &str, plural: &str) -> String {
+    pub(super) fn within(&self, group_version: &str, plural: &str) -> String {
         format!("/apis/{group_version}/namespaces/{}/{plural}", self.system)
     }
 
@@ -130,12 +130,27 @@ impl Asker {
         verdict::permissions(&asked)
     }
 
+    /// What of these is not allowed.
+    pub(super) async fn missing(&self, needed: &[Permission]) -> anyhow::Result<Vec<Permission>> {
+        let mut missing = Vec::new();
+        for permission in needed {
+            let allowed = self.allowed(*permission).await.map_err(anyhow::Error::msg);
+            if !allowed.context("cannot ask what you may do")? {
+                missing.push(*permission);
+            }
+        }
+        Ok(missing)
+    }
+
     async fn allowed(&self, permission: Permission) -> Result<bool, String> {
         let Permission { verb, group, resource, namespaced } = permission;
         let namespace = namespaced.then_some(&self.system);
+        let (resource, part) = resource.split_once('/').unwrap_or((resource, ""));
         let review = json!({
             "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "metadata": {},
-            "spec": { "resourceAttributes": { "verb": verb, "group": group, "resource": resource, "namespace": namespace } },
+            "spec": { "resourceAttributes": {
+                "verb": verb, "group": group, "resource": resource, "subresource": part, "namespace": namespace,
+            } },
         });
         let review: SelfSubjectAccessReview =
             serde_json::from_value(review).map_err(|error| error.to_string())?;

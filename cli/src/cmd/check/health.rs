@@ -125,7 +125,7 @@ pub(super) fn everywhere(
 }
 
 /// Linux, and pods may be scheduled there.
-fn is_usable(node: &Node) -> bool {
+pub(super) fn is_usable(node: &Node) -> bool {
     let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
     let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
     !cordoned && info.is_none_or(|info| info.operating_system == "linux")

@@ -2,6 +2,7 @@
 
 mod gather;
 mod health;
+mod probe;
 mod verdict;
 
 use std::process::ExitCode;
@@ -24,7 +25,11 @@ const ABOUT: &str = "Verdicts:
   skipped  it does not apply, or could not be looked at
   warning  it works, and should not stay so
   failure  it does not work, or soon will not
-The exit status is 3 if any check fails.";
+The exit status is 3 if any check fails.
+
+With --probe, a namespace ambit-probe-… is made, with a server and a client on two nodes that run the controller's
+image, and taken away again, also when the probe fails or is interrupted. It takes some seconds, and minutes if images
+have to be pulled or something is wrong.";
 
 /// What is checked.
 #[derive(Debug, clap::Args)]
@@ -33,6 +38,10 @@ pub(crate) struct Args {
     /// Whether the mesh can be installed: what it needs, not how it is.
     #[arg(long)]
     pre: bool,
+    /// Also whether a pod on one node reaches a pod on another through the mesh. Makes objects for that, and takes them
+    /// away again.
+    #[arg(long, conflicts_with = "pre")]
+    probe: bool,
     /// How to print.
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
@@ -47,7 +56,13 @@ pub(crate) async fn run(args: &Args, out: &mut Out) -> anyhow::Result<ExitCode> 
     let client = args.cluster.client().await?;
     let asker =
         Asker { client, system: args.system.system_namespace.clone(), now: OffsetDateTime::now_utc() };
-    let checks = if args.pre { asker.before().await? } else { asker.after().await? };
+    let checks = if args.pre {
+        asker.before().await?
+    } else {
+        let mut checks = asker.after().await?;
+        checks.push(if args.probe { probe::check(&asker).await } else { probe::unasked() });
+        checks
+    };
     let worst = worst(&checks);
     match args.output {
         Format::Table => print(&checks, out)?,

@@ -105,18 +105,19 @@ pub(super) fn api_version(major: &str, minor: &str) -> Check {
     }
 }
 
-/// One thing that installing does.
+/// One thing that installing, or a probe, does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Permission {
     pub(super) verb: &'static str,
     pub(super) group: &'static str,
+    /// `pods`, or a part of each, `pods/log`.
     pub(super) resource: &'static str,
     /// Whether it is asked for in the system namespace.
     pub(super) namespaced: bool,
 }
 
 impl Permission {
-    fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         let group = if self.group.is_empty() { String::new() } else { format!(".{}", self.group) };
         format!("{} {}{group}", self.verb, self.resource)
     }

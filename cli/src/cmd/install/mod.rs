@@ -8,7 +8,7 @@ mod object;
 mod prepare;
 mod remove;
 mod render;
-mod rollout;
+pub(crate) mod rollout;
 mod schema;
 mod values;
 

@@ -168,7 +168,7 @@ async fn troubles(client: &Client, key: &Key) -> String {
 }
 
 /// Why a pod is not ready.
-fn trouble(pod: &Pod) -> Option<String> {
+pub(crate) fn trouble(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     let containers = status.container_statuses.iter().flatten();
     let waiting = containers.clone().find_map(|container| {

@@ -15,13 +15,13 @@ use ambit_lab::{Lab, Program, Topology, process};
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 use time::OffsetDateTime;
-use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::documents;
 use super::progress::Event;
 use super::state::{Component, Hold, Kind, Node, Place, Pod, State};
 use crate::output::rfc3339;
+use crate::stop::Stop;
 
 /// How often the processes are looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -123,29 +123,6 @@ async fn bring_up(
                 Err(_) if given_up.load(Ordering::Relaxed) => Ok(None),
                 Err(error) => Err(error.into()),
             },
-        }
-    }
-}
-
-/// The signals that end it.
-struct Stop {
-    signals: [Signals; 3],
-}
-
-impl Stop {
-    fn listen() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
-        let [terminate, interrupt, hangup] = kinds.map(listen);
-        Ok(Self { signals: [terminate?, interrupt?, hangup?] })
-    }
-
-    async fn requested(&mut self) {
-        let [terminate, interrupt, hangup] = &mut self.signals;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
         }
     }
 }
