@@ -40,7 +40,7 @@ pub(super) enum Call {
     Silent,
     /// The server's name has no address.
     Unresolved { why: String },
-    /// There was no answer; and what the tunnel of the client's node says of that.
+    /// There was no answer; and which tunnel says what of that, `n1 says: …`.
     Unanswered { why: String, tunnel: Option<String> },
     /// There was one; and whom the tunnel of the server's node took for the client, or why it does not say.
     Answered { first: Duration, round_trip: Duration, client: Result<Option<String>, String> },
@@ -116,7 +116,7 @@ enum Fault {
 }
 
 fn tunnel_says(said: Option<&String>) -> String {
-    said.map(|said| format!("; the tunnel of its node says: {said}")).unwrap_or_default()
+    said.map(|said| format!("; the tunnel of {said}")).unwrap_or_default()
 }
 
 impl Fault {
@@ -148,7 +148,8 @@ impl Fault {
             }
             Self::Unanswered { from, to, .. } if from == to => tunnel(to),
             Self::Unanswered { from, to, .. } => format!(
-                "let TCP 15008 through between pods of {from} and {to}, in firewalls and NetworkPolicies; {}",
+                "if no policy forbids it, let TCP 15008 through between pods of {from} and {to}, \
+                in firewalls and NetworkPolicies; {}",
                 tunnel(to)
             ),
             Self::Unseen { .. } => {
@@ -403,7 +404,8 @@ mod tests {
         let pulling =
             pod(json!({ "waiting": { "reason": "ErrImagePull", "message": "no such image" } }), false, false);
         let why = || "Connection reset by peer".to_owned();
-        let blocked = "no answer from 10.0.1.9:15008 within 10s; is a NetworkPolicy blocking port 15008?";
+        let blocked =
+            "n1 says: no answer from 10.0.1.9:15008 within 10s; is a NetworkPolicy blocking port 15008?";
         let verdicts: Vec<_> = [
             before(Sight::default()),
             before(sight(&[unscheduled])),

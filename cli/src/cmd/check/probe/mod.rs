@@ -217,14 +217,15 @@ impl Probe<'_> {
         }
     }
 
-    /// Why the tunnel of the client's node let it down, if it says so.
+    /// Which tunnel says why it let the client down, and why. That of the server knows policies, the other the way there.
     async fn complaint(&self, client: &Sight) -> Option<String> {
-        let tunnels = self.tunnels(&self.places.client.node).await.ok()?;
-        for tunnel in tunnels {
-            let pods = Api::<Pod>::namespaced(self.client.clone(), &tunnel.namespace);
-            let log = pods.logs(&tunnel.pod, &last_lines()).await.unwrap_or_default();
-            if let Some(why) = judge::complaint(&log, client.address()?) {
-                return Some(why);
+        for place in [&self.places.server, &self.places.client] {
+            for tunnel in self.tunnels(&place.node).await.unwrap_or_default() {
+                let pods = Api::<Pod>::namespaced(self.client.clone(), &tunnel.namespace);
+                let log = pods.logs(&tunnel.pod, &last_lines()).await.unwrap_or_default();
+                if let Some(why) = judge::complaint(&log, client.address()?) {
+                    return Some(format!("{} says: {why}", place.node));
+                }
             }
         }
         None
