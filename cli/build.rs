@@ -8,7 +8,8 @@ use std::{env, error::Error, fs};
 const PARTS: [&str; 4] = ["charts", "crds", "platforms", "profiles"];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../install").canonicalize()?;
+    let own = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("cargo sets CARGO_MANIFEST_DIR")?);
+    let root = own.join("../install").canonicalize()?;
     let mut files = Vec::new();
     for part in PARTS {
         walk(&root.join(part), &mut files)?;

@@ -21,7 +21,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 use tokio::time::timeout;
 
-use super::health::{self, Dated, Held, Webhook};
+use super::chain;
+use super::health::{self, Held};
+use super::trust::{self, Dated, Webhook};
 use super::verdict::{self, Check, Definition, Permission};
 use crate::cmd::components::{self, Instance, selector};
 use crate::cmd::playground::state::Kind;
@@ -222,7 +224,7 @@ impl Asker {
             if intermediates.is_empty()
                 && let Ok(dump) = self.page(one, "/config_dump").await
             {
-                intermediates = health::intermediates(&dump);
+                intermediates = trust::intermediates(&dump);
             }
         }
         (asked, intermediates)
@@ -244,7 +246,7 @@ impl Asker {
             });
             plugins.push((one.place().to_owned(), list));
         }
-        vec![health::enrolment(&late, answered), health::plugins(&plugins)]
+        vec![health::enrolment(&late, answered), chain::plugins(&plugins)]
     }
 
     /// Roots, certificates and webhooks.
@@ -261,10 +263,10 @@ impl Asker {
         let namespaces = self.namespaces().await;
         let own = told.get(&self.system);
         let mut checks = Vec::new();
-        match own.map_or(Ok(Vec::new()), |pem| health::dated("root", pem)) {
+        match own.map_or(Ok(Vec::new()), |pem| trust::dated("root", pem)) {
             Ok(mut dated) => {
                 dated.extend(intermediates);
-                checks.push(health::expiry(&dated, self.now));
+                checks.push(trust::expiry(&dated, self.now));
             }
             Err(error) => checks.push(Check::failure(
                 "certificates",
@@ -273,11 +275,11 @@ impl Asker {
             )),
         }
         checks.push(match namespaces {
-            Ok(namespaces) => health::roots(&self.system, &namespaces, &told),
+            Ok(namespaces) => trust::roots(&self.system, &namespaces, &told),
             Err(error) => Check::skipped("roots", format!("{error:#}")),
         });
         checks.push(match self.webhooks().await {
-            Ok(webhooks) => health::webhooks(&webhooks, own.map(String::as_str), self.now),
+            Ok(webhooks) => trust::webhooks(&webhooks, own.map(String::as_str), self.now),
             Err(error) => Check::skipped("webhooks", format!("{error:#}")),
         });
         checks

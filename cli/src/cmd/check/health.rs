@@ -1,4 +1,4 @@
-//! The judgments of a mesh that runs: its workloads, its leader, its tunnels, certificates and roots. Pure.
+//! The judgments of a mesh that runs: its workloads, its leader, its tunnels and their pods. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,13 +6,12 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::Node;
 use serde_json::Value;
 use time::OffsetDateTime;
-use x509_parser::pem::Pem;
 
 use super::verdict::{Check, name};
 use crate::cmd::components::Instance;
 use crate::cmd::playground::state::Kind;
 use crate::cmd::version::{self, Version};
-use crate::output::{age, few, moment};
+use crate::output::{age, few};
 
 /// The taint that keeps pods away from a node until its tunnel is ready.
 pub(super) const TAINT: &str = "ambit.io/not-ready";
@@ -179,139 +178,6 @@ fn out_of_sync(sync: &Value) -> Option<String> {
     None
 }
 
-/// One certificate that has to live on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Dated {
-    /// `root CN=x`, `intermediate CN=y`.
-    pub(crate) whose: String,
-    pub(crate) ends: OffsetDateTime,
-}
-
-/// A time to look at it, to plan it, and to do it.
-const DAYS: [i64; 3] = [60, 30, 7];
-
-/// How long roots and intermediates live on.
-pub(super) fn expiry(certificates: &[Dated], now: OffsetDateTime) -> Check {
-    const NAME: &str = "certificates";
-    const REMEDY: &str =
-        "rotate: `ambit ca rotate --stage prepare` (with Secret cacerts: replace the Secret)";
-    let Some(first) = certificates.iter().min_by_key(|one| one.ends) else {
-        return Check::failure(
-            NAME,
-            "no root is told to the mesh: ConfigMap istio-ca-root-cert is empty",
-            "look into the controllers' logs",
-        );
-    };
-    let days = (first.ends - now).whole_days();
-    let [look, plan, act] = DAYS;
-    let reason = format!("{} ends in {days} days", first.whose);
-    if first.ends <= now {
-        return Check::failure(NAME, format!("{} is over", first.whose), REMEDY);
-    }
-    if days < act {
-        return Check::failure(NAME, reason, REMEDY);
-    }
-    if days < plan {
-        return Check::warning(NAME, format!("{reason}: rotate now"), REMEDY);
-    }
-    if days < look {
-        return Check::warning(NAME, format!("{reason}: plan a rotation"), REMEDY);
-    }
-    Check::pass(NAME, reason)
-}
-
-/// Certificates in a PEM text; what is none is an error.
-pub(crate) fn dated(kind: &str, pem: &str) -> Result<Vec<Dated>, String> {
-    Pem::iter_from_buffer(pem.as_bytes())
-        .map(|block| {
-            let block = block.map_err(|error| error.to_string())?;
-            let certificate = block.parse_x509().map_err(|error| error.to_string())?;
-            let ends = certificate.validity().not_after.timestamp();
-            Ok(Dated {
-                whose: format!("{kind} {}", certificate.subject()),
-                ends: OffsetDateTime::from_unix_timestamp(ends).map_err(|error| error.to_string())?,
-            })
-        })
-        .collect()
-}
-
-/// Whether every namespace trusts what the system namespace trusts. `told` is what each namespace's ConfigMap says.
-pub(super) fn roots(system: &str, namespaces: &[String], told: &BTreeMap<String, String>) -> Check {
-    const NAME: &str = "roots";
-    const REMEDY: &str =
-        "the leading controller writes them: look into its log, and whether someone else writes them too";
-    let Some(right) = told.get(system) else {
-        return Check::failure(
-            NAME,
-            format!("namespace {system} has no ConfigMap istio-ca-root-cert"),
-            REMEDY,
-        );
-    };
-    let missing: Vec<_> = namespaces.iter().filter(|one| !told.contains_key(*one)).cloned().collect();
-    let other: Vec<_> = namespaces
-        .iter()
-        .filter(|one| told.get(*one).is_some_and(|root| root.trim() != right.trim()))
-        .cloned()
-        .collect();
-    match (missing.is_empty(), other.is_empty()) {
-        (_, false) => Check::failure(NAME, format!("other roots than in {system}: {}", few(&other)), REMEDY),
-        (false, true) => Check::failure(NAME, format!("no roots in {}", few(&missing)), REMEDY),
-        (true, true) => Check::pass(NAME, format!("the same in {} namespaces", namespaces.len())),
-    }
-}
-
-/// A webhook of ours, as far as it matters here.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Webhook {
-    pub(super) name: String,
-    /// What the API server trusts when it calls.
-    pub(super) bundle: String,
-    /// Whether objects are refused when it does not answer.
-    pub(super) fails_closed: bool,
-}
-
-/// Whether the API server can call the validating webhooks.
-pub(super) fn webhooks(webhooks: &[Webhook], roots: Option<&str>, now: OffsetDateTime) -> Check {
-    const NAME: &str = "webhooks";
-    const REMEDY: &str = "the leading controller writes caBundle: look into its log";
-    if webhooks.is_empty() {
-        return Check::warning(
-            NAME,
-            "no validating webhook: mistakes are found only after objects are written",
-            "ambit install",
-        );
-    }
-    for webhook in webhooks {
-        let certificates = match dated("root", &webhook.bundle) {
-            Ok(certificates) if !certificates.is_empty() => certificates,
-            Ok(_) => return Check::failure(NAME, format!("{} has no caBundle", webhook.name), REMEDY),
-            Err(error) => {
-                return Check::failure(
-                    NAME,
-                    format!("{}: caBundle is no PEM: {error}", webhook.name),
-                    REMEDY,
-                );
-            }
-        };
-        if certificates.iter().all(|one| one.ends <= now) {
-            return Check::failure(NAME, format!("{}: caBundle is over", webhook.name), REMEDY);
-        }
-        if let Some(roots) = roots
-            && !blocks(&webhook.bundle).iter().any(|block| blocks(roots).contains(block))
-        {
-            let reason = format!("{}: caBundle is none of the mesh's roots", webhook.name);
-            return Check::failure(NAME, reason, REMEDY);
-        }
-    }
-    let closed = webhooks.iter().filter(|one| one.fails_closed).count();
-    Check::pass(NAME, format!("{} can be called; {closed} of them refuse when they cannot", webhooks.len()))
-}
-
-/// The certificates of a PEM text, without what stands around them.
-fn blocks(pem: &str) -> BTreeSet<Vec<u8>> {
-    Pem::iter_from_buffer(pem.as_bytes()).flatten().map(|block| block.contents).collect()
-}
-
 /// Whether all components, and this program, are of one version.
 pub(super) fn versions(client: &str, components: &[(String, Version)]) -> Check {
     const NAME: &str = "versions";
@@ -354,78 +220,6 @@ pub(super) fn dns(ready: Option<usize>) -> Check {
     }
 }
 
-/// What each node's agent says of the list of CNI plugins there: its plugin captures a network that another has made,
-/// so it comes after that one. Those that only add to it may come after ours too.
-pub(super) fn plugins(asked: &[(String, Option<Vec<String>>)]) -> Check {
-    const NAME: &str = "cni-order";
-    let known: Vec<_> = asked.iter().filter_map(|(node, list)| Some((node, list.as_ref()?))).collect();
-    if known.is_empty() {
-        return Check::skipped(NAME, "no agent says which plugins its node has");
-    }
-    let places: Vec<_> = known.iter().map(|(node, list)| ((*node).clone(), place(list))).collect();
-    let at = |wanted: Place| {
-        let nodes = places.iter().filter(|(_, place)| *place == wanted).map(|(node, _)| node.clone());
-        few(&nodes.collect::<Vec<_>>())
-    };
-    let remedy = "the agent repairs the list when it runs: look into its log, and who else writes there";
-    let is = |wanted: Place| places.iter().any(|(_, place)| *place == wanted);
-    if is(Place::Absent) {
-        return Check::failure(NAME, format!("{OURS} is not in the list of {}", at(Place::Absent)), remedy);
-    }
-    if is(Place::Early) {
-        let reason = format!("{OURS} comes before the plugin that makes the network on {}", at(Place::Early));
-        return Check::failure(NAME, reason, remedy);
-    }
-    let followed: Vec<_> = places
-        .iter()
-        .filter_map(|(node, place)| match place {
-            Place::Followed(by) => Some(format!("{by} on {node}")),
-            Place::Chained | Place::Early | Place::Absent => None,
-        })
-        .collect();
-    if !followed.is_empty() {
-        let reason =
-            format!("after {OURS} comes a plugin that may change what it captured: {}", few(&followed));
-        return Check::warning(NAME, reason, remedy);
-    }
-    let unknown: Vec<_> =
-        asked.iter().filter(|(_, list)| list.is_none()).map(|(node, _)| node.clone()).collect();
-    let silent = if unknown.is_empty() { String::new() } else { format!("; not known of {}", few(&unknown)) };
-    Check::pass(NAME, format!("{OURS} is chained on {} nodes{silent}", known.len()))
-}
-
-/// The agent's plugin, as it stands in a list.
-const OURS: &str = "ambit-cni";
-
-/// Plugins that add to a network that another has made: those of the reference plugins that are called meta.
-const ADDING: [&str; 6] = ["bandwidth", "firewall", "portmap", "sbr", "tuning", "vrf"];
-
-/// Where our plugin stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
-    /// Where it belongs.
-    Chained,
-    /// Before there is a network.
-    Early,
-    /// Before one of which we do not know what it does.
-    Followed(String),
-    /// Nowhere.
-    Absent,
-}
-
-fn place(list: &[String]) -> Place {
-    let adds = |one: &String| ADDING.contains(&one.as_str());
-    let Some(at) = list.iter().position(|one| one == OURS) else { return Place::Absent };
-    let (before, from_ours) = list.split_at(at);
-    if before.iter().all(adds) {
-        return Place::Early;
-    }
-    match from_ours.iter().skip(1).find(|one| !adds(one)) {
-        Some(other) => Place::Followed(other.clone()),
-        None => Place::Chained,
-    }
-}
-
 /// Pods that should be in the mesh and are not, by what the agents say: `shop/web: reason`.
 pub(super) fn enrolment(pods: &[String], agents: usize) -> Check {
     const NAME: &str = "enrolment";
@@ -440,32 +234,12 @@ pub(super) fn enrolment(pods: &[String], agents: usize) -> Check {
     }
 }
 
-/// A certificate's last day, from a tunnel's dump: intermediates of the chains that its pods show.
-pub(super) fn intermediates(dump: &Value) -> Vec<Dated> {
-    let certificates = dump.get("certificates").and_then(Value::as_array).into_iter().flatten();
-    let mut found: Vec<_> = certificates
-        .filter_map(|one| one.get("certChain")?.as_array())
-        // The first is the workload's own, which lives for a day and renews itself.
-        .flat_map(|chain| chain.iter().skip(1))
-        .filter_map(|one| {
-            let serial = one.get("serialNumber").and_then(Value::as_str).unwrap_or("?");
-            let ends = moment(one.get("expirationTime")?.as_str()?)?;
-            Some(Dated { whose: format!("intermediate with serial number {serial}"), ends })
-        })
-        .collect();
-    found.sort_by(|a, b| (a.ends, &a.whose).cmp(&(b.ends, &b.whose)));
-    found.dedup();
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::verdict::Verdict::{self, Failure, Pass, Skipped, Warning};
     use super::*;
+    use crate::output::moment;
     use serde_json::json;
-
-    const ONE: &str = include_str!("testdata/one.pem");
-    const OTHER: &str = include_str!("testdata/other.pem");
 
     fn at(text: &str) -> OffsetDateTime {
         moment(text).unwrap()
@@ -584,61 +358,6 @@ mod tests {
     }
 
     #[test]
-    fn certificates_are_told_of_in_time() {
-        let root = dated("root", ONE).unwrap();
-        assert_eq!(root[0].whose, "root O=cluster.local, CN=One");
-        for (now, verdict) in [
-            ("2026-06-01T00:00:00Z", Pass),
-            ("2026-11-01T00:00:00Z", Pass),
-            ("2026-11-03T12:00:00Z", Warning),
-            ("2026-12-15T00:00:00Z", Warning),
-            ("2026-12-28T00:00:00Z", Failure),
-            ("2027-02-01T00:00:00Z", Failure),
-        ] {
-            assert_eq!(expiry(&root, at(now)).verdict, verdict, "{now}");
-        }
-        assert_eq!(expiry(&[], now()).verdict, Failure);
-        assert!(dated("root", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_err());
-    }
-
-    #[test]
-    fn every_namespace_has_the_same_roots() {
-        let namespaces = ["istio-system", "shop"].map(str::to_owned);
-        let told = |list: &[(&str, &str)]| -> BTreeMap<String, String> {
-            list.iter().map(|(namespace, root)| ((*namespace).to_owned(), (*root).to_owned())).collect()
-        };
-        for (list, verdict) in [
-            (&[("istio-system", ONE), ("shop", ONE)][..], Pass),
-            (&[("istio-system", ONE), ("shop", OTHER)], Failure),
-            (&[("istio-system", ONE)], Failure),
-            (&[("shop", ONE)], Failure),
-        ] {
-            assert_eq!(roots("istio-system", &namespaces, &told(list)).verdict, verdict, "{list:?}");
-        }
-    }
-
-    #[test]
-    fn webhooks_are_called_with_a_root_of_the_mesh() {
-        let hook = |bundle: &str| Webhook {
-            name: "ambit-validator".to_owned(),
-            bundle: bundle.to_owned(),
-            fails_closed: true,
-        };
-        let both = format!("{ONE}{OTHER}");
-        for (list, root, verdict) in [
-            (vec![], Some(ONE), Warning),
-            (vec![hook(ONE)], Some(ONE), Pass),
-            (vec![hook(ONE)], Some(both.as_str()), Pass),
-            (vec![hook(ONE)], None, Pass),
-            (vec![hook(OTHER)], Some(ONE), Failure),
-            (vec![hook("")], Some(ONE), Failure),
-        ] {
-            assert_eq!(webhooks(&list, root, now()).verdict, verdict, "{list:?}");
-        }
-        assert_eq!(webhooks(&[hook(ONE)], Some(ONE), at("2028-01-01T00:00:00Z")).verdict, Failure);
-    }
-
-    #[test]
     fn versions_agree_or_are_listed() {
         let of = |list: &[(Option<&str>, &str)]| -> Vec<(String, Version)> {
             list.iter()
@@ -663,30 +382,6 @@ mod tests {
     }
 
     #[test]
-    fn the_plugin_is_chained_behind_another() {
-        let of = |list: Option<&[&str]>| {
-            vec![("n1".to_owned(), list.map(|list| list.iter().map(|one| (*one).to_owned()).collect()))]
-        };
-        for (asked, verdict) in [
-            (of(None), Skipped),
-            (of(Some(&["bridge", "portmap", "ambit-cni"])), Pass),
-            (of(Some(&["bridge", "ambit-cni", "portmap", "bandwidth"])), Pass),
-            (of(Some(&["bridge", "ambit-cni", "istio-cni"])), Warning),
-            (of(Some(&["ambit-cni", "bridge"])), Failure),
-            (of(Some(&["portmap", "ambit-cni", "bridge"])), Failure),
-            (of(Some(&["ambit-cni"])), Failure),
-            (of(Some(&["bridge"])), Failure),
-            // The runtime can use no configuration.
-            (of(Some(&[])), Failure),
-        ] {
-            assert_eq!(plugins(&asked).verdict, verdict, "{asked:?}");
-        }
-        let silent = plugins(&[of(Some(&["bridge", "ambit-cni"])), vec![("n2".to_owned(), None)]].concat());
-        assert_eq!(silent.verdict, Pass);
-        assert!(silent.reason.contains("not known of n2"), "{silent:?}");
-    }
-
-    #[test]
     fn the_rest_in_short() {
         let verdict = |check: Check| -> Verdict { check.verdict };
         assert_eq!(verdict(dns(None)), Skipped);
@@ -695,17 +390,5 @@ mod tests {
         assert_eq!(verdict(enrolment(&[], 2)), Pass);
         assert_eq!(verdict(enrolment(&["shop/web: x".to_owned()], 2)), Failure);
         assert_eq!(verdict(enrolment(&[], 0)), Skipped);
-    }
-
-    #[test]
-    fn a_dump_tells_of_intermediates_once() {
-        let chain = json!([
-            { "serialNumber": "1", "expirationTime": "2026-06-02T00:00:00Z" },
-            { "serialNumber": "2", "expirationTime": "2026-07-01T00:00:00Z" },
-        ]);
-        let dump = json!({ "certificates": [{ "certChain": chain }, { "certChain": chain }] });
-        let found = intermediates(&dump);
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].whose, "intermediate with serial number 2");
     }
 }

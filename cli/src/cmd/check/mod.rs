@@ -1,8 +1,10 @@
 //! `ambit check`: named checks of what the mesh needs and how it is, each with a verdict, a reason and a remedy.
 
+mod chain;
 mod gather;
 mod health;
 mod probe;
+mod trust;
 mod verdict;
 
 use std::process::ExitCode;
