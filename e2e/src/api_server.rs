@@ -231,6 +231,16 @@ pub fn above(name: &str) -> Option<PathBuf> {
     own.ancestors().skip(1).map(|dir| dir.join(name)).find(|path| path.exists())
 }
 
+/// The folder of Kubernetes' programs. Where they are not, it says that whatever needs them is skipped.
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+pub fn programs() -> Option<PathBuf> {
+    let found = above("tools/kubernetes").filter(|dir| dir.join("kubernetes").exists());
+    if found.is_none() {
+        eprintln!("SKIPPED: Kubernetes is not built; make it with .ci/cluster-programs");
+    }
+    found
+}
+
 /// A port of loopback that nobody had a moment ago.
 pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0").context("no port of loopback is free")?.local_addr()?.port())

@@ -4,13 +4,12 @@
     reason = "a field that a JSON value does not have is null: that cannot panic"
 )]
 #![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
-#![expect(clippy::print_stderr, reason = "clippy exempts only functions marked #[test], not their helpers")]
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ambit_e2e::api_server::{ApiServer, above};
+use ambit_e2e::api_server::{ApiServer, above, programs};
 use ambit_e2e::wait::Stop;
 use ambit_lab::process::{self, Output, Process, Program};
 use anyhow::{Context as _, ensure};
@@ -351,15 +350,4 @@ impl Scene {
         std::fs::write(file.path(), text)?;
         self.server.kubectl(&["apply", "-f", &file.path().display().to_string()])
     }
-}
-
-/// Kubernetes' programs, if they were built; `make cluster-up` does.
-fn programs() -> Option<PathBuf> {
-    let found = above("tools/kubernetes/kubernetes").and_then(|path| path.parent().map(Path::to_owned));
-    if found.is_none() {
-        eprintln!(
-            "SKIPPED: the programs of Kubernetes are not built; see e2e/kubernetes/programs/kubernetes"
-        );
-    }
-    found
 }

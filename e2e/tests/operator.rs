@@ -4,9 +4,7 @@
     clippy::indexing_slicing,
     reason = "a field that a JSON value does not have is null: that cannot panic"
 )]
-#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 #![expect(
-    clippy::print_stderr,
     clippy::indexing_slicing,
     reason = "clippy exempts only functions marked #[test], not their helpers"
 )]
@@ -15,7 +13,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ambit_e2e::api_server::{ApiServer, above};
+use ambit_e2e::api_server::{ApiServer, above, programs};
 use ambit_e2e::wait::Stop;
 use ambit_lab::process::{self, Output, Program};
 use anyhow::{Context as _, ensure};
@@ -101,14 +99,7 @@ fn what_an_operator_does_with_a_cluster() -> anyhow::Result<()> {
 
 impl Scene {
     fn set() -> anyhow::Result<Option<Self>> {
-        let Some(programs) =
-            above("tools/kubernetes/kubernetes").and_then(|path| path.parent().map(Path::to_owned))
-        else {
-            eprintln!(
-                "SKIPPED: the programs of Kubernetes are not built; see e2e/kubernetes/programs/kubernetes"
-            );
-            return Ok(None);
-        };
+        let Some(programs) = programs() else { return Ok(None) };
         let server = ApiServer::start(&programs, &Stop::default())?;
         let ambit = above("ambit").context("ambit is not built; run `cargo build --workspace --bins`")?;
         Ok(Some(Self { ambit, server }))
