@@ -190,6 +190,7 @@ pub enum InvalidFilters {
 #[cfg(test)]
 mod tests {
     use http::Request;
+    use proptest::{option, prelude::*, sample::select as one_of};
 
     use super::*;
     use crate::{name::ServiceKey, route::Destination};
@@ -270,5 +271,69 @@ mod tests {
             })
             .collect();
         assert_eq!(names, ["a", "c"]);
+    }
+
+    fn any_head() -> impl Strategy<Value = request::Parts> {
+        let target =
+            one_of(vec!["*", "/", "/a", "/a/b?c=d", "/a//b", "//a", "/%2e?", "http://web:8080/a", "web:443"]);
+        let host = option::of(one_of(vec!["web", "web:8080", "[::1]:80", "user@web", "a b", "", ":80", "*"]));
+        let origin = option::of(one_of(vec!["https://shop.example", "null", "", "https://", "://", "a"]));
+        (target, host, origin).prop_map(|(target, host, origin)| {
+            let method = if target == "web:443" { "CONNECT" } else { "OPTIONS" };
+            let request = Request::builder().method(method).uri(target);
+            let headers = [("host", host), ("origin", origin), ("access-control-request-method", origin)];
+            let headers = headers.into_iter().filter_map(|(name, value)| Some((name, value?)));
+            let request = headers.fold(request, |request, (name, value)| request.header(name, value));
+            request.body(()).expect("a request").into_parts().0
+        })
+    }
+
+    fn any_path() -> impl Strategy<Value = Option<NewPath>> {
+        let path = one_of(vec!["", "/", "/b", "/b/c/"]);
+        option::of((any::<bool>(), path).prop_map(|(full, path)| {
+            let path = if full { NewPath::full(path) } else { NewPath::prefix(path) };
+            path.expect("a path")
+        }))
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_asked_is_sent_on_or_answered(
+            head in any_head(),
+            path in any_path(),
+            named in any::<bool>(),
+            prefix in option::of(one_of(vec!["/", "/a"])),
+            with_cors in any::<bool>(),
+        ) {
+            let prefix = prefix.map(|prefix| Prefix::parse(prefix).expect("a prefix"));
+            let host = named.then(|| NewHost::parse("other.example").expect("a host"));
+            let cors = || with_cors.then(|| Filter::Cors(cors()));
+            let filters = |filter| Filters::new([filter].into_iter().chain(cors()).collect()).expect("filters");
+
+            let mut rewritten = head.clone();
+            let rewrite = Rewrite { host: host.clone(), path: path.clone() };
+            match filters(Filter::Rewrite(rewrite)).request(&mut rewritten, prefix.as_ref(), FRONT) {
+                Step::Continue(_) if head.uri.path().starts_with('/') => {
+                    prop_assert!(rewritten.uri.path().starts_with('/'));
+                    prop_assert_eq!(rewritten.uri.query(), head.uri.query());
+                }
+                Step::Continue(_) => prop_assert_eq!(rewritten.uri.path(), head.uri.path()),
+                Step::Answer(answer) => prop_assert!(with_cors, "{answer:?}"),
+            }
+            let redirect = Redirect { host, path, ..Redirect::default() };
+            match filters(Filter::Redirect(redirect)).request(&mut head.clone(), prefix.as_ref(), FRONT) {
+                Step::Answer(answer) if answer.status() == StatusCode::FOUND => {
+                    let location = answer.headers()["location"].to_str().expect("text");
+                    let place = location.parse::<http::Uri>().expect("a place");
+                    prop_assert!(place.scheme().is_some() && place.host().is_some(), "{location}");
+                    prop_assert!(!named || place.host() == Some("other.example"), "{location}");
+                }
+                Step::Answer(answer) => {
+                    let refused = answer.status() == StatusCode::BAD_REQUEST && !named;
+                    prop_assert!(refused || with_cors, "{answer:?}");
+                }
+                Step::Continue(_) => prop_assert!(false, "a redirect answers"),
+            }
+        }
     }
 }
