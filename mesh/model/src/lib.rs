@@ -16,6 +16,7 @@
 //! | [`answer`] | how does a decision say that it lacks a fact? |
 //! | [`balance`] | which endpoint? |
 //! | [`authz`] | may this connection be? |
+//! | [`route`] | which route does a request take, and what is done to it? |
 
 pub mod address;
 pub mod answer;
@@ -24,6 +25,7 @@ pub mod balance;
 pub mod gateway;
 pub mod identity;
 pub mod name;
+pub mod route;
 pub mod service;
 pub mod snapshot;
 pub mod workload;
