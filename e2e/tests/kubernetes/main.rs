@@ -7,6 +7,7 @@
 
 mod cluster;
 mod mesh;
+mod readme;
 mod reboot;
 mod rights;
 mod scene;

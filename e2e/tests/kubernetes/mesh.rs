@@ -10,6 +10,7 @@ use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::readme;
 use crate::rights;
 use crate::scene::{self, Load, SYSTEM, Scene, client_is};
 
@@ -106,18 +107,16 @@ fn join(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
         "a pod was restarted: {before:?} {after:?}"
     );
     scene.calls(SHOP, "http://web/", 10)?;
-    scene.ambit(&["status"])?;
     scene.calls(SHOP, "http://db-0.db:8080/", 2)
 }
 
 fn mutual_tls(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
-    scene.kubectl().apply(&format!(
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: {SHOP}}}\nspec: {{mtls: {{mode: STRICT}}}}\n"
-    ))?;
+    scene.kubectl().apply(&readme::manifest())?;
     let url = format!("http://web.{SHOP}/");
     scene.until(SHOP, SOON, "the refusal of plain text", || {
         Ok(scene.call(OUTSIDE, &url).is_err().then_some(()))
     })?;
+    scene.ambit(&["status"])?;
     scene.calls(SHOP, "http://web/", 10)?;
     let identity = format!("spiffe://cluster.local/ns/{SHOP}/sa/default");
     let line = scene.until(SYSTEM, SOON, "a line of the access log with both identities", || {
