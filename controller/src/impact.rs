@@ -9,8 +9,8 @@ use ambit_api::labels;
 use ambit_model::name::{Hostname, Namespace, ServiceKey};
 
 use crate::cluster::object::{
-    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Kind, Name, NamespaceObject, Object,
-    PeerAuthentication, Pod, Selector, Service, ServiceEntry,
+    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Kind, Meta, Name, NamespaceObject,
+    Object, PeerAuthentication, Pod, Selector, Service, ServiceEntry,
 };
 use crate::cluster::{Cluster, HostOwner, Member, Touched};
 use crate::translate::workload::{inline_sources, slice_sources};
@@ -190,9 +190,18 @@ impl Dependents<'_> {
     fn of_gateway(&mut self, gateway: &Gateway) {
         let name = &gateway.meta.name;
         self.waypoint_policy(name);
-        let instances: Vec<_> =
-            self.cluster.instances_of(name).map(|pod| Member::Pod(pod.meta.name.clone())).collect();
+        // Whatever is labelled as an instance has no waypoint of its own, but only as long as the gateway is there.
+        let is_instance = |meta: &Meta| meta.labels.get(labels::GATEWAY_NAME) == Some(name.name.as_str());
+        let pods = self.cluster.instances_of(name).map(|pod| Member::Pod(pod.meta.name.clone()));
+        let entries = self.cluster.workload_entries.within(&name.namespace);
+        let entries = entries.filter(|(_, entry)| is_instance(&entry.meta));
+        let instances: Vec<_> = pods.chain(entries.map(|(name, _)| Member::Entry(name.clone()))).collect();
         self.members(instances);
+        for (_, entry) in self.cluster.service_entries.within(&name.namespace) {
+            if is_instance(&entry.meta) {
+                self.inline(entry);
+            }
+        }
     }
 
     fn of_class(&mut self, class: &GatewayClass) {

@@ -183,3 +183,35 @@ async fn the_loop_ends_with_its_source_and_others_can_look_meanwhile() {
     };
     tokio::join!(engine.run(events, std::future::pending()), story);
 }
+
+#[test]
+fn what_is_labelled_as_an_instance_changes_with_its_gateway() {
+    let gateway = |name: &str, address: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\
+             metadata: {{name: {name}, namespace: shop, labels: {{istio.io/waypoint-for: all}}}}\n\
+             spec: {{gatewayClassName: istio-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}\n\
+             status: {{addresses: [{{type: IPAddress, value: {address}}}]}}\n"
+        )
+    };
+    let gate = gateway("gate", "10.5.0.1");
+    let labels = "gateway.networking.k8s.io/gateway-name: gate, istio.io/use-waypoint: gate2";
+    let outside = format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+         metadata: {{name: vm, namespace: shop, labels: {{{labels}}}}}\nspec: {{address: 192.0.2.1}}\n\
+         ---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{name: ext, namespace: shop, labels: {{{labels}}}}}\n\
+         spec: {{hosts: [ext.example], ports: [{{number: 80, name: http}}], resolution: STATIC, endpoints: [{{address: 192.0.2.2}}]}}\n"
+    );
+    let (mut engine, tape) = synced(&(gate.clone() + &gateway("gate2", "10.5.0.2") + &outside));
+    let key = objects(&gate).remove(0).key();
+    engine.absorb([Event::Delete(key)]);
+    let mut told = tape.take();
+    told.sort();
+    // An instance of a waypoint has none; without the gateway they are instances of nothing.
+    let prefix = "+Kubernetes/networking.istio.io";
+    assert_eq!(
+        told,
+        [format!("{prefix}/ServiceEntry/shop/ext/192.0.2.2"), format!("{prefix}/WorkloadEntry/shop/vm")]
+    );
+}
