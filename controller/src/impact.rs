@@ -9,8 +9,8 @@ use ambit_api::labels;
 use ambit_model::name::{Hostname, Namespace, ServiceKey};
 
 use crate::cluster::object::{
-    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Kind, Meta, Name, NamespaceObject,
-    Object, PeerAuthentication, Pod, Selector, Service, ServiceEntry,
+    AuthorizationPolicy, EndpointSlice, GatewayClass, Key, Kind, Name, NamespaceObject, Object,
+    PeerAuthentication, Pod, Selector, Service, ServiceEntry,
 };
 use crate::cluster::{Cluster, HostOwner, Member, Touched};
 use crate::translate::workload::{inline_sources, slice_sources};
@@ -94,7 +94,7 @@ impl Dependents<'_> {
             Object::ServiceEntry(entry) => self.of_entry(entry),
             Object::AuthorizationPolicy(policy) => self.of_authorization(policy),
             Object::PeerAuthentication(policy) => self.of_peer_authentication(policy),
-            Object::Gateway(gateway) => self.of_gateway(gateway),
+            Object::Gateway(gateway) => self.of_gateway(&gateway.meta.name),
             Object::GatewayClass(class) => self.of_class(class),
         }
     }
@@ -108,7 +108,7 @@ impl Dependents<'_> {
         self.members([Member::Pod(pod.meta.name.clone())]);
         if let Some(gateway) = pod.meta.labels.get(labels::GATEWAY_NAME) {
             let gateway = Name::new(pod.meta.name.namespace.clone(), gateway);
-            self.waypoint_policy(&gateway);
+            self.of_gateway(&gateway);
         }
     }
 
@@ -186,34 +186,16 @@ impl Dependents<'_> {
         }
     }
 
-    /// A waypoint is part of everything bound to it, of its own pods, and of what lets it in.
-    fn of_gateway(&mut self, gateway: &Gateway) {
-        let name = &gateway.meta.name;
-        self.waypoint_policy(name);
-        // Whatever is labelled as an instance has no waypoint of its own, but only as long as the gateway is there.
-        let is_instance = |meta: &Meta| meta.labels.get(labels::GATEWAY_NAME) == Some(name.name.as_str());
-        let pods = self.cluster.instances_of(name).map(|pod| Member::Pod(pod.meta.name.clone()));
-        let entries = self.cluster.workload_entries.within(&name.namespace);
-        let entries = entries.filter(|(_, entry)| is_instance(&entry.meta));
-        let instances: Vec<_> = pods.chain(entries.map(|(name, _)| Member::Entry(name.clone()))).collect();
-        self.members(instances);
-        for (_, entry) in self.cluster.service_entries.within(&name.namespace) {
-            if is_instance(&entry.meta) {
-                self.inline(entry);
-            }
-        }
-    }
-
     fn of_class(&mut self, class: &GatewayClass) {
         for (_, gateway) in self.cluster.gateways.iter() {
             if gateway.class == class.meta.name.name {
-                self.of_gateway(gateway);
+                self.of_gateway(&gateway.meta.name);
             }
         }
     }
 
-    /// The policy that lets a waypoint in, and everything that names it or is bound to the waypoint.
-    fn waypoint_policy(&mut self, gateway: &Name) {
+    /// A waypoint is part of everything bound to it, of its own instances, and of the policy that lets it in.
+    fn of_gateway(&mut self, gateway: &Name) {
         self.policy(PolicySource::AllowWaypoint(gateway.clone()));
         let bound: Vec<Key> = self.cluster.bound_to(gateway).cloned().collect();
         for key in bound {

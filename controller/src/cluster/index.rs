@@ -204,7 +204,7 @@ impl Index {
         }
     }
 
-    /// Enters what an object says of its waypoint and canary.
+    /// Enters the gateways that an object names: its waypoint, its canary, and that of which it is an instance.
     fn bind(&mut self, meta: &Meta, namespace: &Namespace, kind: Kind, change: Change) {
         let references = [
             (labels::USE_WAYPOINT, labels::USE_WAYPOINT_NAMESPACE),
@@ -216,6 +216,10 @@ impl Index {
                 let key = Key { kind, name: meta.name.clone() };
                 self.bound.put(Name { namespace, name: gateway.into() }, key, change);
             }
+        }
+        if let Some(gateway) = meta.labels.get(labels::GATEWAY_NAME) {
+            let gateway = Name { namespace: namespace.clone(), name: gateway.into() };
+            self.bound.put(gateway, Key { kind, name: meta.name.clone() }, change);
         }
     }
 }

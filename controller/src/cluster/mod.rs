@@ -267,7 +267,7 @@ impl Cluster {
         })
     }
 
-    /// The objects that name a gateway as their waypoint or canary.
+    /// The objects that name a gateway: as their waypoint or canary, or as that of which they are instances.
     pub fn bound_to(&self, gateway: &Name) -> impl Iterator<Item = &Key> {
         self.index.bound_to(gateway)
     }
