@@ -3,7 +3,8 @@
 //! When a pod is added it tells the node's agent, waits until the pod is captured, and passes on what the
 //! plugins before it made. A pod that belongs to the mesh does not start without; whether it belongs, the
 //! agent alone knows, so while no agent answers no pod starts at all, but for the mesh's own tunnels and
-//! controllers, and in the namespaces without which the node would never get an agent. Everything else a runtime may ask has nothing to do with the mesh.
+//! controllers, and in the namespaces without which the node would never get an agent. Everything else a
+//! runtime may ask has nothing to do with the mesh.
 
 use std::{
     fmt,

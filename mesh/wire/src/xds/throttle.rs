@@ -7,8 +7,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// After a controller's restart thousands of tunnels return at once, each to be sent a copy of tens of
-/// megabytes. This many copies are in memory at a time.
+/// After a controller's restart thousands of tunnels return at once, each to be sent everything. That is
+/// encoded while it is sent, but the list of what is to be sent is made before: 32 bytes for each resource.
+/// This many lists are in memory at a time.
 const AT_ONCE: usize = 16;
 /// A subscriber that does not answer keeps its turn no longer than this.
 const TURN: Duration = Duration::from_secs(5);

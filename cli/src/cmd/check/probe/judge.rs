@@ -123,7 +123,7 @@ impl Fault {
     fn remedy(&self) -> String {
         let log = |whose: &str, labels: &str, node: &str| {
             format!(
-                "look into the log of {whose}: kubectl -n istio-system get pods -l {labels} \
+                "look into the log of {whose}: kubectl get pods -A -l {labels} \
                 --field-selector spec.nodeName={node}"
             )
         };
