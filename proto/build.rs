@@ -2,8 +2,14 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 5] =
-    ["workload.proto", "authorization.proto", "zds.proto", "citadel.proto", "discovery.proto"];
+const FILES: [&str; 6] = [
+    "workload.proto",
+    "authorization.proto",
+    "zds.proto",
+    "citadel.proto",
+    "discovery.proto",
+    "waypoint.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from("proto");

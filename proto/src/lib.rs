@@ -1,4 +1,4 @@
-//! The words on the wire: Istio ambient's protobuf packages, generated from `proto/*.proto`.
+//! The words on the wire: Istio ambient's protobuf packages and one of our own, generated from `proto/*.proto`.
 //!
 //! No logic lives here. Only `ambit-wire` turns these messages into what the mesh knows
 //! (`ambit-model`) and back; nobody else says `ambit_proto::`.
@@ -39,4 +39,9 @@ pub mod citadel {
 /// Delta discovery: `envoy.service.discovery.v3`.
 pub mod discovery {
     tonic::include_proto!("envoy.service.discovery.v3");
+}
+
+/// What a waypoint is told of the services that it serves: `ambit.waypoint.v1`.
+pub mod waypoint {
+    tonic::include_proto!("ambit.waypoint.v1");
 }

@@ -17,6 +17,7 @@
 //! | [`balance`] | which endpoint? |
 //! | [`authz`] | may this connection be? |
 //! | [`route`] | which route does a request take, and what is done to it? |
+//! | [`service_config`] | what applies to one service at its waypoint? |
 
 pub mod address;
 pub mod answer;
@@ -27,5 +28,6 @@ pub mod identity;
 pub mod name;
 pub mod route;
 pub mod service;
+pub mod service_config;
 pub mod snapshot;
 pub mod workload;

@@ -68,6 +68,7 @@ fn name(update: &Update) -> Removal {
         Update::Workload(workload) => Removal::Address(workload.uid.to_string()),
         Update::Service(service) => Removal::Address(service.key().to_string()),
         Update::Policy(policy) => Removal::Policy(policy.key.clone()),
+        Update::Config(config) => Removal::Config(config.key().clone()),
     }
 }
 

@@ -14,6 +14,8 @@
 //! | once more? | [`retry::next`], within the service's [`Budget`] |
 //! | what becomes of the response's head? | [`Filters::response`] of the backend, then of the rule |
 //!
+//! A connection that is not looked into goes by a [`StreamRoute`].
+//!
 //! Sources: the Go types of Gateway API v1 (`httproute_types.go`, `grpcroute_types.go`), which are its
 //! specification; GEP-1731 and GEP-3388 for retries, GEP-1742 for timeouts, GEP-1767 for CORS, GEP-1619
 //! for sessions, GEP-1426 for services as parents: host names of routes are not compared, and of the kinds
@@ -26,6 +28,7 @@ mod path;
 pub mod retry;
 mod select;
 mod session;
+mod stream;
 mod table;
 mod text;
 
@@ -41,6 +44,7 @@ pub use matching::{HeaderMatch, Match, QueryMatch, Specificity};
 pub use path::{Exact, GrpcCall, InvalidPath, Path, Prefix};
 pub use select::{Chosen, Drawn, select};
 pub use session::{Lifetime, Session, SessionKey};
+pub use stream::{InvalidStreamRoute, StreamRoute, StreamTable};
 pub use table::{Entry, RouteTable};
 pub use text::{InvalidPattern, Pattern, Text};
 use thiserror::Error;

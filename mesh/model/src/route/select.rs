@@ -86,24 +86,28 @@ impl Rule {
     /// Draws a backend by weight. An invalid one keeps its share: of two with equal weights, one of
     /// them invalid, half of the requests are answered with 500 (HTTPRouteRule, `backendRefs`).
     pub fn draw(&self, dice: &mut dyn Dice) -> Drawn<'_> {
-        let total: u64 = self.backends.iter().map(|backend| u64::from(backend.weight)).sum();
-        if total == 0 {
-            return Drawn::Nobody;
+        draw(&self.backends, dice)
+    }
+}
+
+pub(super) fn draw<'b>(backends: &'b [Backend], dice: &mut dyn Dice) -> Drawn<'b> {
+    let total: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    if total == 0 {
+        return Drawn::Nobody;
+    }
+    let mut drawn = dice.below(total);
+    let backend = backends.iter().find(|backend| {
+        let weight = u64::from(backend.weight);
+        let here = drawn < weight;
+        drawn = drawn.saturating_sub(weight);
+        here
+    });
+    match backend.map(|backend| (backend, &backend.to)) {
+        Some((backend, Destination::Service { service, port })) => {
+            Drawn::To { backend, service, port: *port }
         }
-        let mut drawn = dice.below(total);
-        let backend = self.backends.iter().find(|backend| {
-            let weight = u64::from(backend.weight);
-            let here = drawn < weight;
-            drawn = drawn.saturating_sub(weight);
-            here
-        });
-        match backend.map(|backend| (backend, &backend.to)) {
-            Some((backend, Destination::Service { service, port })) => {
-                Drawn::To { backend, service, port: *port }
-            }
-            Some((backend, Destination::Invalid { .. })) => Drawn::Invalid(backend),
-            None => Drawn::Nobody,
-        }
+        Some((backend, Destination::Invalid { .. })) => Drawn::Invalid(backend),
+        None => Drawn::Nobody,
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
     authz::{Policy, Scope},
     name::{Namespace, PolicyKey, ServiceKey, Uid},
     service::Service,
+    service_config::ServiceConfig,
     workload::{NetworkMode, Tunnel, Workload},
 };
 
@@ -20,6 +21,8 @@ pub enum Update {
     Service(Arc<Service>),
     /// A policy.
     Policy(Arc<Policy>),
+    /// What applies to a service of this waypoint.
+    Config(Arc<ServiceConfig>),
 }
 
 /// Something to be forgotten. What is not known is not missed.
@@ -30,6 +33,8 @@ pub enum Removal {
     Address(String),
     /// A policy.
     Policy(PolicyKey),
+    /// What applies to a service: this waypoint serves it no more.
+    Config(ServiceKey),
 }
 
 pub(super) fn apply(next: &mut Snapshot, removals: &[Removal], updates: impl IntoIterator<Item = Update>) {
@@ -37,6 +42,7 @@ pub(super) fn apply(next: &mut Snapshot, removals: &[Removal], updates: impl Int
         match removal {
             Removal::Address(name) => remove_address(next, name),
             Removal::Policy(key) => remove_policy(next, key),
+            Removal::Config(key) => drop(next.configs.remove(key)),
         }
     }
     for update in updates {
@@ -44,6 +50,7 @@ pub(super) fn apply(next: &mut Snapshot, removals: &[Removal], updates: impl Int
             Update::Workload(workload) => insert_workload(next, workload),
             Update::Service(service) => insert_service(next, service),
             Update::Policy(policy) => insert_policy(next, policy),
+            Update::Config(config) => drop(next.configs.insert(config.key().clone(), config)),
         }
     }
 }

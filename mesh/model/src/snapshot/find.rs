@@ -9,6 +9,7 @@ use crate::{
     gateway::{GatewayAddress, GatewayDestination},
     name::{Hostname, Label, Namespace, PolicyKey, ServiceAccount, ServiceKey, Uid},
     service::Service,
+    service_config::ServiceConfig,
     workload::Workload,
 };
 
@@ -137,6 +138,16 @@ impl Snapshot {
                 Addressed::Workload(workload) => GatewayEnd::Workload(workload),
             }),
         }
+    }
+
+    /// What applies to a service of this waypoint; `None`: it serves no such service.
+    pub fn config(&self, key: &ServiceKey) -> Option<&Arc<ServiceConfig>> {
+        self.configs.get(key)
+    }
+
+    /// What applies to each service of this waypoint, in no order.
+    pub fn configs(&self) -> impl Iterator<Item = &Arc<ServiceConfig>> {
+        self.configs.values()
     }
 
     /// The policy of this key.

@@ -21,6 +21,7 @@ use crate::{
     authz::Policy,
     name::{Hostname, Label, Namespace, Node, PolicyKey, ServiceKey, Uid},
     service::Service,
+    service_config::ServiceConfig,
     workload::Workload,
 };
 
@@ -45,6 +46,8 @@ pub struct Snapshot {
     policies: Shards<PolicyKey, Arc<Policy>>,
     /// Namespace-scoped policies, by name; the global ones under no namespace.
     by_scope: Shards<Option<Namespace>, Arc<[Arc<Policy>]>>,
+    /// What applies to the services of this waypoint; nothing at a tunnel.
+    configs: Shards<ServiceKey, Arc<ServiceConfig>>,
 }
 
 impl Snapshot {

@@ -28,7 +28,9 @@ proptest! {
                     let same = matches!(again, Ok(Update::Service(same)) if same == service);
                     prop_assert!(same);
                 }
-                Update::Policy(_) => prop_assert!(false, "an address is no policy"),
+                Update::Policy(_) | Update::Config(_) => {
+                    prop_assert!(false, "an address is neither policy nor configuration");
+                }
             }
         }
         if let Err((_, denial)) = decode_authorization("ns/name", Bytes::from(bytes), &mut names) {

@@ -78,6 +78,11 @@ impl Filters {
         Ok(all)
     }
 
+    /// Whether nothing is done.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The filters, in order.
     pub fn as_slice(&self) -> &[Filter] {
         &self.0

@@ -1,0 +1,201 @@
+//! What applies to the connections and requests of one service at its waypoint.
+//!
+//! A [`ServiceConfig`] is compiled once, when it arrives. For one request:
+//!
+//! | question | answered by |
+//! |---|---|
+//! | does this waypoint know what applies at all? | [`ServiceConfig::broken`] |
+//! | which routes compete for it? | [`ServiceConfig::routes`], then [`route::select`](crate::route::select()) |
+//! | where does a connection go that is no HTTP? | [`ServiceConfig::stream`] |
+//!
+//! Routes of the client's own namespace (consumer routes, GEP-1426) stand in place of the service's own.
+
+use hashbrown::HashMap;
+
+use crate::{
+    name::{Namespace, ServiceKey},
+    route::{Route, RouteTable, StreamRoute, StreamTable},
+};
+
+/// All that applies to one service at a waypoint.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    key: ServiceKey,
+    parts: Parts,
+    broken: Option<Box<str>>,
+    tables: HashMap<(u16, Namespace), RouteTable>,
+    streams: HashMap<(u16, Namespace), StreamTable>,
+}
+
+/// What a configuration is made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// HTTPRoutes and GRPCRoutes.
+    pub http: Vec<Attached<Route>>,
+    /// TLSRoutes and TCPRoutes.
+    pub stream: Vec<Attached<StreamRoute>>,
+}
+
+/// A route, and to what of the service it is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached<R> {
+    /// To these ports.
+    pub ports: Box<[u16]>,
+    /// For clients of this namespace alone; empty: for all.
+    pub consumers: Namespace,
+    /// The route.
+    pub route: R,
+}
+
+impl ServiceConfig {
+    /// Compiles what applies to the service `key`.
+    pub fn new(key: ServiceKey, parts: Parts) -> Self {
+        let tables = compiled(&parts.http, RouteTable::compile);
+        let streams = compiled(&parts.stream, StreamTable::compile);
+        Self { key, tables, streams, parts, broken: None }
+    }
+
+    /// The stand-in for a configuration that could not be understood: nothing is let through.
+    pub fn undecodable(key: ServiceKey, reason: &str) -> Self {
+        Self { broken: Some(reason.into()), ..Self::new(key, Parts::default()) }
+    }
+
+    /// The service.
+    pub fn key(&self) -> &ServiceKey {
+        &self.key
+    }
+
+    /// What it was made from.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Why nothing is let through: what applies could not be understood.
+    pub fn broken(&self) -> Option<&str> {
+        self.broken.as_deref()
+    }
+
+    /// The routes that compete for requests of clients of `client` to `port`. `None`: there are none, and
+    /// requests go to the service as they come.
+    pub fn routes(&self, port: u16, client: &Namespace) -> Option<&RouteTable> {
+        applying(&self.tables, port, client)
+    }
+
+    /// The route of a connection to `port` that is not looked into, or whose TLS greets `server_name`.
+    pub fn stream(&self, port: u16, client: &Namespace, server_name: Option<&str>) -> Streams<'_> {
+        match applying(&self.streams, port, client) {
+            None => Streams::None,
+            Some(routes) => routes.find(server_name).map_or(Streams::Unmatched, Streams::Route),
+        }
+    }
+}
+
+/// Where a connection goes that is no HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streams<'c> {
+    /// There are no routes: to the service itself.
+    None,
+    /// By this one.
+    Route(&'c StreamRoute),
+    /// There are routes, and none is for it: nowhere.
+    Unmatched,
+}
+
+fn applying<'t, T>(tables: &'t HashMap<(u16, Namespace), T>, port: u16, client: &Namespace) -> Option<&'t T> {
+    // The commonest case asks for no name to be copied: most services have no routes at all.
+    if tables.is_empty() {
+        return None;
+    }
+    tables.get(&(port, client.clone())).or_else(|| tables.get(&(port, Namespace::default())))
+}
+
+fn compiled<R: Clone, T>(
+    attached: &[Attached<R>],
+    compile: impl Fn(&[R]) -> T,
+) -> HashMap<(u16, Namespace), T> {
+    let mut places: HashMap<_, Vec<R>> = HashMap::new();
+    for one in attached {
+        for port in &one.ports {
+            places.entry((*port, one.consumers.clone())).or_default().push(one.route.clone());
+        }
+    }
+    places.into_iter().map(|(place, routes)| (place, compile(&routes))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+    use crate::route::{Origin, RouteKey, Rule, select};
+
+    fn origin(name: &str) -> Origin {
+        Origin { created: 0, key: RouteKey::new("shop", name) }
+    }
+
+    fn http(name: &str, ports: &[u16], consumers: &str) -> Attached<Route> {
+        let rule = Rule { name: Some(name.into()), ..Rule::default() };
+        let route = Route::new(origin(name), vec![rule]).expect("a route");
+        Attached { ports: ports.into(), consumers: consumers.into(), route }
+    }
+
+    fn stream(name: &str, names: &[&str]) -> Attached<StreamRoute> {
+        let route = StreamRoute::new(origin(name), names, Vec::new()).expect("a route");
+        Attached { ports: [443].into(), consumers: Namespace::default(), route }
+    }
+
+    fn config(parts: Parts) -> ServiceConfig {
+        ServiceConfig::new(ServiceKey::new("shop", "web.shop.svc.cluster.local"), parts)
+    }
+
+    fn taken<'c>(config: &'c ServiceConfig, port: u16, client: &str) -> Option<&'c str> {
+        let (head, ()) = Request::new(()).into_parts();
+        let chosen = select(config.routes(port, &client.into())?, &head)?;
+        chosen.rule.name.as_ref().map(|name| name.as_str())
+    }
+
+    #[test]
+    fn clients_with_routes_of_their_own_do_not_meet_those_of_the_service() {
+        let http = vec![http("own", &[80, 81], ""), http("theirs", &[80], "guest")];
+        let config = config(Parts { http, ..Parts::default() });
+        assert_eq!(taken(&config, 80, "shop"), Some("own"));
+        assert_eq!(taken(&config, 80, "guest"), Some("theirs"));
+        assert_eq!(taken(&config, 81, "guest"), Some("own"));
+        assert_eq!(taken(&config, 82, "shop"), None);
+        assert!(config.routes(82, &"shop".into()).is_none());
+    }
+
+    #[test]
+    fn tls_goes_by_the_most_specific_server_name() {
+        let routes = [
+            stream("any", &[]),
+            stream("wild", &["*.example.com"]),
+            stream("wilder", &["*.com"]),
+            stream("exact", &["a.example.com"]),
+        ];
+        let found = |routes: &[Attached<StreamRoute>], name| {
+            let config = config(Parts { stream: routes.to_vec(), ..Parts::default() });
+            match config.stream(443, &"shop".into(), name) {
+                Streams::Route(route) => route.origin().key.as_str().to_owned(),
+                Streams::None => "none".to_owned(),
+                Streams::Unmatched => "unmatched".to_owned(),
+            }
+        };
+        let table = [
+            (Some("a.example.com"), "shop/exact"),
+            (Some("A.Example.com"), "shop/exact"),
+            (Some("b.example.com"), "shop/wild"),
+            (Some("x.b.example.com"), "shop/wild"),
+            (Some("example.com"), "shop/wilder"),
+            (Some("example.org"), "shop/any"),
+            (None, "shop/any"),
+        ];
+        for (name, expected) in table {
+            assert_eq!(found(&routes, name), expected, "{name:?}");
+        }
+        let [_, named @ ..] = &routes;
+        assert_eq!(found(named, Some("example.org")), "unmatched");
+        assert_eq!(found(named, None), "unmatched");
+        assert_eq!(found(&[], None), "none");
+    }
+}
