@@ -11,7 +11,7 @@ use ambit_model::{address::Target, identity::Identity, service::Service, workloa
 use ambit_wire::copy::Meter;
 
 use crate::{
-    metrics::{AppIs, Direction, Labels, Metrics, Peer, Traffic},
+    metrics::{AppIs, Direction, Ends, Labels, Metrics, Peer, Traffic},
     refusal::{Flag, Refusal},
 };
 
@@ -185,9 +185,11 @@ impl Opened {
     fn labels(&self) -> Labels<'_> {
         Labels {
             direction: self.direction,
-            source: self.source.peer(),
-            destination: self.destination.peer(),
-            service: self.service.as_ref(),
+            ends: Ends {
+                source: self.source.peer(),
+                destination: self.destination.peer(),
+                service: self.service.as_ref(),
+            },
             mutual_tls: self.mutual_tls,
             flag: Flag::None,
         }

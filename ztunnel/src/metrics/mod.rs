@@ -4,25 +4,24 @@
 
 mod dns;
 mod held;
-mod lock;
 mod policies;
-mod series;
 mod traffic;
-mod xds;
 
 use std::sync::Arc;
 
 use ambit_model::{authz::Action, name::PolicyKey, workload::Workload};
+use ambit_proxy::metrics::XdsShown;
 use ambit_runtime::metrics::Registry;
 use ambit_wire::xds::ClientMetrics;
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 
 use self::policies::DryRuns;
 pub use self::{
-    dns::{Dns, DnsSeries, Protocol},
-    traffic::{AllTraffic, AppIs, Labels, Peer, Traffic},
+    dns::{Dns, DnsLabels, DnsSeries, Protocol},
+    traffic::{AllTraffic, AppIs, Labels, Owned as OwnedLabels, Traffic},
 };
 use crate::refusal::Refusal;
+pub use ambit_proxy::metrics::{Ends, Peer};
 pub use held::Held;
 
 /// Everything that the tunnel counts.
@@ -113,7 +112,7 @@ impl Metrics {
         let info = Family::<[(&'static str, String); 2], Gauge>::default();
         info.get_or_create(&[("component", "ztunnel".to_owned()), ("tag", build.tag.clone())]).set(1);
         registry.register("istio_build", "The build of this component", info);
-        registry.collect(xds::Shown(xds));
+        registry.collect(XdsShown(xds));
         Arc::new(metrics)
     }
 

@@ -1,6 +1,11 @@
 //! Traffic series: their labels, and bytes counted while they flow.
 
-use ambit_model::workload::Locality;
+use ambit_model::{
+    identity::Identity,
+    service::Service,
+    workload::{Locality, Workload},
+};
+use ambit_proxy::metrics::Peer;
 use ambit_runtime::metrics::{Format, Registry};
 
 use super::*;
@@ -38,9 +43,11 @@ fn a_connection_has_exactly_the_labels_of_the_protocol() {
     let meter = Arc::new(Meter::default());
     let described = Labels {
         direction: Direction::Outbound,
-        source: Peer { workload: Some(&client), identity: Some(&identity) },
-        destination: Peer { workload: Some(&server), identity: None },
-        service: Some(&service),
+        ends: Ends {
+            source: Peer { workload: Some(&client), identity: Some(&identity) },
+            destination: Peer { workload: Some(&server), identity: None },
+            service: Some(&service),
+        },
         mutual_tls: true,
         flag: Flag::None,
     };
@@ -112,15 +119,13 @@ fn labels_beyond_the_limit_are_counted_as_unknown() {
     drop(held);
     let client = pod("p", "later");
     let (later, _) = open(&all, Peer { workload: Some(&client), identity: None });
-    assert!(later.labels.source.workload.is_some(), "room is made when connections have ended");
+    assert!(later.labels.ends.view().source.workload.is_some(), "room is made when connections have ended");
 }
 
 fn open(all: &AllTraffic, source: Peer<'_>) -> (Arc<Traffic>, Arc<Meter>) {
     let labels = Labels {
         direction: Direction::Outbound,
-        source,
-        destination: Peer::default(),
-        service: None,
+        ends: Ends { source, destination: Peer::default(), service: None },
         mutual_tls: false,
         flag: Flag::None,
     };
