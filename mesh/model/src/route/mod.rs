@@ -110,6 +110,16 @@ impl RouteKey {
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        self.as_str().split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// The name in the namespace.
+    pub fn name(&self) -> &str {
+        self.as_str().split_once('/').map_or("", |(_, name)| name)
+    }
 }
 
 /// One rule: for which requests, what is done to them, and where they go.

@@ -9,7 +9,7 @@ use ambit_model::{
 use ambit_runtime::env::Env;
 use ambit_wire::{
     channel::{ChannelSettings, RootSource, TokenSource},
-    xds::NodeInfo,
+    xds::{NodeInfo, NodeKind},
 };
 
 use super::{Files, proxy_config::ProxyConfig};
@@ -90,6 +90,7 @@ impl Own {
         let cluster = env.string("CLUSTER_ID").optional();
         let cluster = meta_cluster.or(cluster).unwrap_or_else(|| "Kubernetes".to_owned());
         let info = NodeInfo {
+            kind: NodeKind::Ztunnel,
             instance_ip: text(env, "INSTANCE_IP"),
             pod_name: text(env, "POD_NAME"),
             pod_namespace: text(env, "POD_NAMESPACE"),
