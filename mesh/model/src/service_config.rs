@@ -81,6 +81,11 @@ impl ServiceConfig {
         applying(&self.tables, port, client)
     }
 
+    /// All tables of routes: port, consumers (empty: all clients), table.
+    pub fn tables(&self) -> impl Iterator<Item = (u16, &Namespace, &RouteTable)> {
+        self.tables.iter().map(|((port, consumers), table)| (*port, consumers, table))
+    }
+
     /// The route of a connection to `port` that is not looked into, or whose TLS greets `server_name`.
     pub fn stream(&self, port: u16, client: &Namespace, server_name: Option<&str>) -> Streams<'_> {
         match applying(&self.streams, port, client) {
