@@ -70,7 +70,9 @@ pub fn inline(cluster: &Cluster, namespace: &str, name: &str, address: &str) -> 
 pub fn workload(cluster: &Cluster, source: WorkloadSource) -> Option<Workload> {
     match translate(cluster, &Output::Workload(source))? {
         Translated::Workload(workload) => Some(workload),
-        other @ (Translated::Service(_) | Translated::Policy(_)) => panic!("{other:?}"),
+        other @ (Translated::Service(_) | Translated::Policy(_) | Translated::ServiceConfig { .. }) => {
+            panic!("{other:?}")
+        }
     }
 }
 
@@ -78,14 +80,18 @@ pub fn workload(cluster: &Cluster, source: WorkloadSource) -> Option<Workload> {
 pub fn service(cluster: &Cluster, key: &str) -> Option<Service> {
     match translate(cluster, &Output::Service(ServiceKey::parse(key).unwrap()))? {
         Translated::Service(service) => Some(service),
-        other @ (Translated::Workload(_) | Translated::Policy(_)) => panic!("{other:?}"),
+        other @ (Translated::Workload(_) | Translated::Policy(_) | Translated::ServiceConfig { .. }) => {
+            panic!("{other:?}")
+        }
     }
 }
 
 pub fn policy(cluster: &Cluster, source: PolicySource) -> Option<Policy> {
     match translate(cluster, &Output::Policy(source))? {
         Translated::Policy(policy) => Some(policy),
-        other @ (Translated::Workload(_) | Translated::Service(_)) => panic!("{other:?}"),
+        other @ (Translated::Workload(_) | Translated::Service(_) | Translated::ServiceConfig { .. }) => {
+            panic!("{other:?}")
+        }
     }
 }
 
@@ -97,7 +103,7 @@ pub fn authorization(cluster: &Cluster, namespace: &str, name: &str) -> Option<P
 pub fn policies(cluster: &Cluster) -> Vec<Policy> {
     let all = everything(cluster).into_iter().filter_map(|output| match output {
         Output::Policy(source) => policy(cluster, source),
-        Output::Workload(_) | Output::Service(_) => None,
+        Output::Workload(_) | Output::Service(_) | Output::ServiceConfig { .. } => None,
     });
     all.collect()
 }
