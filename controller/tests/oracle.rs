@@ -254,16 +254,18 @@ fn any_route() -> impl Strategy<Value = Value> {
 fn any_grant() -> impl Strategy<Value = Value> {
     let from = (pick(&["HTTPRoute", "TCPRoute"]), pick(NAMESPACES));
     let name = prop::option::of(pick(NAMES));
-    (meta(), from, pick(&["Service", "ServiceEntry"]), name).prop_map(|(meta, (kind, namespace), to, name)| {
-        let group = if to == "Service" { "" } else { "networking.istio.io" };
-        let mut to = json!({"group": group, "kind": to});
-        if let Some(name) = name {
-            to["name"] = json!(name);
-        }
-        let from = json!({"group": "gateway.networking.k8s.io", "kind": kind, "namespace": namespace});
-        let spec = json!({"from": [from], "to": [to]});
-        shape("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", meta, spec, json!({}))
-    })
+    (meta(), from, pick(&["Service", "ServiceEntry"]), name).prop_map(
+        |(meta, (kind, namespace), to, name)| {
+            let group = if to == "Service" { "" } else { "networking.istio.io" };
+            let mut to = json!({"group": group, "kind": to});
+            if let Some(name) = name {
+                to["name"] = json!(name);
+            }
+            let from = json!({"group": "gateway.networking.k8s.io", "kind": kind, "namespace": namespace});
+            let spec = json!({"from": [from], "to": [to]});
+            shape("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", meta, spec, json!({}))
+        },
+    )
 }
 
 fn step() -> impl Strategy<Value = Step> {

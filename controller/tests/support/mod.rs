@@ -16,6 +16,7 @@ use ambit_model::authz::{Facts, Policy, Scope, Verdict, check};
 use ambit_model::identity::Identity;
 use ambit_model::name::ServiceKey;
 use ambit_model::service::Service;
+use ambit_model::service_config::ServiceConfig;
 use ambit_model::workload::Workload;
 
 /// The objects of a YAML text, all of which must be understood.
@@ -81,6 +82,21 @@ pub fn service(cluster: &Cluster, key: &str) -> Option<Service> {
     match translate(cluster, &Output::Service(ServiceKey::parse(key).unwrap()))? {
         Translated::Service(service) => Some(service),
         other @ (Translated::Workload(_) | Translated::Policy(_) | Translated::ServiceConfig { .. }) => {
+            panic!("{other:?}")
+        }
+    }
+}
+
+/// What a waypoint, `namespace/name`, knows of a service, `namespace/hostname`.
+pub fn config(cluster: &Cluster, gateway: &str, service: &str) -> Option<ServiceConfig> {
+    let (namespace, name) = gateway.split_once('/').unwrap();
+    let gateway = Name::new(namespace, name);
+    match translate(
+        cluster,
+        &Output::ServiceConfig { gateway, service: ServiceKey::parse(service).unwrap() },
+    )? {
+        Translated::ServiceConfig { config, .. } => Some(config),
+        other @ (Translated::Workload(_) | Translated::Service(_) | Translated::Policy(_)) => {
             panic!("{other:?}")
         }
     }
