@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use ambit_model::snapshot::Snapshot;
-use http::{HeaderValue, Request, Response, StatusCode, Version as Spoken, header, request, response};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version as Spoken, header, request, response,
+};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::time::Instant;
 
@@ -97,7 +99,9 @@ impl Proxy {
         heads: Option<Heads>,
         mut request: Request<Incoming>,
     ) -> Response<Answer> {
-        let wish = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let may_switch =
+            request.headers().contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
+        let wish = may_switch.then(|| hyper::upgrade::on(&mut request));
         let mut record =
             Record::open(&self.shared().metrics, &tunnel.client, &tunnel.arrival.asked, &request);
         let told = self.story(tunnel, request, &mut record).await;
@@ -118,7 +122,10 @@ impl Proxy {
                 let idle = self.shared().settings.limits.idle;
                 Response::from_parts(head, Answer::upstream(body, idle, deadline, ending))
             }
-            Err(refusal) => refused(refusal, ending(record)),
+            Err(refusal) => {
+                wish.into_iter().for_each(upgrade::decline);
+                refused(refusal, ending(record))
+            }
         }
     }
 

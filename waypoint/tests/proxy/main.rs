@@ -1,6 +1,7 @@
 //! The waypoint as its clients, applications and control plane see it.
 
 #![expect(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

@@ -72,26 +72,36 @@ fn bodies_and_trailers_travel_both_ways() {
     });
 }
 
+/// One request over HTTP/2.
+async fn ask_http2(world: &World) -> Told {
+    let mut sender = world.tunnel().await.http2(WEB).await;
+    let request = Request::get("http://web/").body(Full::default()).unwrap();
+    Told::read(sender.send_request(request).await.unwrap()).await
+}
+
 #[test]
-fn a_client_of_http2_is_served_and_a_server_of_http1_asked_as_it_speaks() {
+fn a_server_is_asked_as_its_port_says_whatever_the_client_speaks() {
     world(async |world| {
         let app = world.web().await;
         let _waypoint = world.start().await;
-        let tunnel = world.tunnel().await;
-        // The port says HTTP/1.1; this client does not care.
+        assert_eq!(ask_http2(&world).await.status, 200);
+        assert_eq!(app.last().version, http::Version::HTTP_11);
+    });
+}
+
+#[test]
+fn a_server_of_which_nothing_is_said_is_asked_as_the_client_speaks() {
+    world(async |world| {
+        let app = world.web().await;
         world.publish(
             [],
             [http_service("shop/web", "10.1.0.1").with(|service| service.app_protocols = [].into())],
         );
-        let mut sender = tunnel.http2(WEB).await;
-        let request = Request::get("http://web/").body(Full::default()).unwrap();
-        let told = Told::read(sender.send_request(request).await.unwrap()).await;
-        assert_eq!(told.status, 200);
-        assert_eq!(
-            app.last().version,
-            http::Version::HTTP_2,
-            "nothing is said, so it is asked as the client asks"
-        );
+        let _waypoint = world.start().await;
+        assert_eq!(ask_http2(&world).await.status, 200);
+        assert_eq!(app.last().version, http::Version::HTTP_2);
+        assert_eq!(world.tunnel().await.get(WEB, "/").await.status, 200);
+        assert_eq!(app.last().version, http::Version::HTTP_11);
     });
 }
 

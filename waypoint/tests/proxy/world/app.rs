@@ -54,10 +54,9 @@ impl Heard {
 /// | `/upgrade` | switches to a protocol that echoes |
 /// | anything else | says its own address |
 pub struct App {
-    pub address: SocketAddr,
     heard: Arc<Mutex<Vec<Heard>>>,
     connections: Arc<Mutex<usize>>,
-    task: JoinSet<()>,
+    _task: JoinSet<()>,
 }
 
 impl App {
@@ -83,7 +82,7 @@ impl App {
                 });
             }
         });
-        Self { address, heard, connections, task }
+        Self { heard, connections, _task: task }
     }
 
     /// All that it was asked.
@@ -99,11 +98,6 @@ impl App {
     /// How many connections it accepted.
     pub fn connections(&self) -> usize {
         *self.connections.lock().unwrap()
-    }
-
-    /// Ends it.
-    pub async fn stop(mut self) {
-        self.task.shutdown().await;
     }
 }
 
