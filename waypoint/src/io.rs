@@ -107,12 +107,12 @@ impl Read for TunnelIo {
         cx: &mut Context<'_>,
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.unread.is_empty() {
-            let piece = self.stream.poll_data(cx);
-            let came = piece.is_ready();
-            if let Some(patience) = &mut self.patience {
-                patience.check(cx, came)?;
-            }
+        let piece = self.unread.is_empty().then(|| self.stream.poll_data(cx));
+        let came = piece.as_ref().is_none_or(Poll::is_ready);
+        if let Some(patience) = &mut self.patience {
+            patience.check(cx, came)?;
+        }
+        if let Some(piece) = piece {
             match ready!(piece) {
                 None => return Poll::Ready(Ok(())),
                 Some(piece) => self.unread = piece?,
