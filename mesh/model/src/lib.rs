@@ -15,7 +15,8 @@
 //! | [`snapshot`] | what does this process know, at one instant? |
 //! | [`answer`] | how does a decision say that it lacks a fact? |
 //! | [`balance`] | which endpoint? |
-//! | [`authz`] | may this connection be? |
+//! | [`authz`] | may this connection, or this request, be? |
+//! | [`claims`] | what does a verified token say of its bearer? |
 //! | [`route`] | which route does a request take, and what is done to it? |
 //! | [`service_config`] | what applies to one service at its waypoint? |
 
@@ -23,6 +24,7 @@ pub mod address;
 pub mod answer;
 pub mod authz;
 pub mod balance;
+pub mod claims;
 pub mod gateway;
 pub mod identity;
 pub mod name;

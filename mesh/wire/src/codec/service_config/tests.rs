@@ -11,7 +11,7 @@ use http::{HeaderName, Method};
 use proptest::{option, prelude::*, sample::select};
 
 use super::*;
-use crate::codec::{decode_service_config, encode_service_config};
+use crate::codec::{decode_service_config, encode_service_config, policy::tests::policy};
 
 fn decoded(body: Bytes) -> Result<ServiceConfig, InvalidResource> {
     decode_service_config(body, &mut Interner::default())
@@ -222,10 +222,11 @@ fn stream_route() -> impl Strategy<Value = StreamRoute> {
 fn config() -> impl Strategy<Value = ServiceConfig> {
     let http = prop::collection::vec(attached(http_route()), 0..3);
     let stream = prop::collection::vec(attached(stream_route()), 0..3);
-    ("[a-z]{1,4}", "(\\*\\.)?[a-z]{1,4}(\\.[a-z]{1,4}){0,2}", http, stream).prop_map(
-        |(namespace, hostname, http, stream)| {
-            ServiceConfig::new(ServiceKey::new(namespace, hostname), Parts { http, stream })
-        },
+    let policies = prop::collection::vec(policy().prop_map(Arc::new), 0..3);
+    let parts =
+        (http, stream, policies).prop_map(|(http, stream, policies)| Parts { http, stream, policies });
+    ("[a-z]{1,4}", "(\\*\\.)?[a-z]{1,4}(\\.[a-z]{1,4}){0,2}", parts).prop_map(
+        |(namespace, hostname, parts)| ServiceConfig::new(ServiceKey::new(namespace, hostname), parts),
     )
 }
 
@@ -325,7 +326,7 @@ fn message() -> pb::ServiceConfig {
             backends: vec![pb::Backend { to: to(), weight: 1, filters: Vec::new() }],
             ..pb::StreamRoute::default()
         }],
-        broken: String::new(),
+        ..pb::ServiceConfig::default()
     }
 }
 
