@@ -15,6 +15,7 @@
 //! | [`snapshot`] | what does this process know, at one instant? |
 //! | [`answer`] | how does a decision say that it lacks a fact? |
 //! | [`balance`] | which endpoint? |
+//! | [`authn`] | which tokens does a request bring, and do they hold? |
 //! | [`authz`] | may this connection, or this request, be? |
 //! | [`claims`] | what does a verified token say of its bearer? |
 //! | [`route`] | which route does a request take, and what is done to it? |
@@ -22,6 +23,7 @@
 
 pub mod address;
 pub mod answer;
+pub mod authn;
 pub mod authz;
 pub mod balance;
 pub mod claims;

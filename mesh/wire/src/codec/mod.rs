@@ -3,6 +3,7 @@
 //! Decoding is strict where leniency would widen access: a policy with one value that cannot be
 //! understood is refused whole, never narrowed. Encoding and decoding are inverse to each other.
 
+mod authn;
 mod authz;
 mod filter;
 mod interner;
