@@ -5,7 +5,6 @@
 mod dns;
 mod held;
 mod policies;
-mod traffic;
 
 use std::sync::Arc;
 
@@ -15,13 +14,10 @@ use ambit_runtime::metrics::Registry;
 use ambit_wire::xds::ClientMetrics;
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 
+pub use self::dns::{Dns, DnsLabels, DnsSeries, Protocol};
 use self::policies::DryRuns;
-pub use self::{
-    dns::{Dns, DnsLabels, DnsSeries, Protocol},
-    traffic::{AllTraffic, AppIs, Labels, Owned as OwnedLabels, Traffic},
-};
 use crate::refusal::Refusal;
-pub use ambit_proxy::metrics::{Ends, Peer};
+pub use ambit_proxy::metrics::{AllTraffic, AppIs, Ends, Labels, Peer, Traffic};
 pub use held::Held;
 
 /// Everything that the tunnel counts.
@@ -119,7 +115,7 @@ impl Metrics {
     /// All figures at zero, shown nowhere.
     pub fn new() -> Self {
         Self {
-            traffic: Arc::default(),
+            traffic: Arc::new(AllTraffic::told_by(&REPORTERS)),
             dns: Arc::default(),
             pods: Pods::default(),
             pool: Pool::default(),
@@ -204,6 +200,9 @@ impl Default for Metrics {
         Self::new()
     }
 }
+
+/// Who tells.
+const REPORTERS: [&str; 2] = ["source", "destination"];
 
 fn reporter(direction: Direction) -> [(&'static str, &'static str); 1] {
     [("reporter", direction.reporter())]

@@ -9,7 +9,6 @@ use std::{
     },
 };
 
-use ambit_proxy::metrics::{Collection, Ends, Lock, OwnedEnds, Series, UNKNOWN};
 use ambit_wire::copy::Meter;
 use hashbrown::{Equivalent, HashMap};
 use prometheus_client::{
@@ -18,24 +17,26 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter},
 };
 
-use super::Direction;
-use crate::refusal::Flag;
+use super::{Collection, Ends, Lock, OwnedEnds, Series, UNKNOWN};
 
 /// How many different sets of labels are kept. One is about 300 bytes here, and five lines of 1 KiB
 /// on the metrics page, which is what sets the limit.
 const MOST: usize = 16 * 1024;
 
+/// The response flag of what went well.
+pub const WELL: &str = "-";
+
 /// What one connection is labelled with, borrowed from whoever knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Labels<'a> {
-    /// Which end of the connection this pod is.
-    pub direction: Direction,
+    /// Who tells: `source`, `destination` or `waypoint`.
+    pub reporter: &'static str,
     /// Who opened it, and to whom.
     pub ends: Ends<'a>,
     /// Whether it travels in mutual TLS.
     pub mutual_tls: bool,
-    /// How it ended.
-    pub flag: Flag,
+    /// How it ended: the response flag, [`WELL`] if all went well.
+    pub flag: &'static str,
 }
 
 /// The figures of one set of labels.
@@ -125,21 +126,19 @@ impl Traffic {
 #[derive(Debug)]
 pub struct AllTraffic {
     series: Collection<Traffic>,
-    /// Where connections are counted for whose labels there is no room.
-    overflow: [Arc<Traffic>; 2],
-}
-
-impl Default for AllTraffic {
-    fn default() -> Self {
-        Self::at_most(MOST)
-    }
+    /// Where connections are counted for whose labels there is no room, by reporter.
+    overflow: Vec<Arc<Traffic>>,
 }
 
 impl AllTraffic {
-    fn at_most(most: usize) -> Self {
-        let overflow = |direction| Arc::new(Traffic::new(Owned::unknown(direction)));
-        let overflow = [Direction::Outbound, Direction::Inbound].map(overflow);
-        Self { series: Collection::new(most), overflow }
+    /// Nothing was counted yet; these will tell.
+    pub fn told_by(reporters: &[&'static str]) -> Self {
+        Self::at_most(MOST, reporters)
+    }
+
+    fn at_most(most: usize, reporters: &[&'static str]) -> Self {
+        let overflow = |reporter: &&'static str| Arc::new(Traffic::new(Owned::unknown(reporter)));
+        Self { series: Collection::new(most), overflow: reporters.iter().map(overflow).collect() }
     }
 
     /// Counts a connection as opened, and from now on the bytes that `meter` tells. What is returned
@@ -152,7 +151,7 @@ impl AllTraffic {
     }
 
     /// Counts a connection as closed, and as failed unless all went well.
-    pub fn closed(&self, traffic: &Arc<Traffic>, meter: &Arc<Meter>, flag: Flag) {
+    pub fn closed(&self, traffic: &Arc<Traffic>, meter: &Arc<Meter>, flag: &'static str) {
         traffic.end(meter);
         if flag == traffic.labels.flag {
             traffic.closed.fetch_add(1, Ordering::Relaxed);
@@ -165,10 +164,11 @@ impl AllTraffic {
 
     fn find(&self, labels: &Labels<'_>) -> Arc<Traffic> {
         let found = self.series.find(labels, || Traffic::new(Owned::from(labels)));
-        let [outbound, inbound] = &self.overflow;
-        found.unwrap_or_else(|| match labels.direction {
-            Direction::Outbound => outbound.clone(),
-            Direction::Inbound => inbound.clone(),
+        found.unwrap_or_else(|| {
+            let told = self.overflow.iter().find(|one| one.labels.reporter == labels.reporter);
+            told.or(self.overflow.first())
+                .cloned()
+                .unwrap_or_else(|| Arc::new(Traffic::new(Owned::from(labels))))
         })
     }
 }
@@ -184,20 +184,20 @@ impl Series for Traffic {
 /// The labels as they are kept: with the first workloads and service that had them.
 #[derive(Clone, Debug)]
 pub struct Owned {
-    direction: Direction,
+    reporter: &'static str,
     ends: OwnedEnds,
     mutual_tls: bool,
-    flag: Flag,
+    flag: &'static str,
 }
 
 impl Owned {
-    fn unknown(direction: Direction) -> Self {
-        Self { direction, ends: OwnedEnds::default(), mutual_tls: false, flag: Flag::None }
+    fn unknown(reporter: &'static str) -> Self {
+        Self { reporter, ends: OwnedEnds::default(), mutual_tls: false, flag: WELL }
     }
 
     fn view(&self) -> Labels<'_> {
         Labels {
-            direction: self.direction,
+            reporter: self.reporter,
             ends: self.ends.view(),
             mutual_tls: self.mutual_tls,
             flag: self.flag,
@@ -208,7 +208,7 @@ impl Owned {
 impl From<&Labels<'_>> for Owned {
     fn from(labels: &Labels<'_>) -> Self {
         Self {
-            direction: labels.direction,
+            reporter: labels.reporter,
             ends: OwnedEnds::from(&labels.ends),
             mutual_tls: labels.mutual_tls,
             flag: labels.flag,
@@ -231,10 +231,10 @@ impl Equivalent<Owned> for Labels<'_> {
 impl EncodeLabelSet for Owned {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let between = [
-            ("response_flags", self.flag.label()),
+            ("response_flags", self.flag),
             ("connection_security_policy", if self.mutual_tls { "mutual_tls" } else { UNKNOWN }),
         ];
-        self.ends.encode(encoder, self.direction.reporter(), "tcp", &between)
+        self.ends.encode(encoder, self.reporter, "tcp", &between)
     }
 }
 
@@ -247,7 +247,7 @@ impl Collector for AllTraffic {
             let mut family = to.encode_descriptor(figure.name, figure.help, None, MetricType::Counter)?;
             for traffic in &all {
                 let value = (figure.value)(traffic);
-                let belongs = (traffic.labels.flag == Flag::None) == figure.of_those_that_went_well;
+                let belongs = (traffic.labels.flag == WELL) == figure.of_those_that_went_well;
                 if value > 0 || belongs {
                     ConstCounter::new(value).encode(family.encode_family(&traffic.labels)?)?;
                 }
