@@ -9,10 +9,11 @@ use ambit_api::labels;
 use ambit_model::name::{Hostname, Namespace, ServiceKey};
 
 use crate::cluster::object::{
-    AuthorizationPolicy, EndpointSlice, GatewayClass, Key, Kind, Name, NamespaceObject, Object,
-    PeerAuthentication, Pod, Selector, Service, ServiceEntry,
+    AuthorizationPolicy, EndpointSlice, GatewayClass, Key, Kind, Labels, Meta, Name, NamespaceObject, Object,
+    PeerAuthentication, Pod, ReferenceGrant, Route, Selector, Service, ServiceEntry,
 };
 use crate::cluster::{Cluster, HostOwner, Member, Touched};
+use crate::translate::waypoint;
 use crate::translate::workload::{inline_sources, slice_sources};
 use crate::translate::{Output, PolicySource, WorkloadSource};
 
@@ -78,7 +79,7 @@ struct Dependents<'a> {
     outputs: BTreeSet<Output>,
 }
 
-impl Dependents<'_> {
+impl<'a> Dependents<'a> {
     fn of_object(&mut self, object: &Object) {
         match object {
             Object::Namespace(namespace) => self.of_namespace(namespace),
@@ -96,12 +97,23 @@ impl Dependents<'_> {
             Object::PeerAuthentication(policy) => self.of_peer_authentication(policy),
             Object::Gateway(gateway) => self.of_gateway(&gateway.meta.name),
             Object::GatewayClass(class) => self.of_class(class),
+            Object::Route(route) => self.of_route(route),
+            Object::ReferenceGrant(grant) => self.of_grant(grant),
         }
     }
 
-    /// A namespace lends its labels to everything in it.
+    /// A namespace lends its labels to everything in it: those of now, and those that it had.
     fn of_namespace(&mut self, namespace: &NamespaceObject) {
-        self.all_within(&Namespace::from(namespace.meta.name.name.as_str()));
+        let name = Namespace::from(namespace.meta.name.name.as_str());
+        self.all_within(&name);
+        let cluster = self.cluster;
+        for (_, service) in cluster.services.within(&name) {
+            let host = cluster.hostname_of(&service.meta.name);
+            self.configs_by(&service.meta, &namespace.meta.labels, [&host]);
+        }
+        for (_, entry) in cluster.service_entries.within(&name) {
+            self.configs_by(&entry.meta, &namespace.meta.labels, &entry.hosts);
+        }
     }
 
     fn of_pod(&mut self, pod: &Pod) {
@@ -119,14 +131,19 @@ impl Dependents<'_> {
         self.slices_of(name);
         self.rivals(&name.namespace, &host);
         self.service(&name.namespace, &host);
+        self.configs_by(&service.meta, &self.cluster.namespace_labels(&name.namespace), [&host]);
+        self.senders(&HostOwner::Service(name.clone()));
     }
 
     fn of_entry(&mut self, entry: &ServiceEntry) {
         self.entry(entry);
         self.selected(&entry.meta.name.namespace, entry.selector.as_ref());
+        let name = &entry.meta.name;
         for host in &entry.hosts {
-            self.rivals(&entry.meta.name.namespace, host);
+            self.rivals(&name.namespace, host);
         }
+        self.configs_by(&entry.meta, &self.cluster.namespace_labels(&name.namespace), &entry.hosts);
+        self.senders(&HostOwner::ServiceEntry(name.clone()));
     }
 
     /// Who else has a host name: in other namespaces it decides who is canonical, in the same one who counts.
@@ -138,6 +155,7 @@ impl Dependents<'_> {
             if name.namespace != *namespace {
                 continue;
             }
+            self.senders(&owner);
             match &owner {
                 HostOwner::Service(name) => {
                     let selector =
@@ -219,7 +237,70 @@ impl Dependents<'_> {
                 | Kind::AuthorizationPolicy
                 | Kind::PeerAuthentication
                 | Kind::Gateway
-                | Kind::GatewayClass => {}
+                | Kind::GatewayClass
+                | Kind::GrpcRoute
+                | Kind::HttpRoute
+                | Kind::TlsRoute
+                | Kind::TcpRoute
+                | Kind::ReferenceGrant => {}
+            }
+        }
+    }
+
+    /// A route is part of what waypoints know of the services that it is attached to.
+    fn of_route(&mut self, route: &Route) {
+        for (_, owner) in route.services() {
+            self.configs(owner);
+        }
+    }
+
+    /// A grant is part of the routes that it is for.
+    fn of_grant(&mut self, grant: &ReferenceGrant) {
+        let cluster = self.cluster;
+        for (kind, namespace) in &grant.from {
+            for route in cluster.routes_within(*kind, namespace) {
+                self.of_route(route);
+            }
+        }
+    }
+
+    /// Routes that send something to a service depend on whether it is there, and on its ports.
+    fn senders(&mut self, owner: &HostOwner) {
+        let cluster = self.cluster;
+        for route in cluster.routes_to(owner) {
+            self.of_route(route);
+        }
+    }
+
+    /// What waypoints know of the services of an object.
+    fn configs(&mut self, owner: &HostOwner) {
+        let cluster = self.cluster;
+        let of_namespace = cluster.namespace_labels(&owner.name().namespace);
+        match owner {
+            HostOwner::Service(name) => {
+                if let Some(service) = cluster.services.get(name) {
+                    self.configs_by(&service.meta, &of_namespace, [&cluster.hostname_of(name)]);
+                }
+            }
+            HostOwner::ServiceEntry(name) => {
+                if let Some(entry) = cluster.service_entries.get(name) {
+                    self.configs_by(&entry.meta, &of_namespace, &entry.hosts);
+                }
+            }
+        }
+    }
+
+    /// What waypoints know of services with these labels.
+    fn configs_by<'h>(
+        &mut self,
+        meta: &Meta,
+        of_namespace: &Labels,
+        hosts: impl IntoIterator<Item = &'h Hostname> + Clone,
+    ) {
+        for gateway in waypoint::named(meta, of_namespace) {
+            for host in hosts.clone() {
+                let service = ServiceKey { namespace: meta.name.namespace.clone(), hostname: host.clone() };
+                self.outputs.insert(Output::ServiceConfig { gateway: gateway.clone(), service });
             }
         }
     }
@@ -312,8 +393,13 @@ impl Dependents<'_> {
         self.outputs.insert(Output::Policy(source));
     }
 
+    /// A service, and what waypoints know of it.
     fn service(&mut self, namespace: &Namespace, host: &Hostname) {
-        self.outputs
-            .insert(Output::Service(ServiceKey { namespace: namespace.clone(), hostname: host.clone() }));
+        let key = ServiceKey { namespace: namespace.clone(), hostname: host.clone() };
+        self.outputs.insert(Output::Service(key));
+        let cluster = self.cluster;
+        for owner in cluster.owners_of_host(host).filter(|owner| owner.name().namespace == *namespace) {
+            self.configs(owner);
+        }
     }
 }

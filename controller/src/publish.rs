@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ambit_model::workload::Workload;
-use ambit_wire::codec::{self, ADDRESS, AUTHORIZATION, WORKLOAD};
+use ambit_wire::codec::{self, ADDRESS, AUTHORIZATION, SERVICE_CONFIG, WORKLOAD};
 use ambit_wire::xds::{Publisher, Resource};
 use bytes::Bytes;
 use tracing::error;
@@ -60,6 +60,10 @@ pub struct Changes {
     pub policies: Vec<Resource>,
     /// Names of policies that are gone.
     pub removed_policies: Vec<String>,
+    /// What waypoints are to know of services, new or changed.
+    pub configs: Vec<Resource>,
+    /// Names of what they need no longer know.
+    pub removed_configs: Vec<String>,
 }
 
 impl Changes {
@@ -75,13 +79,19 @@ impl Changes {
             + self.removed_services.len()
             + self.policies.len()
             + self.removed_policies.len()
+            + self.configs.len()
+            + self.removed_configs.len()
     }
 
     /// Publishes the difference. A policy is there before a workload names it, and goes after: a name that a tunnel
-    /// does not know restricts nothing.
+    /// does not know restricts nothing. So does what a waypoint knows of a service: tunnels bring it requests as soon
+    /// as the service names it.
     pub fn publish(self, sink: &impl Sink) {
         if !self.policies.is_empty() {
             sink.update(AUTHORIZATION, self.policies, &[]);
+        }
+        if !self.configs.is_empty() {
+            sink.update(SERVICE_CONFIG, self.configs, &[]);
         }
         let workloads: Vec<_> = self.addresses.iter().filter_map(bare).collect();
         let removed = [self.removed_workloads.as_slice(), &self.removed_services].concat();
@@ -90,6 +100,9 @@ impl Changes {
         }
         if !(workloads.is_empty() && self.removed_workloads.is_empty()) {
             sink.update(WORKLOAD, workloads, &self.removed_workloads);
+        }
+        if !self.removed_configs.is_empty() {
+            sink.update(SERVICE_CONFIG, Vec::new(), &self.removed_configs);
         }
         if !self.removed_policies.is_empty() {
             sink.update(AUTHORIZATION, Vec::new(), &self.removed_policies);
@@ -106,6 +119,7 @@ impl Outputs {
                     Output::Workload(_) => changes.removed_workloads.push(held.name),
                     Output::Service(_) => changes.removed_services.push(held.name),
                     Output::Policy(_) => changes.removed_policies.push(held.name),
+                    Output::ServiceConfig { .. } => changes.removed_configs.push(held.name),
                 }
             }
             return;
@@ -118,6 +132,7 @@ impl Outputs {
         match now {
             Translated::Workload(_) | Translated::Service(_) => changes.addresses.push(resource),
             Translated::Policy(_) => changes.policies.push(resource),
+            Translated::ServiceConfig { .. } => changes.configs.push(resource),
         }
         self.held.insert(output, held);
     }
@@ -150,6 +165,7 @@ fn encode(now: &Translated) -> Resource {
                 follows: follows(workload),
                 node: workload.node.to_string(),
                 body,
+                ..Resource::default()
             }
         }
         Translated::Service(service) => {
@@ -169,6 +185,17 @@ fn encode(now: &Translated) -> Resource {
             body: codec::encode_policy(policy),
             ..Resource::default()
         },
+        Translated::ServiceConfig { gateway, config } => {
+            let body = codec::encode_service_config(config);
+            let (namespace, name) = (gateway.namespace.as_str(), gateway.name.as_str());
+            Resource {
+                name: codec::service_config_name(namespace, name, config.key()),
+                version: version(&body),
+                owner: gateway.to_string(),
+                body,
+                ..Resource::default()
+            }
+        }
     }
 }
 

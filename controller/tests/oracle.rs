@@ -198,9 +198,81 @@ fn any_object() -> impl Strategy<Value = Value> {
     ]
 }
 
+/// Of services that may be there or not, of either kind, under names of either kind.
+fn parent() -> impl Strategy<Value = Value> {
+    let port = prop::option::of(prop::sample::select(&[80, 81][..]));
+    let kind = pick(&["Service", "Service", "ServiceEntry", "Gateway"]);
+    (kind, prop::option::of(pick(NAMESPACES)), pick(NAMES), port).prop_map(|(kind, namespace, name, port)| {
+        let group = match kind {
+            "Service" => "",
+            "ServiceEntry" => "networking.istio.io",
+            _ => "gateway.networking.k8s.io",
+        };
+        let mut parent = json!({"group": group, "kind": kind, "name": name});
+        let fields = [("namespace", namespace.map(|one| json!(one))), ("port", port.map(|one| json!(one)))];
+        for (field, value) in fields.into_iter().filter_map(|(field, value)| Some((field, value?))) {
+            parent[field] = value;
+        }
+        parent
+    })
+}
+
+fn backend() -> impl Strategy<Value = Value> {
+    (pick(&["Service", "ServiceEntry", "Secret"]), prop::option::of(pick(NAMESPACES)), pick(NAMES)).prop_map(
+        |(kind, namespace, name)| {
+            let group = if kind == "ServiceEntry" { "networking.istio.io" } else { "" };
+            let mut backend = json!({"group": group, "kind": kind, "name": name, "port": 80});
+            if let Some(namespace) = namespace {
+                backend["namespace"] = json!(namespace);
+            }
+            backend
+        },
+    )
+}
+
+fn any_route() -> impl Strategy<Value = Value> {
+    let kind = pick(&["HTTPRoute", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"]);
+    let parents = prop::collection::vec(parent(), 1..3);
+    (meta(), kind, parents, prop::collection::vec(backend(), 0..3), any::<bool>()).prop_map(
+        |(meta, kind, parents, backends, mirrored)| {
+            let filters = match (kind, backends.first()) {
+                ("HTTPRoute" | "GRPCRoute", Some(first)) if mirrored => {
+                    json!([{"type": "RequestMirror", "requestMirror": {"backendRef": first}}])
+                }
+                _ => json!([]),
+            };
+            let mut rule = json!({"backendRefs": backends});
+            if matches!(kind, "HTTPRoute" | "GRPCRoute") {
+                rule["filters"] = filters;
+            }
+            let spec = json!({"parentRefs": parents, "rules": [rule]});
+            shape("gateway.networking.k8s.io/v1", kind, meta, spec, json!({}))
+        },
+    )
+}
+
+fn any_grant() -> impl Strategy<Value = Value> {
+    let from = (pick(&["HTTPRoute", "TCPRoute"]), pick(NAMESPACES));
+    let name = prop::option::of(pick(NAMES));
+    (meta(), from, pick(&["Service", "ServiceEntry"]), name).prop_map(
+        |(meta, (kind, namespace), to, name)| {
+            let group = if to == "Service" { "" } else { "networking.istio.io" };
+            let mut to = json!({"group": group, "kind": to});
+            if let Some(name) = name {
+                to["name"] = json!(name);
+            }
+            let from = json!({"group": "gateway.networking.k8s.io", "kind": kind, "namespace": namespace});
+            let spec = json!({"from": [from], "to": [to]});
+            shape("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", meta, spec, json!({}))
+        },
+    )
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => any_object().prop_map(Step::Write),
+        2 => any_route().prop_map(Step::Write),
+        1 => any_grant().prop_map(Step::Write),
         1 => any::<prop::sample::Index>().prop_map(Step::Erase),
     ]
 }

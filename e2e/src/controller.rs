@@ -245,7 +245,7 @@ pub fn tunnel_of(node: usize) -> NodeInfo {
         pod_name: format!("ztunnel-{node}"),
         pod_namespace: SYSTEM.to_owned(),
         node_name: objects::node_name(node),
-        metadata: Default::default(),
+        ..NodeInfo::default()
     }
 }
 

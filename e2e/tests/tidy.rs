@@ -25,15 +25,16 @@ const KUBERNETES: [&str; 6] = ["controller/", "cni/", "cli/", "e2e/", "mesh/api/
 const IMPURE: [&str; 7] = ["tokio", "tonic", "prost", "rustls", "kube", "kube-core", "k8s-openapi"];
 
 /// Which crates of ours a crate may use, outside its tests.
-const DIRECTIONS: [(&str, &[&str]); 14] = [
+const DIRECTIONS: [(&str, &[&str]); 15] = [
     ("ambit-proto", &[]),
     ("ambit-model", &[]),
     ("ambit-api", &[]),
     ("ambit-runtime", &[]),
+    ("ambit-proxy", &["ambit-model", "ambit-wire", "ambit-runtime"]),
     ("ambit-wire", &["ambit-proto", "ambit-model"]),
     ("ambit-fixtures", &["ambit-model", "ambit-wire"]),
-    ("ambit-ztunnel", &["ambit-model", "ambit-wire", "ambit-runtime"]),
-    ("ambit-waypoint", &["ambit-model", "ambit-wire", "ambit-runtime"]),
+    ("ambit-ztunnel", &["ambit-model", "ambit-wire", "ambit-runtime", "ambit-proxy"]),
+    ("ambit-waypoint", &["ambit-model", "ambit-wire", "ambit-runtime", "ambit-proxy"]),
     ("ambit-controller", &["ambit-model", "ambit-wire", "ambit-runtime", "ambit-api"]),
     ("ambit-cni", &["ambit-model", "ambit-wire", "ambit-runtime", "ambit-api"]),
     ("ambit-lab", &["ambit-api"]),

@@ -1,1 +1,30 @@
-//! The L7 proxy of a namespace. Its rooms are furnished by the waypoint work; nothing runs here yet.
+//! The L7 proxy of a namespace.
+//!
+//! # The life of a request
+//! 1. A tunnel is accepted in [`accept`]: mutual TLS as the waypoint itself, HTTP/2 CONNECT. Each stream is meant for a
+//!    service (or workload) that this waypoint serves, or is refused ([`accept::arrival`], pure).
+//! 2. What the stream carries is known from the service's port, or found out ([`accept::detect`]).
+//! 3. HTTP: [`serve`] reads requests, [`request`] tells the story of one: its head gets one spelling ([`hygiene`]), a
+//!    [`permit`] is asked for, a route chosen, filters applied, and [`upstream`] sends it, once or several times.
+//!    Anything else: [`opaque`] chooses an endpoint and moves bytes.
+//! 4. What happened is counted and written ([`access`]); what is refused, and why, is in [`refusal`].
+
+pub mod accept;
+pub mod access;
+pub mod admin;
+pub mod app;
+pub mod body;
+pub mod config;
+pub mod hygiene;
+pub mod io;
+pub mod metrics;
+pub mod mirror;
+pub mod opaque;
+pub mod permit;
+pub mod plan;
+pub mod refusal;
+pub mod request;
+pub mod serve;
+pub mod shared;
+pub mod upgrade;
+pub mod upstream;

@@ -11,7 +11,7 @@ use ambit_model::{address::Target, identity::Identity, service::Service, workloa
 use ambit_wire::copy::Meter;
 
 use crate::{
-    metrics::{AppIs, Direction, Labels, Metrics, Peer, Traffic},
+    metrics::{AppIs, Direction, Ends, Labels, Metrics, Peer, Traffic},
     refusal::{Flag, Refusal},
 };
 
@@ -129,7 +129,7 @@ impl Record {
     pub fn close(self, outcome: Result<(), &Refusal>) {
         let Open { metrics, traffic, meter, app, at, connection } = *self.0;
         let flag = outcome.map_or_else(Refusal::flag, |()| Flag::None);
-        metrics.traffic.closed(&traffic, &meter, flag);
+        metrics.traffic.closed(&traffic, &meter, flag.label());
         if let Err(refusal) = outcome {
             metrics.refused(refusal);
         }
@@ -184,12 +184,14 @@ pub fn refused_early(
 impl Opened {
     fn labels(&self) -> Labels<'_> {
         Labels {
-            direction: self.direction,
-            source: self.source.peer(),
-            destination: self.destination.peer(),
-            service: self.service.as_ref(),
+            reporter: self.direction.reporter(),
+            ends: Ends {
+                source: self.source.peer(),
+                destination: self.destination.peer(),
+                service: self.service.as_ref(),
+            },
             mutual_tls: self.mutual_tls,
-            flag: Flag::None,
+            flag: Flag::None.label(),
         }
     }
 

@@ -1,31 +1,24 @@
 //! The admin page: what this tunnel knows, does and waits for (protocols 10.3).
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc};
 
 use ambit_model::{name::Uid, snapshot::Snapshot};
+use ambit_proxy::dump::sync;
 use ambit_runtime::{
     admin::{Method, Pages, Response},
     signal::Exit,
     telemetry::LogControl,
     version,
 };
-use ambit_wire::{
-    cert::{
-        Description,
-        store::{CertificateState as Held, Status},
-    },
-    xds,
-};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use ambit_wire::xds;
 use http::StatusCode;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     config::Config,
     connections::Open,
     dump::{
-        self, Around, CertificateShown, CertificateState, ConnectionShown, Listening, OpenConnections,
-        PodInfo, PodState, Travels, Version,
+        self, Around, CertificateState, ConnectionShown, Listening, OpenConnections, PodInfo, PodState,
+        Travels, Version,
     },
     metrics::Direction,
     pods::{Pod, follow::Served},
@@ -53,7 +46,7 @@ pub fn pages(shown: Shown, logs: LogControl, exit: Exit) -> Pages {
         Err(error) => Response::text(format!("cannot be shown: {error}\n"))
             .with_status(StatusCode::INTERNAL_SERVER_ERROR),
     };
-    let sync = move |_| Response::json(sync_state(subscription.as_ref()).to_string());
+    let synced = move |_| Response::json(sync::state(subscription.as_ref()).to_string());
     let quit = move |_| {
         exit.ask();
         Response::text("shutdown now\n")
@@ -61,7 +54,7 @@ pub fn pages(shown: Shown, logs: LogControl, exit: Exit) -> Pages {
     let pages = logs
         .pages(Pages::new("ztunnel"))
         .page(Method::GET, "/config_dump", "everything that this tunnel knows, as JSON", dump)
-        .page(Method::GET, "/debug/sync", "the state of the connection to the control plane", sync)
+        .page(Method::GET, "/debug/sync", "the state of the connection to the control plane", synced)
         .page(Method::POST, "/quitquitquit", "drain and exit", quit);
     PROFILES.iter().fold(pages, |pages, path| {
         pages.page(Method::GET, path, "not built in; says how to get a profile", |_| no_profiler())
@@ -102,7 +95,7 @@ fn around(shown: &Shown) -> Around {
             git_revision: version::REVISION.map(str::to_owned),
             istio_version: shown.config.istio_version.clone(),
         },
-        certificates: shown.tunnel.certificates.snapshot().into_iter().map(certificate_state).collect(),
+        certificates: shown.tunnel.certificates.snapshot().into_iter().map(CertificateState::from).collect(),
         pods: pending.chain(up).collect::<BTreeMap<_, _>>(),
     }
 }
@@ -144,91 +137,5 @@ fn connection(direction: Direction, open: &Open) -> ConnectionShown {
         },
         actual_dst: actual.to_string(),
         protocol,
-    }
-}
-
-fn certificate_state(held: Held) -> CertificateState {
-    let (state, cert_chain, root_certs) = match &held.status {
-        Status::Pending => ("Initializing".to_owned(), Vec::new(), Vec::new()),
-        Status::Failed(reason) => (format!("Unavailable: {reason}"), Vec::new(), Vec::new()),
-        Status::Ready(certificate) => {
-            let shown = |all: Vec<Description>| all.into_iter().map(certificate_shown).collect();
-            ("Available".to_owned(), shown(certificate.describe_chain()), shown(certificate.describe_roots()))
-        }
-    };
-    CertificateState { identity: held.identity, state, cert_chain, root_certs }
-}
-
-fn certificate_shown(description: Description) -> CertificateShown {
-    CertificateShown {
-        pem: STANDARD.encode(&description.pem),
-        serial_number: decimal(&description.serial),
-        valid_from: rfc3339(description.not_before),
-        expiration_time: rfc3339(description.not_after),
-    }
-}
-
-/// A serial number in decimal; it may have 20 bytes (RFC 5280, 4.1.2.2), more than any integer here.
-fn decimal(hexadecimal: &str) -> String {
-    let Some(digits) = hexadecimal.chars().map(|digit| digit.to_digit(16)).collect::<Option<Vec<_>>>() else {
-        return hexadecimal.to_owned();
-    };
-    // Least significant first; each hexadecimal digit shifts what there is by four bits.
-    let mut number: Vec<u32> = vec![0];
-    for digit in digits {
-        let mut carry = digit;
-        for place in &mut number {
-            let value = *place * 16 + carry;
-            (*place, carry) = (value % 10, value / 10);
-        }
-        while carry > 0 {
-            number.push(carry % 10);
-            carry /= 10;
-        }
-    }
-    number.iter().rev().filter_map(|digit| char::from_digit(*digit, 10)).collect()
-}
-
-fn rfc3339(time: SystemTime) -> String {
-    OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default()
-}
-
-/// Since when the control plane is connected, what came last, what was refused.
-fn sync_state(subscription: Option<&xds::Handle>) -> serde_json::Value {
-    let Some(handle) = subscription else {
-        return serde_json::json!({ "version": version::line(), "configured": false });
-    };
-    let state = handle.state();
-    serde_json::json!({
-        "version": version::line(),
-        "configured": true,
-        "synced": handle.is_synced(),
-        "connectedSince": state.connected_since.map(rfc3339),
-        "disconnectedSince": state.disconnected_since.map(rfc3339),
-        "lastUpdate": state.last_update.map(rfc3339),
-        "lastEnd": state.last_end,
-        "lastNack": state.last_nack.map(|nack| serde_json::json!({
-            "at": rfc3339(nack.at), "typeUrl": nack.type_url, "message": nack.message,
-        })),
-        "held": state.held.into_iter().collect::<BTreeMap<_, _>>(),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_serial_number_of_any_length_is_written_in_decimal() {
-        for (hexadecimal, expected) in [
-            ("0", "0"),
-            ("ff", "255"),
-            ("ffffffffffffffffffffffffffffffff", "340282366920938463463374607431768211455"),
-            ("100000000000000000000000000000000", "340282366920938463463374607431768211456"),
-            ("ffffffffffffffffffffffffffffffffffffffff", "1461501637330902918203684832716283019655932542975"),
-            ("not a number", "not a number"),
-        ] {
-            assert_eq!(decimal(hexadecimal), expected);
-        }
     }
 }

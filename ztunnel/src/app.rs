@@ -1,10 +1,11 @@
 //! Builds everything, connects it, starts it, and ends it in order. The only file that knows everyone.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
+use ambit_proxy::{
+    identity::{self, Whose},
+    metrics::Fetches,
+};
 use ambit_runtime::{
     admin::{Address, Pages, Server},
     drain::Mode as Ending,
@@ -16,17 +17,10 @@ use ambit_runtime::{
     workers::Workers,
 };
 use ambit_wire::{
-    ca::{Asking, CaClient},
-    cert::{
-        Issuer,
-        authority::{Authority as Signer, Serial, Validity},
-        local::LocalIssuer,
-        store::{Certificates, Naming, SystemClock},
-    },
     channel::ControlPlane,
     codec,
     discovery::{Demand, Mesh},
-    tls::{Profile, revoked::Revocation},
+    tls::Profile,
     xds::{self, ClientMetrics},
 };
 use anyhow::Context as _;
@@ -34,7 +28,7 @@ use futures_util::FutureExt as _;
 
 use crate::{
     admin,
-    config::{Authority, Config, Mode, Pod as PodConfig},
+    config::{Config, Mode, Pod as PodConfig},
     dns::{self, ResolvConf},
     local,
     metrics::{Build, Held, Metrics},
@@ -67,9 +61,14 @@ pub async fn run(config: Config, logs: LogControl) -> anyhow::Result<()> {
     let build = Build { tag: config.istio_version.clone().unwrap_or_else(version::line) };
     let metrics = Metrics::register(&mut registry, &build, xds_metrics.clone());
 
-    let revocation = revocation(&config)?;
+    let revocation = identity::revocation(config.tls.crl.as_deref())?;
     let profile = Profile::new(config.tls.compliance, config.tls.versions, revocation.clone())?;
-    let certificates = certificates(&config, &profile)?;
+    let whose = match &config.mode {
+        Mode::Shared(_) => Whose::Others,
+        Mode::Dedicated(_) => Whose::Own,
+    };
+    let trust_domain = config.own.identity.as_ref().map(|own| own.trust_domain.clone()).unwrap_or_default();
+    let certificates = identity::certificates(&config.ca, whose, trust_domain, &profile)?;
     let (mesh, subscription) = mesh(&config, &profile, xds_metrics)?;
     let tunnel = Arc::new(Tunnel {
         mesh,
@@ -84,6 +83,7 @@ pub async fn run(config: Config, logs: LogControl) -> anyhow::Result<()> {
         task::spawn("certificate prefetch", warm);
     }
 
+    registry.collect(Fetches(tunnel.certificates.clone()));
     registry.collect(Held(tunnel.clone()));
     let names = names(&config)?;
     let ports = ports(&config);
@@ -207,45 +207,6 @@ fn pod_name(pod: &PodConfig) -> PodName {
     let PodConfig { namespace, name, service_account } = pod.clone();
     PodName { namespace, name, service_account }
 }
-
-fn revocation(config: &Config) -> anyhow::Result<Revocation> {
-    let Some(path) = &config.tls.crl else { return Ok(Revocation::NotConfigured) };
-    let revocation = Revocation::load(path)?;
-    if let Revocation::Loaded(lists) = &revocation {
-        let lists = lists.clone();
-        task::spawn("revocation lists", async move { lists.follow(std::future::pending()).await });
-    }
-    Ok(revocation)
-}
-
-fn certificates(config: &Config, profile: &Profile) -> anyhow::Result<Certificates> {
-    let (naming, asking) = match &config.mode {
-        Mode::Shared(_) => (Naming::AsRequested, Asking::ForOthers),
-        Mode::Dedicated(_) => (Naming::AsIssued, Asking::ForMyself),
-    };
-    let issuer: Arc<dyn Issuer> = match &config.ca.authority {
-        Authority::Remote(settings) => {
-            let control_plane = ControlPlane::new((**settings).clone(), profile).context("CA")?;
-            Arc::new(CaClient::new(control_plane, asking, config.ca.ttl))
-        }
-        Authority::Fake => {
-            tracing::warn!("FAKE_CA is set: certificates are worthless outside this process");
-            let now = SystemTime::now();
-            let validity = Validity { not_before: now - FAKE_CA_SKEW, not_after: now + FAKE_CA_LIFE };
-            let trust_domain = config.own.identity.as_ref().map(|own| own.trust_domain.clone());
-            let signer = Signer::self_signed(&trust_domain.unwrap_or_default(), validity, Serial::random()?)
-                .context("fake CA")?;
-            Arc::new(LocalIssuer::new(signer, config.ca.ttl, SystemClock))
-        }
-    };
-    let (certificates, renewal) = Certificates::new(profile.clone(), naming, issuer, SystemClock);
-    task::spawn("certificate renewal", renewal.run(std::future::pending()));
-    Ok(certificates)
-}
-
-/// How long the fake CA's root lives, and how far its clock may be ahead of others'.
-const FAKE_CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-const FAKE_CA_SKEW: Duration = Duration::from_secs(60);
 
 /// The mesh, and the subscription that keeps it up to date.
 fn mesh(

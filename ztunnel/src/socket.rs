@@ -9,7 +9,7 @@ use std::{
 };
 
 use ambit_model::address::canonical;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::Keepalive;
 
@@ -144,15 +144,7 @@ fn tcp(address: SocketAddr, options: &Options, reach: Reach) -> io::Result<Socke
         Reach::Network => {}
     }
     if let Some(keepalive) = &options.keepalive {
-        let settings = TcpKeepalive::new()
-            .with_time(keepalive.time)
-            .with_interval(keepalive.interval)
-            .with_retries(keepalive.retries);
-        socket.set_tcp_keepalive(&settings)?;
-        if keepalive.user_timeout {
-            let silence = keepalive.time + keepalive.interval * keepalive.retries;
-            socket.set_tcp_user_timeout(Some(silence))?;
-        }
+        keepalive.apply(&socket)?;
     }
     Ok(socket)
 }

@@ -13,7 +13,8 @@ use crate::{
     cluster::{
         L7Deny, Settings,
         object::{
-            Attachment, AuthorizationPolicy, Content, Object, Parsed, Rejection, Unsupported, parse_value,
+            Attachment, AuthorizationPolicy, Content, Object, ParentTarget, Parsed, Rejection, Route,
+            RouteContent, Unsupported, parse_value,
         },
     },
     translate::status::l7_message,
@@ -65,6 +66,10 @@ pub fn judge(settings: &Settings, asked: &Asked<'_>) -> Verdict {
             of_peer_authentication(settings, &policy.meta.name.namespace, object, &mut warnings)
         }
         Object::ServiceEntry(_) => of_service_entry(object, &mut warnings),
+        Object::Route(route) => {
+            of_route(route, &mut warnings);
+            Ok(())
+        }
         Object::Namespace(_)
         | Object::Node(_)
         | Object::Pod(_)
@@ -72,7 +77,8 @@ pub fn judge(settings: &Settings, asked: &Asked<'_>) -> Verdict {
         | Object::EndpointSlice(_)
         | Object::WorkloadEntry(_)
         | Object::Gateway(_)
-        | Object::GatewayClass(_) => Ok(()),
+        | Object::GatewayClass(_)
+        | Object::ReferenceGrant(_) => Ok(()),
     };
     match judged {
         Ok(()) => Verdict::Admitted(warnings.into_iter().map(cut).collect()),
@@ -328,6 +334,20 @@ fn of_service_entry(object: &Value, warnings: &mut Vec<String>) -> Result<(), Re
         warnings.push("it has no ports, so nothing can be reached through it".to_owned());
     }
     Ok(())
+}
+
+/// What in a route does nothing. Its parents and backends may still come; its status tells of them.
+fn of_route(route: &Route, warnings: &mut Vec<String>) {
+    for parent in &route.parents {
+        if let ParentTarget::WrongGroup { kind, group } = &parent.to {
+            warnings.push(format!("a parent is a {kind} of a group that has none; write group: {group:?}"));
+        }
+    }
+    if matches!(&route.content, RouteContent::Requests(requests) if requests.names_hosts) {
+        warnings.push(
+            "hostnames are not compared for parents that are services; match the header Host".to_owned(),
+        );
+    }
 }
 
 fn read<T: serde::de::DeserializeOwned>(object: &Value) -> Result<T, Rejection> {

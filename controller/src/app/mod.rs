@@ -25,7 +25,7 @@ use ambit_runtime::{
 use ambit_wire::{
     ca,
     channel::{Entrance, HANDSHAKES, incoming},
-    codec::{ADDRESS, AUTHORIZATION, WORKLOAD},
+    codec::{ADDRESS, AUTHORIZATION, SERVICE_CONFIG, WORKLOAD},
     spawn::Spawner,
     tls::{Compliance, ComplianceError, Profile, Versions, revoked::Revocation},
     xds::{
@@ -69,8 +69,8 @@ use crate::{
 };
 
 /// What is pushed, in this order. Policies go before the workloads that name them: a tunnel takes a name that it does
-/// not know for no policy. Workloads alone are for Envoy based proxies, which ask for no more (protocols 1.3).
-const TYPES: [&str; 3] = [AUTHORIZATION, ADDRESS, WORKLOAD];
+/// not know for no policy. What a waypoint knows of a service goes before the service that names it. Workloads alone are for Envoy based proxies, which ask for no more (protocols 1.3).
+const TYPES: [&str; 4] = [AUTHORIZATION, SERVICE_CONFIG, ADDRESS, WORKLOAD];
 
 /// Runs the controller until a signal, or until a part of it fails.
 pub async fn run(config: Config, logs: &LogControl) -> Result<(), StartError> {

@@ -100,6 +100,19 @@ impl Cluster {
                 put(&mut self.gateway_classes, key, Some(new)).map(Object::GatewayClass)
             }
             (Kind::GatewayClass, _) => put(&mut self.gateway_classes, key, None).map(Object::GatewayClass),
+            (Kind::ReferenceGrant, Some(Object::ReferenceGrant(new))) => {
+                put(&mut self.reference_grants, key, Some(new)).map(Object::ReferenceGrant)
+            }
+            (Kind::ReferenceGrant, _) => {
+                put(&mut self.reference_grants, key, None).map(Object::ReferenceGrant)
+            }
+            (
+                Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute,
+                Some(Object::Route(new)),
+            ) => self.routes.insert(key.clone(), new).map(Object::Route),
+            (Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute, _) => {
+                self.routes.remove(key).map(Object::Route)
+            }
         }
     }
 }

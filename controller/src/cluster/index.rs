@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ambit_api::labels;
 use ambit_model::name::{Hostname, Namespace, Node};
 
-use super::object::{Key, Kind, Labels, Meta, Name, Object};
+use super::object::{Key, Kind, Labels, Meta, Name, Object, Referent};
 
 /// A pod or workload entry: what selectors select.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,6 +67,8 @@ pub(super) struct Index {
     pods_by_node: Multimap<Node, Name>,
     hosts: Multimap<Hostname, HostOwner>,
     bound: Multimap<Name, Key>,
+    routes_by_parent: Multimap<HostOwner, Key>,
+    routes_by_reference: Multimap<HostOwner, Key>,
 }
 
 impl Index {
@@ -110,6 +112,14 @@ impl Index {
 
     pub(super) fn bound_to<'s>(&'s self, gateway: &Name) -> impl Iterator<Item = &'s Key> + use<'s> {
         self.bound.get(gateway)
+    }
+
+    pub(super) fn routes_at<'s>(&'s self, parent: &HostOwner) -> impl Iterator<Item = &'s Key> + use<'s> {
+        self.routes_by_parent.get(parent)
+    }
+
+    pub(super) fn routes_to<'s>(&'s self, service: &HostOwner) -> impl Iterator<Item = &'s Key> + use<'s> {
+        self.routes_by_reference.get(service)
     }
 
     /// Enters an object. `hostname_of` names Kubernetes Services.
@@ -182,7 +192,18 @@ impl Index {
                     change,
                 );
             }
-            Object::Node(_) | Object::Gateway(_) | Object::GatewayClass(_) => {}
+            Object::Route(route) => {
+                let key = Key { kind: route.kind.kind(), name: route.meta.name.clone() };
+                for (_, parent) in route.services() {
+                    self.routes_by_parent.put(parent.clone(), key.clone(), change);
+                }
+                for reference in route.references() {
+                    if let Referent::Service { owner, .. } = &reference.to {
+                        self.routes_by_reference.put(owner.clone(), key.clone(), change);
+                    }
+                }
+            }
+            Object::Node(_) | Object::Gateway(_) | Object::GatewayClass(_) | Object::ReferenceGrant(_) => {}
         }
     }
 

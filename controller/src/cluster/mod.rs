@@ -6,6 +6,7 @@
 mod apply;
 mod index;
 pub mod object;
+mod routes;
 mod vips;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +23,7 @@ use index::Index;
 pub use index::{HostOwner, Member, SelectorOwner};
 use object::{
     AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, Name, NamespaceObject, Node,
-    PeerAuthentication, Phase, Pod, Selector, Service, ServiceEntry, WorkloadEntry,
+    PeerAuthentication, Phase, Pod, ReferenceGrant, Route, Selector, Service, ServiceEntry, WorkloadEntry,
 };
 pub use vips::{Vip, Vips};
 
@@ -149,6 +150,9 @@ pub struct Cluster {
     pub gateways: Store<Gateway>,
     /// GatewayClasses.
     pub gateway_classes: Store<GatewayClass>,
+    /// ReferenceGrants.
+    pub reference_grants: Store<ReferenceGrant>,
+    routes: BTreeMap<Key, Arc<Route>>,
     index: Index,
     vips: Vips,
 }
@@ -169,6 +173,8 @@ impl Cluster {
             peer_authentications: Store::default(),
             gateways: Store::default(),
             gateway_classes: Store::default(),
+            reference_grants: Store::default(),
+            routes: BTreeMap::new(),
             index: Index::default(),
             vips: Vips::default(),
         }

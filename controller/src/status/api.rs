@@ -3,21 +3,30 @@
 use std::collections::BTreeMap;
 
 use ambit_api::{
-    CustomKind, authorization_policy::AuthorizationPolicy, peer_authentication::PeerAuthentication,
-    service_entry::ServiceEntry, workload_entry::WorkloadEntry,
+    CustomKind,
+    authorization_policy::AuthorizationPolicy,
+    grpc_route::GRPCRoute,
+    http_route::HTTPRoute,
+    peer_authentication::PeerAuthentication,
+    service_entry::ServiceEntry,
+    stream_route::{TCPRoute, TLSRoute},
+    workload_entry::WorkloadEntry,
 };
 use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition as Carried, ListMeta, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition as Told, ListMeta, Time},
     jiff::Timestamp,
 };
 use kube::{
     Client, Error,
-    api::{ListParams, Patch, PatchParams, Request},
+    api::{GetParams, ListParams, Patch, PatchParams, Request},
 };
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
 
-use super::board::{Holds, Manager, Slot, Write};
+use super::{
+    board::{Carried, Holds, Manager, Slot, Write},
+    parents,
+};
 use crate::cluster::object::{Key, Kind, Name};
 
 /// Objects in one answer: some megabytes at most, however many there are.
@@ -57,17 +66,51 @@ impl Served {
             Kind::WorkloadEntry => custom::<WorkloadEntry>(),
             Kind::AuthorizationPolicy => custom::<AuthorizationPolicy>(),
             Kind::PeerAuthentication => custom::<PeerAuthentication>(),
+            Kind::GrpcRoute => custom::<GRPCRoute>(),
+            Kind::HttpRoute => custom::<HTTPRoute>(),
+            Kind::TlsRoute => custom::<TLSRoute>(),
+            Kind::TcpRoute => custom::<TCPRoute>(),
             Kind::Namespace
             | Kind::Node
             | Kind::Pod
             | Kind::EndpointSlice
             | Kind::Gateway
-            | Kind::GatewayClass => Vec::new(),
+            | Kind::GatewayClass
+            | Kind::ReferenceGrant => Vec::new(),
         }
     }
 
     /// Writes conditions, or takes them away.
-    pub(super) async fn apply(&self, client: &Client, write: &Write) -> Result<(), Error> {
+    pub(super) async fn write(&self, client: &Client, write: &Write) -> Result<(), Error> {
+        match write.slot.manager {
+            Manager::Route => self.merge(client, write).await,
+            Manager::Service
+            | Manager::WorkloadEntry
+            | Manager::TunnelPolicy
+            | Manager::WaypointPolicy
+            | Manager::PeerAuthentication => self.apply(client, write).await,
+        }
+    }
+
+    /// Writes the status of a route, if nobody writes to it meanwhile: then it is tried again.
+    async fn merge(&self, client: &Client, write: &Write) -> Result<(), Error> {
+        let name = &write.slot.key.name;
+        let request = Request::new(format!("{}/namespaces/{}/{}", self.path, name.namespace, self.plural));
+        let get = request.get(name.name.as_str(), &GetParams::default()).map_err(Error::BuildRequest)?;
+        let there: There = client.request(get).await?;
+        let change = json!({
+            "metadata": { "resourceVersion": there.metadata.resource_version },
+            "status": { "parents": parents::merged(&there.status, &write.holds.conditions) },
+        });
+        let manager = Some(write.slot.manager.word().to_owned());
+        let params = PatchParams { field_manager: manager, ..PatchParams::default() };
+        let patch = request
+            .patch_subresource("status", name.name.as_str(), &params, &Patch::Merge(change))
+            .map_err(Error::BuildRequest)?;
+        client.request::<IgnoredAny>(patch).await.map(drop)
+    }
+
+    async fn apply(&self, client: &Client, write: &Write) -> Result<(), Error> {
         let name = &write.slot.key.name;
         let namespace = name.namespace.as_str();
         let mut object = json!({
@@ -76,7 +119,8 @@ impl Served {
             "metadata": { "name": name.name.as_str(), "namespace": namespace },
         });
         if let (false, Some(object)) = (write.holds.conditions.is_empty(), object.as_object_mut()) {
-            object.insert("status".to_owned(), json!({ "conditions": write.holds.conditions }));
+            let conditions: Vec<_> = write.holds.conditions.iter().map(|one| &one.told).collect();
+            object.insert("status".to_owned(), json!({ "conditions": conditions }));
         }
         let params = PatchParams::apply(write.slot.manager.word()).force();
         let request = Request::new(format!("{}/namespaces/{namespace}/{}", self.path, self.plural));
@@ -132,6 +176,10 @@ pub(super) async fn look(client: &Client) -> Result<(BTreeMap<Kind, Served>, BTr
         Kind::WorkloadEntry,
         Kind::AuthorizationPolicy,
         Kind::PeerAuthentication,
+        Kind::GrpcRoute,
+        Kind::HttpRoute,
+        Kind::TlsRoute,
+        Kind::TcpRoute,
     ];
     let (mut served, mut found) = (BTreeMap::new(), BTreeMap::new());
     for kind in kinds {
@@ -143,6 +191,20 @@ pub(super) async fn look(client: &Client) -> Result<(BTreeMap<Kind, Served>, BTr
         }
     }
     Ok((served, found))
+}
+
+/// A route, as far as its status is concerned.
+#[derive(Deserialize)]
+struct There {
+    metadata: ThereMeta,
+    #[serde(default)]
+    status: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ThereMeta {
+    resource_version: String,
 }
 
 #[derive(Deserialize)]
@@ -157,7 +219,7 @@ struct Page {
 struct Item {
     metadata: ItemMeta,
     #[serde(default)]
-    status: Option<ItemStatus>,
+    status: Value,
 }
 
 #[derive(Deserialize)]
@@ -180,39 +242,42 @@ struct Managed {
     operation: String,
 }
 
-#[derive(Deserialize)]
-struct ItemStatus {
-    #[serde(default)]
-    conditions: Option<Vec<Value>>,
-}
-
 impl Item {
     fn add(self, kind: Kind, found: &mut BTreeMap<Slot, Holds>) {
         let name = Name::new(self.metadata.namespace.as_str(), self.metadata.name.as_str());
-        let conditions: Vec<Carried> = self
-            .status
-            .and_then(|status| status.conditions)
-            .into_iter()
-            .flatten()
-            .filter_map(|one| read(&one))
-            .collect();
         for manager in Manager::of(kind) {
-            let applied = |one: &Managed| one.manager == manager.word() && one.operation == "Apply";
-            if self.metadata.managed_fields.iter().any(applied) {
-                let its = |one: &&Carried| manager.conditions().contains(&one.type_.as_str());
-                let conditions: Vec<_> = conditions.iter().filter(its).cloned().collect();
+            let conditions = match manager {
+                Manager::Route => Some(parents::ours(&self.status)).filter(|ours| !ours.is_empty()),
+                Manager::Service
+                | Manager::WorkloadEntry
+                | Manager::TunnelPolicy
+                | Manager::WaypointPolicy
+                | Manager::PeerAuthentication => self.applied(*manager),
+            };
+            if let Some(conditions) = conditions {
                 let slot = Slot { key: Key { kind, name: name.clone() }, manager: *manager };
                 found.insert(slot, Holds { uid: self.metadata.uid.as_str().into(), conditions });
             }
         }
     }
+
+    /// What a manager applied; `None` if it never did.
+    fn applied(&self, manager: Manager) -> Option<Vec<Carried>> {
+        let applied = |one: &Managed| one.manager == manager.word() && one.operation == "Apply";
+        if !self.metadata.managed_fields.iter().any(applied) {
+            return None;
+        }
+        let all = self.status.get("conditions").and_then(Value::as_array).into_iter().flatten();
+        let its = |one: &Told| manager.conditions().contains(&one.type_.as_str());
+        Some(all.filter_map(read).filter(its).map(|told| Carried { parent: None, told }).collect())
+    }
 }
 
 /// Reads a condition, whoever wrote it: Istio's may leave out the time, and write numbers as text.
-fn read(value: &Value) -> Option<Carried> {
+pub(super) fn read(value: &Value) -> Option<Told> {
     let text = |field| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let number = |value: &Value| value.as_i64().or_else(|| value.as_str()?.parse().ok());
-    Some(Carried {
+    Some(Told {
         type_: value.get("type")?.as_str()?.to_owned(),
         status: text("status"),
         reason: text("reason"),
@@ -248,8 +313,8 @@ mod tests {
         let (slot, holds) = found.pop_first().unwrap();
         assert_eq!((slot.key.to_string().as_str(), slot.manager), ("Service shop/web", Manager::Service));
         let [one] = holds.conditions.as_slice() else { panic!("one condition, not {holds:?}") };
-        assert_eq!((one.observed_generation, one.reason.as_str()), (Some(3), "WaypointAccepted"));
-        assert_eq!(one.last_transition_time.0.to_string(), "2026-01-02T03:04:05Z");
+        assert_eq!((one.told.observed_generation, one.told.reason.as_str()), (Some(3), "WaypointAccepted"));
+        assert_eq!(one.told.last_transition_time.0.to_string(), "2026-01-02T03:04:05Z");
 
         let mut others = item;
         others["metadata"]["managedFields"].as_array_mut().unwrap().remove(0);

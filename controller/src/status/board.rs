@@ -5,18 +5,22 @@ use std::collections::BTreeMap;
 use ambit_api::directory::{ObjectKey, Problem};
 use ambit_model::name::Label;
 use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition as Carried, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition as Told, Time},
     jiff::Timestamp,
 };
+use serde_json::Value;
 
 use crate::{
     cluster::{
         Cluster,
         object::{Attachment, Content, Key, Kind, Name},
     },
-    translate::status::{
-        self, Condition, UNDERSTOOD, VISIBILITY_APPLIED, WAYPOINT_ACCEPTED, WAYPOINT_BOUND, WAYPOINT_MISSING,
-        ZTUNNEL_ACCEPTED,
+    translate::{
+        route_status::{ACCEPTED, PARTIALLY_INVALID, RESOLVED_REFS, RESOLVED_WAYPOINTS},
+        status::{
+            self, Condition, UNDERSTOOD, VISIBILITY_APPLIED, WAYPOINT_ACCEPTED, WAYPOINT_BOUND,
+            WAYPOINT_MISSING, ZTUNNEL_ACCEPTED,
+        },
     },
 };
 
@@ -36,6 +40,8 @@ pub(super) enum Manager {
     WaypointPolicy,
     /// Of PeerAuthentications; Istio has none of these.
     PeerAuthentication,
+    /// Of routes, for each parent. They are known by the name of the controller, not by this one.
+    Route,
 }
 
 impl Manager {
@@ -47,6 +53,7 @@ impl Manager {
             Self::TunnelPolicy => "istio-ambient-ztunnel-policy",
             Self::WaypointPolicy => "istio-ambient-waypoint-policy",
             Self::PeerAuthentication => "istio-ambient-peerauthentication",
+            Self::Route => "istio-ambient-route",
         }
     }
 
@@ -57,12 +64,14 @@ impl Manager {
             Kind::WorkloadEntry => &[Self::WorkloadEntry],
             Kind::AuthorizationPolicy => &[Self::TunnelPolicy, Self::WaypointPolicy],
             Kind::PeerAuthentication => &[Self::PeerAuthentication],
+            Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => &[Self::Route],
             Kind::Namespace
             | Kind::Node
             | Kind::Pod
             | Kind::EndpointSlice
             | Kind::Gateway
-            | Kind::GatewayClass => &[],
+            | Kind::GatewayClass
+            | Kind::ReferenceGrant => &[],
         }
     }
 
@@ -74,6 +83,7 @@ impl Manager {
             Self::TunnelPolicy => &[ZTUNNEL_ACCEPTED],
             Self::WaypointPolicy => &[WAYPOINT_ACCEPTED],
             Self::PeerAuthentication => &[UNDERSTOOD],
+            Self::Route => &[ACCEPTED, RESOLVED_REFS, PARTIALLY_INVALID, RESOLVED_WAYPOINTS],
         }
     }
 }
@@ -94,6 +104,15 @@ pub(super) struct Wanted {
     pub uid: Label,
     /// Never none.
     pub conditions: Vec<Condition>,
+}
+
+/// A condition as an object carries it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Carried {
+    /// Of a route: the parent that it is about.
+    pub parent: Option<Value>,
+    /// What it says.
+    pub told: Told,
 }
 
 /// What a slot holds.
@@ -129,11 +148,19 @@ pub(super) fn complaints(problems: &[Problem]) -> BTreeMap<Key, String> {
     complaints
 }
 
-/// The kinds that can be told of a mistake in them: Istio's. The API server judges Kubernetes' own, and the status of
+/// The kinds that can be told of a mistake in them: Istio's, and routes. The API server judges Kubernetes' own, and the status of
 /// gateways belongs to whoever runs them; mistakes there are in the log and on the admin page.
 fn tellable(key: &ObjectKey) -> Option<Key> {
-    let kinds =
-        [Kind::ServiceEntry, Kind::WorkloadEntry, Kind::AuthorizationPolicy, Kind::PeerAuthentication];
+    let kinds = [
+        Kind::ServiceEntry,
+        Kind::WorkloadEntry,
+        Kind::AuthorizationPolicy,
+        Kind::PeerAuthentication,
+        Kind::GrpcRoute,
+        Kind::HttpRoute,
+        Kind::TlsRoute,
+        Kind::TcpRoute,
+    ];
     let kind = kinds.into_iter().find(|kind| kind.word() == key.kind)?;
     Some(Key { kind, name: Name::new(key.namespace.as_str(), key.name.as_str()) })
 }
@@ -175,6 +202,9 @@ fn complain(cluster: &Cluster, key: &Key, complaint: &str, conditions: &mut Vec<
             Some(policy) if matches!(policy.attachment, Attachment::Targets(_)) => WAYPOINT_ACCEPTED,
             Some(_) | None => ZTUNNEL_ACCEPTED,
         },
+        Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
+            return fall_back(complaint, conditions);
+        }
         Kind::Namespace
         | Kind::Node
         | Kind::Pod
@@ -184,11 +214,37 @@ fn complain(cluster: &Cluster, key: &Key, complaint: &str, conditions: &mut Vec<
         | Kind::WorkloadEntry
         | Kind::PeerAuthentication
         | Kind::Gateway
-        | Kind::GatewayClass => UNDERSTOOD,
+        | Kind::GatewayClass
+        | Kind::ReferenceGrant => UNDERSTOOD,
     };
     conditions.retain(|condition| condition.kind != kind);
     let message = complaint.to_owned();
-    conditions.push(Condition { kind, status: false, reason: "Invalid", message, observed_generation: None });
+    let condition = Condition {
+        kind,
+        status: false,
+        reason: "Invalid",
+        message,
+        observed_generation: None,
+        parent: None,
+    };
+    conditions.push(condition);
+}
+
+/// Says, where the former version of a route is accepted, that it is not what is written now: as Gateway API has it,
+/// which prescribes the first words. A route that was never understood says so itself.
+fn fall_back(complaint: &str, conditions: &mut Vec<Condition>) {
+    let accepted = conditions.iter().enumerate().filter(|(_, one)| one.kind == ACCEPTED && one.status);
+    let fallen: Vec<_> = accepted
+        .map(|(place, accepted)| {
+            let message = format!("Fall Back: {complaint}");
+            let kind = PARTIALLY_INVALID;
+            (place, Condition { kind, reason: "UnsupportedValue", message, ..accepted.clone() })
+        })
+        .collect();
+    // From the last to the first, so that places stay what they are. Those of one parent stand together.
+    for (place, condition) in fallen.into_iter().rev() {
+        conditions.insert(place + 1, condition);
+    }
 }
 
 /// Which object of this name there is; `None` if there is none.
@@ -204,12 +260,16 @@ pub(super) fn uid_of(cluster: &Cluster, key: &Key) -> Option<Label> {
         Kind::PeerAuthentication => {
             cluster.peer_authentications.get(name).map(|object| object.meta.uid.clone())
         }
+        Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
+            cluster.route(key).map(|object| object.meta.uid.clone())
+        }
         Kind::Namespace
         | Kind::Node
         | Kind::Pod
         | Kind::EndpointSlice
         | Kind::Gateway
-        | Kind::GatewayClass => None,
+        | Kind::GatewayClass
+        | Kind::ReferenceGrant => None,
     }
 }
 
@@ -245,16 +305,19 @@ fn is_same_object(one: &Label, other: &Label) -> bool {
 fn carried(conditions: &[Condition], before: &[Carried], now: Timestamp) -> Vec<Carried> {
     let one = |condition: &Condition| {
         let status = if condition.status { "True" } else { "False" };
-        let unchanged = before.iter().find(|one| one.type_ == condition.kind && one.status == status);
-        Carried {
+        let is_same = |one: &&Carried| {
+            one.parent == condition.parent && one.told.type_ == condition.kind && one.told.status == status
+        };
+        let since = before.iter().find(is_same).map(|one| one.told.last_transition_time.clone());
+        let told = Told {
             type_: condition.kind.to_owned(),
             status: status.to_owned(),
             reason: condition.reason.to_owned(),
             message: cut(&condition.message),
             observed_generation: condition.observed_generation,
-            last_transition_time: unchanged
-                .map_or_else(|| Time(to_the_second(now)), |one| one.last_transition_time.clone()),
-        }
+            last_transition_time: since.unwrap_or_else(|| Time(to_the_second(now))),
+        };
+        Carried { parent: condition.parent.clone(), told }
     };
     conditions.iter().map(one).collect()
 }
@@ -288,6 +351,7 @@ mod tests {
             reason: "WaypointAccepted",
             message: message.to_owned(),
             observed_generation: Some(1),
+            parent: None,
         }
     }
 
@@ -315,7 +379,7 @@ mod tests {
     #[test]
     fn the_time_is_that_of_the_last_change_of_status() {
         let first = made(&differences(&want("u1", vec![condition(true, "a")]), &BTreeMap::new(), at(7)));
-        let time = |writes: &[Write]| writes[0].holds.conditions[0].last_transition_time.0.as_second();
+        let time = |writes: &[Write]| writes[0].holds.conditions[0].told.last_transition_time.0.as_second();
         let reworded = differences(&want("u1", vec![condition(true, "b")]), &first, at(9));
         assert_eq!(time(&reworded), 7);
         let refused = differences(&want("u1", vec![condition(false, "b")]), &made(&reworded), at(9));
@@ -326,7 +390,7 @@ mod tests {
     fn another_object_of_the_same_name_carries_nothing_yet() {
         let first = made(&differences(&want("u1", vec![condition(true, "a")]), &BTreeMap::new(), at(7)));
         let again = differences(&want("u2", vec![condition(true, "a")]), &first, at(9));
-        assert_eq!(again[0].holds.conditions[0].last_transition_time.0, at(9));
+        assert_eq!(again[0].holds.conditions[0].told.last_transition_time.0, at(9));
         assert_eq!(
             differences(&want("", vec![condition(true, "a")]), &first, at(9)),
             [],

@@ -1,4 +1,5 @@
-//! Tells users what became of their objects: conditions (protocols 11.7), written by the leader with server-side apply.
+//! Tells users what became of their objects: conditions (protocols 11.7), written by the leader with server-side apply;
+//! those of routes, which share a list with other controllers' ([`parents`]), where nobody wrote meanwhile.
 //!
 //! Level-triggered: each round compares what objects should carry ([`board`]) with what they carry and writes some of
 //! the difference, so nothing is lost when a write fails, the leader changes or the API server is away. What objects
@@ -9,6 +10,7 @@
 
 mod api;
 mod board;
+mod parents;
 
 use std::{
     collections::BTreeMap,
@@ -223,7 +225,7 @@ impl Writer {
             }
             written += 1;
             let slot = write.slot.clone();
-            let outcome = timeout(REQUEST, served.apply(&self.client, &write)).await;
+            let outcome = timeout(REQUEST, served.write(&self.client, &write)).await;
             if let Some(pause) = self.took(write, outcome.ok()) {
                 sleep(pause).await;
                 return Left::More;

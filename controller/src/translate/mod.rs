@@ -2,14 +2,19 @@
 
 pub mod authz;
 pub mod peer_auth;
+pub mod route;
+pub mod route_status;
 pub mod service;
+pub mod service_config;
 pub mod status;
 pub mod waypoint;
 pub mod workload;
 
 use std::net::IpAddr;
 
-use ambit_model::{authz::Policy, name::ServiceKey, service::Service, workload::Workload};
+use ambit_model::{
+    authz::Policy, name::ServiceKey, service::Service, service_config::ServiceConfig, workload::Workload,
+};
 
 use crate::cluster::Cluster;
 use crate::cluster::object::{EntryAddress, Name};
@@ -23,6 +28,13 @@ pub enum Output {
     Service(ServiceKey),
     /// A policy.
     Policy(PolicySource),
+    /// What one waypoint is to know of a service.
+    ServiceConfig {
+        /// The waypoint.
+        gateway: Name,
+        /// The service.
+        service: ServiceKey,
+    },
 }
 
 /// What a workload is made from.
@@ -70,6 +82,13 @@ pub enum Translated {
     Service(Service),
     /// A policy.
     Policy(Policy),
+    /// What one waypoint is to know of a service.
+    ServiceConfig {
+        /// The waypoint.
+        gateway: Name,
+        /// What applies to the service.
+        config: ServiceConfig,
+    },
 }
 
 /// What `output` is now; `None` if the mesh is not to know it.
@@ -88,6 +107,10 @@ pub fn translate(cluster: &Cluster, output: &Output) -> Option<Translated> {
         }
         Output::Policy(PolicySource::AllowWaypoint(name)) => {
             authz::allow_waypoint(cluster, name).map(Translated::Policy)
+        }
+        Output::ServiceConfig { gateway, service } => {
+            let config = service_config::translate(cluster, gateway, service)?;
+            Some(Translated::ServiceConfig { gateway: gateway.clone(), config })
         }
     }
 }

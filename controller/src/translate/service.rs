@@ -49,6 +49,22 @@ pub fn waypoint_of_entry(cluster: &Cluster, entry: &ServiceEntry) -> Binding {
     waypoint::of_service(cluster, &entry.meta, private)
 }
 
+/// The waypoint of whatever defines a service; `None` if it is not there.
+pub fn binding_of(cluster: &Cluster, owner: &HostOwner) -> Option<Binding> {
+    match owner {
+        HostOwner::Service(name) => Some(waypoint_of(cluster, cluster.services.get(name)?)),
+        HostOwner::ServiceEntry(name) => Some(waypoint_of_entry(cluster, cluster.service_entries.get(name)?)),
+    }
+}
+
+/// Whether only clients of its own namespace see it.
+pub fn is_private(cluster: &Cluster, owner: &HostOwner) -> bool {
+    match owner {
+        HostOwner::Service(_) => false,
+        HostOwner::ServiceEntry(_) => cluster.settings().entry_visibility == Some(EntryVisibility::Namespace),
+    }
+}
+
 /// Which endpoints are preferred: as the Service says, else the object's annotation, else the namespace's.
 pub fn distribution(
     cluster: &Cluster,

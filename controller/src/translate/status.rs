@@ -1,7 +1,9 @@
 //! What users are told of their objects: conditions (protocols 11.7). Pure.
 
 use serde::Serialize;
+use serde_json::Value;
 
+use super::route_status;
 use super::service::{waypoint_of, waypoint_of_entry};
 use super::waypoint::{self, Binding, Canary};
 use crate::cluster::object::{
@@ -27,6 +29,9 @@ pub struct Condition {
     /// The version of the object that this is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// Of a route: the parent that this is about, as the route names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Value>,
 }
 
 pub(crate) const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
@@ -46,6 +51,7 @@ pub fn keys(cluster: &Cluster) -> impl Iterator<Item = Key> {
         .chain(keys(Kind::ServiceEntry, cluster.service_entries.iter().map(|(name, _)| name)))
         .chain(keys(Kind::WorkloadEntry, cluster.workload_entries.iter().map(|(name, _)| name)))
         .chain(keys(Kind::AuthorizationPolicy, cluster.authorization_policies.iter().map(|(name, _)| name)))
+        .chain(cluster.routes().map(|(key, _)| key.clone()))
 }
 
 /// The conditions of every object that has any, by kind and name.
@@ -77,13 +83,18 @@ pub fn of(cluster: &Cluster, key: &Key) -> Vec<Condition> {
             Some(object) => (object.meta.generation, of_policy(cluster, object)),
             None => return Vec::new(),
         },
+        Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => match cluster.route(key) {
+            Some(object) => (object.meta.generation, route_status::of(cluster, object)),
+            None => return Vec::new(),
+        },
         Kind::Namespace
         | Kind::Node
         | Kind::Pod
         | Kind::EndpointSlice
         | Kind::PeerAuthentication
         | Kind::Gateway
-        | Kind::GatewayClass => return Vec::new(),
+        | Kind::GatewayClass
+        | Kind::ReferenceGrant => return Vec::new(),
     };
     for condition in &mut conditions {
         condition.observed_generation = generation;
@@ -246,5 +257,5 @@ fn condition(
     reason: &'static str,
     message: impl Into<String>,
 ) -> Condition {
-    Condition { kind, status, reason, message: message.into(), observed_generation: None }
+    Condition { kind, status, reason, message: message.into(), observed_generation: None, parent: None }
 }

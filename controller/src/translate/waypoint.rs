@@ -171,11 +171,46 @@ enum Level {
 
 /// The waypoint of a service. `private` is one that only its namespace sees.
 pub fn of_service(cluster: &Cluster, meta: &Meta, private: bool) -> Binding {
-    let managed = meta.labels.get(labels::GATEWAY_MANAGED);
-    if managed == Some(labels::MANAGED_MESH) || managed == Some(labels::MANAGED_EAST_WEST) {
+    if is_managed(meta) {
         return Binding::None;
     }
     bind(cluster, meta, Addressed::Service, private)
+}
+
+/// The gateways that have to know a service: its waypoint and canary, and those that become it as soon as they are
+/// ready. They must know it before anybody comes.
+pub fn serving(cluster: &Cluster, meta: &Meta, private: bool) -> Vec<Name> {
+    if is_managed(meta) {
+        return Vec::new();
+    }
+    let namespace = &meta.name.namespace;
+    let of_namespace = cluster.namespace_labels(namespace);
+    let serves = |wanted: &Name| {
+        let gateway = cluster.gateways.get(wanted).filter(|_| !private || wanted.namespace == *namespace);
+        gateway.is_some_and(|gateway| {
+            admit(cluster, namespace, &of_namespace, gateway, Addressed::Service).is_ok()
+        })
+    };
+    named(meta, &of_namespace).into_iter().filter(serves).collect()
+}
+
+/// The gateways that a service names as waypoint and canary, by its own labels or else by its namespace's.
+pub fn named(meta: &Meta, of_namespace: &Labels) -> Vec<Name> {
+    let (_, labels) = labels_in_force(meta, of_namespace);
+    let references = [
+        (labels::USE_WAYPOINT, labels::USE_WAYPOINT_NAMESPACE),
+        (labels::USE_WAYPOINT_CANARY, labels::USE_WAYPOINT_CANARY_NAMESPACE),
+    ];
+    let wanted = references
+        .into_iter()
+        .filter_map(|(name, elsewhere)| reference(labels, &meta.name.namespace, name, elsewhere));
+    wanted.filter(|wanted| wanted.name != labels::USE_WAYPOINT_NONE).collect()
+}
+
+/// Gateways' own services have no waypoint.
+fn is_managed(meta: &Meta) -> bool {
+    let managed = meta.labels.get(labels::GATEWAY_MANAGED);
+    managed == Some(labels::MANAGED_MESH) || managed == Some(labels::MANAGED_EAST_WEST)
 }
 
 /// The waypoint of a workload. One that is itself an instance of a waypoint has none.
@@ -236,14 +271,21 @@ fn binding_of(cluster: &Cluster, gateway: &Gateway) -> Option<ApplicationTunnel>
     gateway.binding.or_else(class).map(|binding| binding.0)
 }
 
+/// An object's own label decides alone; without one, its namespace's does.
+fn labels_in_force<'l>(meta: &'l Meta, of_namespace: &'l Labels) -> (Level, &'l Labels) {
+    match meta.labels.get(labels::USE_WAYPOINT) {
+        Some(_) => (Level::Object, &meta.labels),
+        None => (Level::Namespace, of_namespace),
+    }
+}
+
 fn bind(cluster: &Cluster, meta: &Meta, addressed: Addressed, private: bool) -> Binding {
     let namespace = &meta.name.namespace;
     let of_namespace = cluster.namespace_labels(namespace);
-    let (level, labels, weight) = if meta.labels.get(labels::USE_WAYPOINT).is_some() {
-        (Level::Object, &meta.labels, meta.annotations.get(labels::USE_WAYPOINT_CANARY_WEIGHT))
-    } else {
-        let weight = cluster.namespace_annotation(namespace, labels::USE_WAYPOINT_CANARY_WEIGHT);
-        (Level::Namespace, &of_namespace, weight)
+    let (level, labels) = labels_in_force(meta, &of_namespace);
+    let weight = match level {
+        Level::Object => meta.annotations.get(labels::USE_WAYPOINT_CANARY_WEIGHT),
+        Level::Namespace => cluster.namespace_annotation(namespace, labels::USE_WAYPOINT_CANARY_WEIGHT),
     };
     let wanted = reference(labels, namespace, labels::USE_WAYPOINT, labels::USE_WAYPOINT_NAMESPACE);
     let Some(wanted) = wanted.filter(|wanted| wanted.name != labels::USE_WAYPOINT_NONE) else {
@@ -332,8 +374,20 @@ fn find(
         }
         Reach::Ip(ip) => GatewayDestination::Address(NetworkAddress::new(cluster.network(), *ip)),
     };
+    admit(cluster, namespace, of_namespace, gateway, addressed)?;
+    Ok(GatewayAddress { destination, hbone_mtls_port: HBONE_PORT })
+}
+
+/// Whether objects of a namespace may have a waypoint for this traffic.
+fn admit(
+    cluster: &Cluster,
+    namespace: &Namespace,
+    of_namespace: &Labels,
+    gateway: &Gateway,
+    addressed: Addressed,
+) -> Result<(), Reason> {
     let admitted = match bound_listener(cluster, gateway) {
-        None | Some(AllowedNamespaces::Same) => *namespace == wanted.namespace,
+        None | Some(AllowedNamespaces::Same) => *namespace == gateway.meta.name.namespace,
         Some(AllowedNamespaces::All) => true,
         Some(AllowedNamespaces::Matching(selector)) => selector.matches(of_namespace),
         Some(AllowedNamespaces::None) => false,
@@ -346,10 +400,7 @@ fn find(
         Addressed::Service => traffic.serves_services(),
         Addressed::Workload => traffic.serves_workloads(),
     };
-    if !served {
-        return Err(Reason::UnsupportedTrafficType);
-    }
-    Ok(GatewayAddress { destination, hbone_mtls_port: HBONE_PORT })
+    if served { Ok(()) } else { Err(Reason::UnsupportedTrafficType) }
 }
 
 /// The listener whose `allowedRoutes` count: the one that connections are handed to, else the HBONE one.

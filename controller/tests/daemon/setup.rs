@@ -208,7 +208,7 @@ pub(crate) fn node_info(node: &str) -> NodeInfo {
         pod_name: format!("ztunnel-{node}"),
         pod_namespace: "istio-system".into(),
         node_name: node.into(),
-        metadata: BTreeMap::new(),
+        ..NodeInfo::default()
     }
 }
 

@@ -120,6 +120,25 @@ impl Fake {
         conditions.iter().map(one).collect()
     }
 
+    /// The conditions of a route, `controller parent: type=status reason`.
+    pub(crate) fn parents(&self, path: &str) -> Vec<String> {
+        let object = self.get(path).unwrap();
+        let text = |one: &Value, field: &str| one[field].as_str().unwrap_or_default().to_owned();
+        let mut told = Vec::new();
+        for parent in object["status"]["parents"].as_array().into_iter().flatten() {
+            let who = format!("{} {}", text(parent, "controllerName"), text(&parent["parentRef"], "name"));
+            for one in parent["conditions"].as_array().unwrap() {
+                told.push(format!(
+                    "{who}: {}={} {}",
+                    text(one, "type"),
+                    text(one, "status"),
+                    text(one, "reason")
+                ));
+            }
+        }
+        told
+    }
+
     async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
@@ -212,7 +231,12 @@ impl State {
         let Some(mut object) = self.objects.get(path).cloned() else {
             return (404, failure(404, "NotFound", "not found"));
         };
-        if applied {
+        if applied && !query.contains_key("force") {
+            if sent["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
+                return (409, failure(409, "Conflict", "it was changed"));
+            }
+            object["status"]["parents"] = sent["status"]["parents"].clone();
+        } else if applied {
             apply(&mut object, query["fieldManager"], sent);
         } else {
             merge_webhooks(&mut object, sent);

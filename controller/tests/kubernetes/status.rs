@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ambit_api::directory::{ObjectKey, Problem};
 use ambit_controller::cluster::Settings;
-use ambit_controller::cluster::object::{Key, Kind, Name};
+use ambit_controller::cluster::object::{Key, Kind, Name, Parsed};
 use ambit_controller::engine::Engine;
 use ambit_controller::publish::Sink;
 use ambit_controller::source::Event;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::fake::{Fake, How, failure};
-use super::support::objects;
+use super::support::{at_the_door, objects};
 
 /// Longer than any of this takes.
 const DEADLINE: Duration = Duration::from_secs(900);
@@ -227,7 +227,7 @@ async fn a_kind_that_is_not_served_is_no_trouble_and_found_when_it_comes() {
     until("written", || fake.conditions(&path("web")) == [NOT_READY]).await;
     sleep(Duration::from_secs(600)).await;
     assert_eq!(fake.seen(PATCHES), 1);
-    assert!(fake.seen("GET") < 12 * 12, "looks once a minute: {}", fake.seen("GET"));
+    assert!(fake.seen("GET") < 12 * 16, "looks once a minute: {}", fake.seen("GET"));
     // Only the older version comes.
     fake.serve();
     fake.unserve("/security.istio.io/v1/");
@@ -300,4 +300,104 @@ async fn mistakes_are_told_on_the_object_until_they_are_corrected() {
 
     controller.problems.send_replace(Vec::new());
     until("policy", || fake.conditions(&policy) == ["ZtunnelAccepted=True Accepted"]).await;
+}
+
+const ROUTE: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes/web";
+
+fn route(rules: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: web, namespace: shop, uid: u, \
+         generation: 3}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: web}}], rules: {rules}}}\n---\n"
+    )
+}
+
+fn told(name: &str, conditions: &[&str]) -> Vec<String> {
+    conditions.iter().map(|one| format!("istio.io/mesh-controller {name}: {one}")).collect()
+}
+
+fn someone_else(status: &str) -> Value {
+    json!({
+        "parentRef": { "name": "front" },
+        "controllerName": "example.com/gateway",
+        "conditions": [{ "type": "Accepted", "status": status, "reason": "Theirs" }],
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_is_told_beside_what_others_tell_it_and_whoever_was_faster_is_not_overwritten() {
+    let fake = Fake::default();
+    let metadata = json!({ "name": "web", "namespace": "shop", "uid": "u" });
+    fake.put(ROUTE, json!({ "metadata": metadata, "status": { "parents": [someone_else("False")] } }));
+    fake.fault("PATCH", 1, How::Answer(409, failure(409, "Conflict", "it was changed")));
+    let yaml = service("web", "uid-web", "") + &route("[{backendRefs: [{name: web, port: 80}]}]");
+    let mut controller = start(&fake, &yaml, true);
+    until("refused once", || fake.seen("httproutes/web/status") == 1).await;
+    // They go on meanwhile.
+    let mut object = fake.get(ROUTE).unwrap();
+    object["status"]["parents"] = json!([someone_else("True")]);
+    fake.put(ROUTE, object);
+    let theirs = "example.com/gateway front: Accepted=True Theirs".to_owned();
+    let conditions = [
+        "Accepted=True Accepted",
+        "ResolvedRefs=True ResolvedRefs",
+        "ResolvedWaypoints=False MissingUseWaypointLabel",
+    ];
+    let mut expected = vec![theirs.clone()];
+    expected.extend(told("web", &conditions));
+    until("written", || fake.parents(ROUTE) == expected).await;
+    let ours = fake.get(ROUTE).unwrap()["status"]["parents"][1].clone();
+    assert_eq!(ours["parentRef"], json!({ "group": "", "kind": "Service", "name": "web" }));
+    assert_eq!(ours["conditions"][0]["observedGeneration"], 3);
+    sleep(Duration::from_secs(700)).await;
+    assert_eq!(
+        fake.seen("httproutes/web/status"),
+        2,
+        "what is there is not written again, not after a look either"
+    );
+
+    let key = Key { kind: Kind::Service, name: Name::new("shop", "web") };
+    controller.absorb([Event::Delete(key)]);
+    let missing = [
+        "Accepted=False NoMatchingParent",
+        "ResolvedRefs=False BackendNotFound",
+        "ResolvedWaypoints=False NoMatchingParent",
+    ];
+    let mut expected = vec![theirs];
+    expected.extend(told("web", &missing));
+    until("written", || fake.parents(ROUTE) == expected).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_that_falls_back_says_so_and_one_that_was_never_understood_is_not_accepted() {
+    let fake = Fake::default();
+    fake.put(ROUTE, json!({ "metadata": { "name": "web", "namespace": "shop", "uid": "u" } }));
+    let yaml = service("web", "uid-web", "") + &route("[{backendRefs: [{name: web, port: 80}]}]");
+    let mut controller = start(&fake, &yaml, true);
+    let problem = Problem {
+        file: PathBuf::new(),
+        line: 0,
+        key: Some(ObjectKey::new("HTTPRoute", "shop", "web")),
+        field: "spec.rules[0]".to_owned(),
+        what: "is wrong".to_owned(),
+        remedy: "correct it".to_owned(),
+    };
+    controller.problems.send_replace(vec![problem]);
+    let fallen = [
+        "Accepted=True Accepted",
+        "PartiallyInvalid=True UnsupportedValue",
+        "ResolvedRefs=True ResolvedRefs",
+        "ResolvedWaypoints=False MissingUseWaypointLabel",
+    ];
+    until("written", || fake.parents(ROUTE) == told("web", &fallen)).await;
+    let message = &fake.get(ROUTE).unwrap()["status"]["parents"][0]["conditions"][1]["message"];
+    assert_eq!(message, "Fall Back: spec.rules[0]: is wrong; correct it");
+
+    let Parsed::Bad { instead: Some(undecodable), .. } = at_the_door(&route("[{filters: [{type: CORS}]}]"))
+    else {
+        panic!("a filter without content");
+    };
+    controller.absorb([Event::Upsert(undecodable)]);
+    until("written", || fake.parents(ROUTE) == told("web", &["Accepted=False UnsupportedValue"])).await;
+    let message = &fake.get(ROUTE).unwrap()["status"]["parents"][0]["conditions"][0]["message"];
+    assert_eq!(message, "spec.rules[0].filters[0].cors: is missing; write what the filter does");
 }

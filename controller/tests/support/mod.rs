@@ -16,6 +16,7 @@ use ambit_model::authz::{Facts, Policy, Scope, Verdict, check};
 use ambit_model::identity::Identity;
 use ambit_model::name::ServiceKey;
 use ambit_model::service::Service;
+use ambit_model::service_config::ServiceConfig;
 use ambit_model::workload::Workload;
 
 /// The objects of a YAML text, all of which must be understood.
@@ -70,7 +71,9 @@ pub fn inline(cluster: &Cluster, namespace: &str, name: &str, address: &str) -> 
 pub fn workload(cluster: &Cluster, source: WorkloadSource) -> Option<Workload> {
     match translate(cluster, &Output::Workload(source))? {
         Translated::Workload(workload) => Some(workload),
-        other @ (Translated::Service(_) | Translated::Policy(_)) => panic!("{other:?}"),
+        other @ (Translated::Service(_) | Translated::Policy(_) | Translated::ServiceConfig { .. }) => {
+            panic!("{other:?}")
+        }
     }
 }
 
@@ -78,14 +81,33 @@ pub fn workload(cluster: &Cluster, source: WorkloadSource) -> Option<Workload> {
 pub fn service(cluster: &Cluster, key: &str) -> Option<Service> {
     match translate(cluster, &Output::Service(ServiceKey::parse(key).unwrap()))? {
         Translated::Service(service) => Some(service),
-        other @ (Translated::Workload(_) | Translated::Policy(_)) => panic!("{other:?}"),
+        other @ (Translated::Workload(_) | Translated::Policy(_) | Translated::ServiceConfig { .. }) => {
+            panic!("{other:?}")
+        }
+    }
+}
+
+/// What a waypoint, `namespace/name`, knows of a service, `namespace/hostname`.
+pub fn config(cluster: &Cluster, gateway: &str, service: &str) -> Option<ServiceConfig> {
+    let (namespace, name) = gateway.split_once('/').unwrap();
+    let gateway = Name::new(namespace, name);
+    match translate(
+        cluster,
+        &Output::ServiceConfig { gateway, service: ServiceKey::parse(service).unwrap() },
+    )? {
+        Translated::ServiceConfig { config, .. } => Some(config),
+        other @ (Translated::Workload(_) | Translated::Service(_) | Translated::Policy(_)) => {
+            panic!("{other:?}")
+        }
     }
 }
 
 pub fn policy(cluster: &Cluster, source: PolicySource) -> Option<Policy> {
     match translate(cluster, &Output::Policy(source))? {
         Translated::Policy(policy) => Some(policy),
-        other @ (Translated::Workload(_) | Translated::Service(_)) => panic!("{other:?}"),
+        other @ (Translated::Workload(_) | Translated::Service(_) | Translated::ServiceConfig { .. }) => {
+            panic!("{other:?}")
+        }
     }
 }
 
@@ -97,7 +119,7 @@ pub fn authorization(cluster: &Cluster, namespace: &str, name: &str) -> Option<P
 pub fn policies(cluster: &Cluster) -> Vec<Policy> {
     let all = everything(cluster).into_iter().filter_map(|output| match output {
         Output::Policy(source) => policy(cluster, source),
-        Output::Workload(_) | Output::Service(_) => None,
+        Output::Workload(_) | Output::Service(_) | Output::ServiceConfig { .. } => None,
     });
     all.collect()
 }

@@ -11,7 +11,7 @@ use crate::scene::{SYSTEM, Scene};
 
 /// Rights that a story without waypoints, rotations and mistakes in objects need not use, and what they are for. One that
 /// is not granted any more must go from here.
-const FOR_OTHER_DAYS: [(&str, &str); 50] = [
+const FOR_OTHER_DAYS: [(&str, &str); 64] = [
     ("ambit-controller patch services/status", "a service is bound to a waypoint"),
     (
         "ambit-controller patch serviceentries.networking.istio.io/status",
@@ -65,6 +65,32 @@ const FOR_OTHER_DAYS: [(&str, &str); 50] = [
     ("ambit-controller list endpointslices.discovery.k8s.io", "lists are not streamed"),
     ("ambit-controller list gateways.gateway.networking.k8s.io", "lists are not streamed"),
     ("ambit-controller list gatewayclasses.gateway.networking.k8s.io", "lists are not streamed"),
+    ("ambit-controller get httproutes.gateway.networking.k8s.io", "a route is told what became of it"),
+    (
+        "ambit-controller patch httproutes.gateway.networking.k8s.io/status",
+        "a route is told what became of it",
+    ),
+    ("ambit-controller get grpcroutes.gateway.networking.k8s.io", "a route is told what became of it"),
+    (
+        "ambit-controller patch grpcroutes.gateway.networking.k8s.io/status",
+        "a route is told what became of it",
+    ),
+    ("ambit-controller get tlsroutes.gateway.networking.k8s.io", "a route is told what became of it"),
+    (
+        "ambit-controller patch tlsroutes.gateway.networking.k8s.io/status",
+        "a route is told what became of it",
+    ),
+    ("ambit-controller get tcproutes.gateway.networking.k8s.io", "a route is told what became of it"),
+    (
+        "ambit-controller patch tcproutes.gateway.networking.k8s.io/status",
+        "a route is told what became of it",
+    ),
+    ("ambit-controller list httproutes.gateway.networking.k8s.io", "lists are not streamed"),
+    ("ambit-controller list grpcroutes.gateway.networking.k8s.io", "lists are not streamed"),
+    ("ambit-controller list tlsroutes.gateway.networking.k8s.io", "lists are not streamed"),
+    ("ambit-controller list tcproutes.gateway.networking.k8s.io", "lists are not streamed"),
+    ("ambit-controller watch tcproutes.gateway.networking.k8s.io", "the experimental channel is installed"),
+    ("ambit-controller list referencegrants.gateway.networking.k8s.io", "lists are not streamed"),
     (
         "ambit-controller create authorizationpolicies.security.istio.io",
         "the webhook is asked for before it must be",

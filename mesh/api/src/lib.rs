@@ -12,11 +12,16 @@ pub mod authorization_policy;
 pub mod crds;
 pub mod directory;
 pub mod gateway;
+pub mod grpc_route;
+pub mod http_route;
 mod kind;
 pub mod labels;
 pub mod peer_authentication;
+pub mod reference_grant;
+pub mod route;
 pub mod selector;
 pub mod service_entry;
+pub mod stream_route;
 pub mod workload_entry;
 pub mod workload_group;
 

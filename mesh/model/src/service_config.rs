@@ -47,6 +47,15 @@ pub struct Attached<R> {
     pub route: R,
 }
 
+/// Two are equal that are made from the same.
+impl PartialEq for ServiceConfig {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.key, &self.parts, &self.broken) == (&other.key, &other.parts, &other.broken)
+    }
+}
+
+impl Eq for ServiceConfig {}
+
 impl ServiceConfig {
     /// Compiles what applies to the service `key`.
     pub fn new(key: ServiceKey, parts: Parts) -> Self {
@@ -78,12 +87,17 @@ impl ServiceConfig {
     /// The routes that compete for requests of clients of `client` to `port`. `None`: there are none, and
     /// requests go to the service as they come.
     pub fn routes(&self, port: u16, client: &Namespace) -> Option<&RouteTable> {
-        applying(&self.tables, port, client)
+        applying(&self.tables, &self.streams, port, client)
+    }
+
+    /// All tables of routes: port, consumers (empty: all clients), table.
+    pub fn tables(&self) -> impl Iterator<Item = (u16, &Namespace, &RouteTable)> {
+        self.tables.iter().map(|((port, consumers), table)| (*port, consumers, table))
     }
 
     /// The route of a connection to `port` that is not looked into, or whose TLS greets `server_name`.
     pub fn stream(&self, port: u16, client: &Namespace, server_name: Option<&str>) -> Streams<'_> {
-        match applying(&self.streams, port, client) {
+        match applying(&self.streams, &self.tables, port, client) {
             None => Streams::None,
             Some(routes) => routes.find(server_name).map_or(Streams::Unmatched, Streams::Route),
         }
@@ -101,12 +115,22 @@ pub enum Streams<'c> {
     Unmatched,
 }
 
-fn applying<'t, T>(tables: &'t HashMap<(u16, Namespace), T>, port: u16, client: &Namespace) -> Option<&'t T> {
+/// What applies to a client, in `tables`: routes of its own namespace stand in place of all others, of whatever kind.
+fn applying<'t, T, U>(
+    tables: &'t HashMap<(u16, Namespace), T>,
+    of_other_kind: &HashMap<(u16, Namespace), U>,
+    port: u16,
+    client: &Namespace,
+) -> Option<&'t T> {
     // The commonest case asks for no name to be copied: most services have no routes at all.
     if tables.is_empty() {
         return None;
     }
-    tables.get(&(port, client.clone())).or_else(|| tables.get(&(port, Namespace::default())))
+    let own = (port, client.clone());
+    match tables.get(&own) {
+        None if !of_other_kind.contains_key(&own) => tables.get(&(port, Namespace::default())),
+        found => found,
+    }
 }
 
 fn compiled<R: Clone, T>(
@@ -163,6 +187,17 @@ mod tests {
         assert_eq!(taken(&config, 81, "guest"), Some("own"));
         assert_eq!(taken(&config, 82, "shop"), None);
         assert!(config.routes(82, &"shop".into()).is_none());
+    }
+
+    #[test]
+    fn routes_of_a_client_stand_in_place_of_those_of_any_kind() {
+        let ours = vec![stream("own", &[])];
+        let theirs = vec![http("theirs", &[443], "guest")];
+        let config = config(Parts { http: theirs, stream: ours });
+        assert!(config.routes(443, &"shop".into()).is_none());
+        assert!(matches!(config.stream(443, &"shop".into(), None), Streams::Route(_)));
+        assert_eq!(taken(&config, 443, "guest"), Some("theirs"));
+        assert_eq!(config.stream(443, &"guest".into(), None), Streams::None);
     }
 
     #[test]

@@ -76,6 +76,13 @@ impl Workload {
         }
     }
 
+    /// Who may answer at its address: itself, and the SPIFFE identities among a service's alternative names; others
+    /// name nobody here.
+    pub fn accepted_identities(&self, alternative_names: &[Label]) -> Arc<[Identity]> {
+        let others = alternative_names.iter().filter_map(|name| name.as_str().parse().ok());
+        std::iter::once(self.identity()).chain(others).collect()
+    }
+
     /// Whether its key says that it is a pod, which nobody but the API server can make.
     pub fn is_pod(&self) -> bool {
         self.uid.as_str().contains("//Pod/")

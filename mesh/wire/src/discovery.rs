@@ -2,8 +2,9 @@
 //!
 //! [`Mesh`] is what decisions are made on: [`current`](Mesh::current) is one immutable snapshot.
 //! [`Discovery`] is the xDS [`Handler`] that replaces it, one response at a time, so that a
-//! response is seen whole or not at all. A policy that cannot be decoded never disappears: the last
-//! good version stays, and where there is none a denial takes its place.
+//! response is seen whole or not at all. A policy that cannot be decoded never disappears, nor does what
+//! applies to a service at its waypoint: the last good version stays, and where there is none a denial
+//! takes its place.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -14,6 +15,7 @@ use ambit_model::{
     answer::{Answer, Asked, Missing},
     authz::{Content, Policy},
     name::Node,
+    service_config::ServiceConfig,
     snapshot::{Removal, Snapshot, Update},
 };
 use arc_swap::ArcSwap;
@@ -185,28 +187,100 @@ impl Discovery {
 
     fn decode(
         &mut self,
-        type_url: &str,
+        kind: Kind,
         received: Received,
-    ) -> Result<Update, (InvalidResource, Option<Policy>)> {
-        let Some(body) = received.body else {
-            let missing = InvalidResource::Message("the resource has no body".to_owned());
-            let policy = codec::policy_key(&received.name).filter(|_| type_url == codec::AUTHORIZATION);
-            let denial = policy.map(|key| Policy::undecodable(key, None, missing.to_string()));
-            return Err((missing, denial));
-        };
-        if type_url == codec::AUTHORIZATION {
-            let policy = codec::decode_authorization(&received.name, body, &mut self.names)?;
-            Ok(Update::Policy(Arc::new(policy)))
-        } else {
-            codec::decode_address(body, &mut self.names).map_err(|error| (error, None))
+    ) -> Result<Update, (InvalidResource, Option<Update>)> {
+        let Received { name, body, .. } = received;
+        let missing = || InvalidResource::Message("the resource has no body".to_owned());
+        match kind {
+            Kind::Address => {
+                let update = body.ok_or_else(missing);
+                update
+                    .and_then(|body| codec::decode_address(body, &mut self.names))
+                    .map_err(|error| (error, None))
+            }
+            Kind::Authorization => {
+                let Some(body) = body else {
+                    let denial = codec::policy_key(&name)
+                        .map(|key| Policy::undecodable(key, None, missing().to_string()));
+                    return Err((missing(), denial.map(policy)));
+                };
+                let read = codec::decode_authorization(&name, body, &mut self.names);
+                read.map(policy).map_err(|(error, denial)| (error, denial.map(policy)))
+            }
+            Kind::ServiceConfig => {
+                let read = body.ok_or_else(missing);
+                let read = read.and_then(|body| codec::decode_service_config(body, &mut self.names));
+                read.and_then(|config| named(&name, config)).map(config).map_err(|error| {
+                    let broken = codec::service_config_key(&name)
+                        .map(|key| ServiceConfig::undecodable(key, &error.to_string()));
+                    (error, broken.map(config))
+                })
+            }
         }
     }
 
-    /// What is enforced while a policy cannot be decoded: the last version that could, else a denial.
-    fn stand_in(&self, denial: Policy) -> Option<Policy> {
-        match self.writer.current.load().policy(&denial.key).map(|known| &known.content) {
-            Some(Content::Rules { .. }) => None,
-            Some(Content::Undecodable { .. }) | None => Some(denial),
+    /// What holds while a resource cannot be decoded: the last version that could, else `denial`.
+    fn stand_in(&self, denial: Update) -> Option<Update> {
+        let known = self.writer.current.load();
+        let has_good = match &denial {
+            Update::Policy(policy) => match known.policy(&policy.key).map(|known| &known.content) {
+                Some(Content::Rules { .. }) => true,
+                Some(Content::Undecodable { .. }) | None => false,
+            },
+            Update::Config(config) => {
+                known.config(config.key()).is_some_and(|known| known.broken().is_none())
+            }
+            // Of these nothing is denied by what stands for them; what was known stays.
+            Update::Workload(_) | Update::Service(_) => true,
+        };
+        (!has_good).then_some(denial)
+    }
+}
+
+fn policy(policy: Policy) -> Update {
+    Update::Policy(Arc::new(policy))
+}
+
+fn config(config: ServiceConfig) -> Update {
+    Update::Config(Arc::new(config))
+}
+
+/// What is stored under one name must be removable under that name.
+fn named(name: &str, config: ServiceConfig) -> Result<ServiceConfig, InvalidResource> {
+    if codec::service_config_key(name).as_ref() == Some(config.key()) {
+        return Ok(config);
+    }
+    Err(InvalidResource::Message(format!(
+        "{} is not the service of the resource's name {name:?}",
+        config.key()
+    )))
+}
+
+/// The types that are understood.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Address,
+    Authorization,
+    ServiceConfig,
+}
+
+impl Kind {
+    fn of(type_url: &str) -> Option<Self> {
+        match type_url {
+            codec::ADDRESS => Some(Self::Address),
+            codec::AUTHORIZATION => Some(Self::Authorization),
+            codec::SERVICE_CONFIG => Some(Self::ServiceConfig),
+            _ => None,
+        }
+    }
+
+    /// `None`: nothing was ever known by such a name.
+    fn removal(self, name: String) -> Option<Removal> {
+        match self {
+            Self::Address => Some(Removal::Address(name)),
+            Self::Authorization => codec::policy_key(&name).map(Removal::Policy),
+            Self::ServiceConfig => codec::service_config_key(&name).map(Removal::Config),
         }
     }
 }
@@ -214,15 +288,15 @@ impl Discovery {
 impl Handler for Discovery {
     fn apply(&mut self, response: Response) -> Vec<Rejected> {
         let type_url = response.type_url;
-        if type_url != codec::ADDRESS && type_url != codec::AUTHORIZATION {
+        let Some(kind) = Kind::of(&type_url) else {
             tracing::warn!(xds.type_url = %type_url, "Ignored a response of a type that was not asked for");
             return Vec::new();
-        }
+        };
         let mut rejected = Vec::new();
         let mut updates = Vec::with_capacity(response.upserts.len());
         for received in response.upserts {
             let name = received.name.clone();
-            match self.decode(&type_url, received) {
+            match self.decode(kind, received) {
                 Ok(update) => updates.push(update),
                 Err((error, denial)) => {
                     let reason = error.to_string();
@@ -230,20 +304,12 @@ impl Handler for Discovery {
                         xds.type_url = %type_url, xds.resource = %name, error = %reason,
                         "Refused a resource; what was known of it before stays in force"
                     );
-                    let stand_in = denial.and_then(|denial| self.stand_in(denial));
-                    updates.extend(stand_in.map(|policy| Update::Policy(Arc::new(policy))));
+                    updates.extend(denial.and_then(|denial| self.stand_in(denial)));
                     rejected.push(Rejected { name, reason });
                 }
             }
         }
-        let removal = |name: String| {
-            if type_url == codec::AUTHORIZATION {
-                codec::policy_key(&name).map(Removal::Policy)
-            } else {
-                Some(Removal::Address(name))
-            }
-        };
-        let removals: Vec<_> = response.removed.into_iter().filter_map(removal).collect();
+        let removals: Vec<_> = response.removed.into_iter().filter_map(|name| kind.removal(name)).collect();
         self.writer.apply(&removals, updates);
         rejected
     }
@@ -253,7 +319,8 @@ impl Handler for Discovery {
 mod tests {
     use std::sync::Mutex;
 
-    use ambit_model::workload::Workload;
+    use ambit_model::{name::ServiceKey, service_config::Parts, workload::Workload};
+    use bytes::Bytes;
     use futures_util::FutureExt as _;
 
     use super::*;
@@ -276,6 +343,51 @@ mod tests {
 
     fn workload(uid: &str) -> Update {
         Update::Workload(Arc::new(Workload { uid: uid.into(), ..Workload::default() }))
+    }
+
+    fn response(upserts: Vec<Received>, removed: &[&str]) -> Response {
+        let removed = removed.iter().map(ToString::to_string).collect();
+        Response { type_url: codec::SERVICE_CONFIG.to_owned(), upserts, removed }
+    }
+
+    fn told(discovery: &mut Discovery, name: &str, body: Option<Bytes>) -> Vec<Rejected> {
+        let (aliases, version) = (Vec::new(), String::new());
+        let received = Received { name: name.to_owned(), aliases, version, body };
+        discovery.apply(response(vec![received], &[]))
+    }
+
+    #[test]
+    fn a_service_whose_configuration_is_not_understood_is_denied_or_stays_as_it_was() {
+        let (mesh, mut discovery) = Mesh::new(None);
+        let (key, name) = (ServiceKey::new("shop", "web.test"), "shop/gate/shop/web.test");
+        let broken = |mesh: &Mesh| mesh.current().config(&key).map(|config| config.broken().is_some());
+        let good = || Some(codec::encode_service_config(&ServiceConfig::new(key.clone(), Parts::default())));
+        let strange = || Some(Bytes::from_static(b"strange"));
+
+        for body in [strange(), None] {
+            assert_eq!(told(&mut discovery, name, body).len(), 1);
+            assert_eq!(broken(&mesh), Some(true));
+        }
+        assert!(told(&mut discovery, name, good()).is_empty());
+        assert_eq!(broken(&mesh), Some(false));
+        assert_eq!(told(&mut discovery, name, strange()).len(), 1);
+        assert_eq!(broken(&mesh), Some(false), "the last good version stays");
+
+        discovery.apply(response(Vec::new(), &[name]));
+        assert_eq!(broken(&mesh), None);
+    }
+
+    #[test]
+    fn a_configuration_is_known_by_the_name_of_its_resource() {
+        let (mesh, mut discovery) = Mesh::new(None);
+        let (web, api) = (ServiceKey::new("shop", "web.test"), ServiceKey::new("shop", "api.test"));
+        let body = || Some(codec::encode_service_config(&ServiceConfig::new(web.clone(), Parts::default())));
+        let rejected = told(&mut discovery, "shop/gate/shop/api.test", body());
+        assert!(rejected.iter().all(|one| one.reason.contains("shop/web.test")), "{rejected:?}");
+        assert_eq!(mesh.current().config(&web).map(drop), None);
+        assert!(mesh.current().config(&api).is_some_and(|config| config.broken().is_some()));
+        assert_eq!(told(&mut discovery, "web.test", body()).len(), 1);
+        assert_eq!(mesh.current().config(&web).map(drop), None);
     }
 
     /// Each change wakes who waits, and finds a new wait (protocols 12, line 22).

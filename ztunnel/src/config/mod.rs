@@ -3,15 +3,12 @@
 //! Names without `AMBIT_` are Istio's and mean the same; each part of the tunnel is given the small
 //! group that it needs.
 
-mod control;
-mod proxy_config;
 mod traffic;
 
 use std::{
-    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     num::NonZeroUsize,
-    path::{Path, PathBuf},
+    path::PathBuf,
     str::FromStr,
     time::Duration,
 };
@@ -20,20 +17,14 @@ use ambit_model::{
     identity::Identity,
     name::{Label, Namespace, ServiceAccount},
 };
-use ambit_runtime::{
-    env::Env,
-    workers::{Setting, cpus, threads},
+pub use ambit_proxy::config::{
+    Authority, Ca, Disk, Files, Keepalive, LocalXds, LogFormat, Logging, Own, Pages, Tls, Xds,
 };
-use ambit_wire::{
-    hbone::Settings as Hbone,
-    tls::{Compliance, Versions},
-};
+use ambit_proxy::config::{drain, hbone, proxy_config, worker_threads};
+use ambit_runtime::env::Env;
+use ambit_wire::hbone::Settings as Hbone;
 
-use self::proxy_config::{MESH_FILE, ProxyConfig};
-pub use self::{
-    control::{Authority, Ca, LocalXds, Own, Xds},
-    traffic::{Dns, DnsListen, Keepalive, Limits, Pages, Ports, SameNode},
-};
+pub use self::traffic::{Dns, DnsListen, Limits, Ports, SameNode};
 
 /// Everything that the operator decides.
 #[derive(Clone, Debug)]
@@ -131,65 +122,6 @@ impl FromStr for Pod {
     }
 }
 
-/// What is demanded of TLS.
-#[derive(Clone, Debug)]
-pub struct Tls {
-    /// `COMPLIANCE_POLICY`.
-    pub compliance: Compliance,
-    /// `TLS12_ENABLED`.
-    pub versions: Versions,
-    /// The revocation lists: `CRL_PATH`.
-    pub crl: Option<PathBuf>,
-}
-
-/// What is logged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Logging {
-    /// `RUST_LOG`.
-    pub level: String,
-    /// `LOG_FORMAT`.
-    pub format: LogFormat,
-    /// Whether verdicts of policies are logged at info: `AUTHZ_POLICY_INFO_LOGGING`.
-    pub authorization: bool,
-}
-
-/// How a line of the log looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For machines.
-    Json,
-}
-
-impl FromStr for LogFormat {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "" | "text" | "plain" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err("accepted: text, json"),
-        }
-    }
-}
-
-/// The files that configuration may be in.
-pub trait Files {
-    /// The text of a file.
-    fn read(&self, path: &Path) -> io::Result<String>;
-}
-
-/// Those of this machine.
-#[derive(Clone, Copy, Debug)]
-pub struct Disk;
-
-impl Files for Disk {
-    fn read(&self, path: &Path) -> io::Result<String> {
-        std::fs::read_to_string(path)
-    }
-}
-
 impl Config {
     /// Reads all of it. Mistakes are kept in `env`, whose `finish` names every one.
     pub fn read(env: &mut Env, files: &dyn Files) -> Self {
@@ -203,7 +135,7 @@ impl Config {
             xds: Xds::read(env, files, &proxy, &own),
             ca: Ca::read(env, files, &own),
             tls: Tls::read(env),
-            hbone: traffic::hbone(env),
+            hbone: hbone(env),
             keepalive: Keepalive::read(env),
             limits: Limits::read(env),
             dns: Dns::read(env, &own),
@@ -215,7 +147,7 @@ impl Config {
             response_baggage: env.flag("ENABLE_RESPONSE_BAGGAGE").or(true),
             localhost_app_tunnel: env.flag("LOCALHOST_APP_TUNNEL").or(true),
             drain: drain(env),
-            threads: worker_threads(env, &proxy),
+            threads: worker_threads(env, &proxy, "ZTUNNEL"),
             logging: Logging::read(env),
             istio_version: env.string("ISTIO_META_ISTIO_VERSION").optional(),
             own,
@@ -245,23 +177,6 @@ impl Config {
     }
 }
 
-/// The mesh's file, overridden by `PROXY_CONFIG`.
-fn proxy_config(env: &mut Env, files: &dyn Files) -> ProxyConfig {
-    let mesh = match files.read(Path::new(MESH_FILE)) {
-        Ok(text) => ProxyConfig::of_mesh(&text).unwrap_or_else(|error| {
-            env.reject(MESH_FILE, format!("is not a mesh configuration: {error}"));
-            ProxyConfig::default()
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => ProxyConfig::default(),
-        Err(error) => {
-            env.reject(MESH_FILE, format!("cannot be read: {error}"));
-            ProxyConfig::default()
-        }
-    };
-    let own = env.parsed("PROXY_CONFIG", ProxyConfig::of_proxy).or(ProxyConfig::default());
-    mesh.overridden_by(own)
-}
-
 impl Mode {
     fn read(env: &mut Env) -> Self {
         let shared = Self::Shared(InPod {
@@ -284,70 +199,6 @@ impl Mode {
         }
         shared
     }
-}
-
-impl Tls {
-    fn read(env: &mut Env) -> Self {
-        let tls12 = env.flag("TLS12_ENABLED").or(false);
-        Self {
-            compliance: env.parsed("COMPLIANCE_POLICY", str::parse).or(Compliance::None),
-            versions: if tls12 { Versions::Tls12And13 } else { Versions::Tls13 },
-            crl: env.path("CRL_PATH").optional(),
-        }
-    }
-}
-
-impl Logging {
-    fn read(env: &mut Env) -> Self {
-        let level = env.string("RUST_LOG").optional().filter(|level| !level.is_empty());
-        Self {
-            level: level.unwrap_or_else(|| "info".to_owned()),
-            format: env.parsed("LOG_FORMAT", str::parse).or(LogFormat::Text),
-            authorization: env.flag("AUTHZ_POLICY_INFO_LOGGING").or(false),
-        }
-    }
-}
-
-/// How long connections may go on: a little less than the pod has, so that the last step is a clean
-/// end and not SIGKILL (protocols 7.4, edge case 48).
-fn drain(env: &mut Env) -> Duration {
-    let grace = env.number::<u64>("TERMINATION_GRACE_PERIOD_SECONDS").optional();
-    let of_grace =
-        grace.map(|seconds| if seconds > 10 { seconds - 5 } else { seconds.saturating_sub(1).max(1) });
-    let deadline = env.duration("CONNECTION_TERMINATION_DEADLINE").optional();
-    deadline.unwrap_or_else(|| Duration::from_secs(of_grace.unwrap_or(5)))
-}
-
-fn worker_threads(env: &mut Env, proxy: &ProxyConfig) -> NonZeroUsize {
-    let mut quantity = |names: [&str; 2]| {
-        let read = names.map(|name| env.parsed(name, cpu_quantity).optional().flatten());
-        read.into_iter().flatten().next()
-    };
-    let limit = quantity(["ZTUNNEL_CPU_LIMIT", "ZTUNNEL_RESOURCE_CPU_LIMIT"]);
-    let request = quantity(["ZTUNNEL_CPU_REQUEST", "ZTUNNEL_RESOURCE_CPU_REQUEST"]);
-    let of_mesh = proxy.concurrency.and_then(NonZeroUsize::new).map(Setting::Count);
-    let own = env.parsed("ZTUNNEL_WORKER_THREADS", |text| match text {
-        "" => Ok(None),
-        text => text.parse().map(Some),
-    });
-    threads(limit, request, cpus(), own.or(None).or(of_mesh))
-}
-
-/// CPUs as Kubernetes writes them: `2`, `0.5`, `1500m`; rounded up. Nothing, or zero, is no limit.
-fn cpu_quantity(text: &str) -> Result<Option<NonZeroUsize>, &'static str> {
-    let wrong = "accepted: a number of CPUs such as 2, 0.5 or 1500m";
-    let text = text.trim();
-    let digits = |text: &str| {
-        if text.is_empty() { Ok(0) } else { text.parse::<usize>().map_err(|_| wrong) }
-    };
-    let (whole, has_rest) = if let Some(thousandths) = text.strip_suffix('m') {
-        let thousandths = thousandths.parse::<usize>().map_err(|_| wrong)?;
-        (thousandths / 1000, !thousandths.is_multiple_of(1000))
-    } else {
-        let (whole, rest) = text.split_once('.').unwrap_or((text, ""));
-        (digits(whole)?, digits(rest)? > 0)
-    };
-    Ok(NonZeroUsize::new(whole.saturating_add(usize::from(has_rest))))
 }
 
 #[cfg(test)]

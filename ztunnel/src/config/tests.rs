@@ -1,9 +1,13 @@
 //! What each environment variable sets, and which values are refused.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::{collections::HashMap, io, net::SocketAddr, path::Path};
 
+use ambit_proxy::config::MESH_FILE;
 use ambit_runtime::env::EnvErrors;
-use ambit_wire::channel::{RootSource, TokenSource};
+use ambit_wire::{
+    channel::{RootSource, TokenSource},
+    tls::{Compliance, Versions},
+};
 
 use super::*;
 
@@ -222,26 +226,6 @@ fn threads_follow_the_setting_then_the_mesh_then_the_limit() {
         threads(&[("ZTUNNEL_RESOURCE_CPU_REQUEST", "9")]).max(9),
         threads(&[("ZTUNNEL_RESOURCE_CPU_REQUEST", "9")])
     );
-}
-
-#[test]
-fn cpu_quantities_are_rounded_up() {
-    let cases = [
-        ("2", Some(2)),
-        ("0.5", Some(1)),
-        ("2.0", Some(2)),
-        ("2.01", Some(3)),
-        ("1m", Some(1)),
-        ("2000m", Some(2)),
-        ("0", None),
-        ("", None),
-    ];
-    for (text, expected) in cases {
-        assert_eq!(cpu_quantity(text), Ok(expected.and_then(NonZeroUsize::new)), "{text}");
-    }
-    for text in ["two", "-1", "1Gi", "m", "1.2.3"] {
-        assert!(cpu_quantity(text).is_err(), "{text}");
-    }
 }
 
 #[test]

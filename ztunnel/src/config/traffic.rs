@@ -1,22 +1,10 @@
-//! How connections are carried, and how many (protocols 4.1, 4.5 to 4.7, 9).
+//! How connections are carried, and how many (protocols 4.1, 9).
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    str::FromStr,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use ambit_model::name::Namespace;
+use ambit_proxy::config::Own;
 use ambit_runtime::env::Env;
-use ambit_wire::hbone::Settings as Hbone;
-
-use super::control::Own;
-
-/// HTTP/2 knows no larger window (RFC 9113, 6.9.1).
-const LARGEST_WINDOW: u32 = (1 << 31) - 1;
-/// HTTP/2 knows no smaller and no larger frame limit (RFC 9113, 6.5.2).
-const FRAMES: std::ops::RangeInclusive<u32> = 16_384..=16_777_215;
 
 /// The ports in a pod's namespace (protocols 4.1), and what goes with them.
 #[derive(Clone, Debug)]
@@ -40,19 +28,6 @@ impl Ports {
     pub fn own(&self) -> [u16; 3] {
         [self.outbound, self.inbound_plaintext, self.inbound]
     }
-}
-
-/// TCP's own check that the other side lives: `KEEPALIVE_*`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keepalive {
-    /// How long a connection is quiet before the first probe.
-    pub time: Duration,
-    /// Between probes.
-    pub interval: Duration,
-    /// How many may go unanswered.
-    pub retries: u32,
-    /// Whether data that is not acknowledged ends the connection as soon: `USER_TIMEOUT_ENABLED`.
-    pub user_timeout: bool,
 }
 
 /// What is bounded, so that one pod cannot take what its neighbours need.
@@ -124,42 +99,6 @@ impl FromStr for DnsListen {
     }
 }
 
-pub(super) fn hbone(env: &mut Env) -> Hbone {
-    let default = Hbone::default();
-    let mut window = |name: &str, default: u32| {
-        let size: u32 = env.number(name).or(default);
-        if !(1..=LARGEST_WINDOW).contains(&size) {
-            env.reject(name, format!("is {size}; accepted: 1 to {LARGEST_WINDOW} bytes"));
-        }
-        size
-    };
-    let stream_window = window("HTTP2_STREAM_WINDOW_SIZE", default.stream_window);
-    let connection_window = window("HTTP2_CONNECTION_WINDOW_SIZE", default.connection_window);
-    let frame_size = env.number("HTTP2_FRAME_SIZE").or(default.frame_size);
-    if !FRAMES.contains(&frame_size) {
-        env.reject("HTTP2_FRAME_SIZE", format!("is {frame_size}; accepted: {FRAMES:?} bytes"));
-    }
-    let max_streams = env.number("POOL_MAX_STREAMS_PER_CONNECTION").or(default.max_streams);
-    if max_streams == 0 {
-        env.reject("POOL_MAX_STREAMS_PER_CONNECTION", "must be at least 1");
-    }
-    let idle_release = env.duration("POOL_UNUSED_RELEASE_TIMEOUT").or(default.idle_release);
-    Hbone { stream_window, connection_window, frame_size, max_streams, idle_release, ..default }
-}
-
-impl Keepalive {
-    /// `None` when `KEEPALIVE_ENABLED` is false.
-    pub(super) fn read(env: &mut Env) -> Option<Self> {
-        let read = Self {
-            time: env.duration("KEEPALIVE_TIME").or(Duration::from_secs(180)),
-            interval: env.duration("KEEPALIVE_INTERVAL").or(Duration::from_secs(180)),
-            retries: env.number("KEEPALIVE_RETRIES").or(9),
-            user_timeout: env.flag("USER_TIMEOUT_ENABLED").or(false),
-        };
-        env.flag("KEEPALIVE_ENABLED").or(true).then_some(read)
-    }
-}
-
 impl Limits {
     pub(super) fn read(env: &mut Env) -> Self {
         let mut at_least_one = |name: &str, default: usize| {
@@ -199,27 +138,5 @@ impl Dns {
             resolv_conf: env.path("AMBIT_RESOLV_CONF").or(PathBuf::from("/etc/resolv.conf")),
         };
         is_on.then_some(dns)
-    }
-}
-
-/// The pages of the tunnel itself, in its own namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pages {
-    /// For the operator, on loopback only: `AMBIT_ADMIN_ADDR`.
-    pub admin: SocketAddr,
-    /// For Prometheus: `AMBIT_METRICS_ADDR`.
-    pub metrics: SocketAddr,
-    /// For the kubelet: `AMBIT_READINESS_ADDR`.
-    pub readiness: SocketAddr,
-}
-
-impl Pages {
-    pub(super) fn read(env: &mut Env, admin: Option<u16>, metrics: Option<u16>, wildcard: IpAddr) -> Self {
-        let mut at = |name: &str, ip: IpAddr, port: u16| env.number(name).or(SocketAddr::new(ip, port));
-        Self {
-            admin: at("AMBIT_ADMIN_ADDR", Ipv4Addr::LOCALHOST.into(), admin.unwrap_or(15000)),
-            metrics: at("AMBIT_METRICS_ADDR", wildcard, metrics.unwrap_or(15020)),
-            readiness: at("AMBIT_READINESS_ADDR", wildcard, 15021),
-        }
     }
 }

@@ -1,20 +1,19 @@
 //! The page `/config_dump`: everything that this tunnel knows, in the JSON that `istioctl
 //! ztunnel-config` reads (protocols 10.3). Pure: what it is given, it shows, in order of name.
 
-mod policy;
-mod service;
 mod settings;
-mod workload;
 
 use std::collections::BTreeMap;
 
 use ambit_model::{
-    identity::Identity,
     name::{Label, Namespace, ServiceAccount, Uid},
     snapshot::Snapshot,
 };
 use serde::Serialize;
 use serde_json::Value;
+
+pub use ambit_proxy::dump::{CertificateState, Version};
+use ambit_proxy::dump::{policy, service, workload};
 
 pub use settings::settings;
 
@@ -33,46 +32,6 @@ pub struct Around {
     /// The pods that are served, by the key of their workload, or by the pod's uid while that is
     /// not known.
     pub pods: BTreeMap<Uid, PodState>,
-}
-
-/// Which build this is.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Version {
-    /// Of this project.
-    pub version: String,
-    /// The revision of its source, when the build was told.
-    pub git_revision: Option<String>,
-    /// The version of Istio whose place it takes, when it was told.
-    pub istio_version: Option<String>,
-}
-
-/// One identity and its certificate.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CertificateState {
-    /// Whose.
-    pub identity: Identity,
-    /// `Available`, `Initializing`, or `Unavailable: …` with the reason.
-    pub state: String,
-    /// The certificate and its intermediates, the leaf first. Empty while there is none.
-    pub cert_chain: Vec<CertificateShown>,
-    /// Whom it trusts.
-    pub root_certs: Vec<CertificateShown>,
-}
-
-/// One certificate.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CertificateShown {
-    /// The PEM text, itself in base64, as istioctl takes it.
-    pub pem: String,
-    /// In decimal.
-    pub serial_number: String,
-    /// RFC 3339.
-    pub valid_from: String,
-    /// RFC 3339.
-    pub expiration_time: String,
 }
 
 /// One pod that is served.

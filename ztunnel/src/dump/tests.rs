@@ -6,6 +6,7 @@ use ambit_model::{
     address::{NetworkAddress, NetworkRange},
     authz::{AccountMatch, Action, Clause, Content, Match, Policy, Rule, Scope, Text},
     gateway::{GatewayAddress, GatewayDestination, WeightedWaypoint},
+    identity::Identity,
     name::{PolicyKey, ServiceKey},
     service::{
         HealthPolicy, IpFamilies, LoadBalancing, Mode, PortMap, Scope as Routing, Service, TargetPort,
@@ -16,6 +17,8 @@ use ambit_model::{
     },
 };
 use ambit_runtime::env::Env;
+
+use ambit_proxy::dump::CertificateShown;
 
 use super::*;
 use crate::config::{Config, Files};

@@ -14,14 +14,13 @@ use ambit_model::{
     name::{Hostname, Label},
     workload::Workload,
 };
+use ambit_proxy::metrics::{Collection, Series};
 use hashbrown::Equivalent;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{MetricType, counter::ConstCounter, histogram::Histogram},
 };
-
-use super::series::{Collection, Series};
 
 /// How many sets of labels are kept: a node has a few hundred pods, and asks for a handful of types.
 const MOST: usize = 4096;
@@ -115,8 +114,9 @@ impl DnsSeries {
     }
 }
 
+/// What questions are told apart by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct DnsLabels {
+pub struct DnsLabels {
     query_type: &'static str,
     protocol: Protocol,
     service: Label,

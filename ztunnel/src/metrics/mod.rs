@@ -4,25 +4,20 @@
 
 mod dns;
 mod held;
-mod lock;
 mod policies;
-mod series;
-mod traffic;
-mod xds;
 
 use std::sync::Arc;
 
 use ambit_model::{authz::Action, name::PolicyKey, workload::Workload};
+use ambit_proxy::metrics::XdsShown;
 use ambit_runtime::metrics::Registry;
 use ambit_wire::xds::ClientMetrics;
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 
+pub use self::dns::{Dns, DnsLabels, DnsSeries, Protocol};
 use self::policies::DryRuns;
-pub use self::{
-    dns::{Dns, DnsSeries, Protocol},
-    traffic::{AllTraffic, AppIs, Labels, Peer, Traffic},
-};
 use crate::refusal::Refusal;
+pub use ambit_proxy::metrics::{AllTraffic, AppIs, Ends, Labels, Peer, Traffic};
 pub use held::Held;
 
 /// Everything that the tunnel counts.
@@ -113,14 +108,14 @@ impl Metrics {
         let info = Family::<[(&'static str, String); 2], Gauge>::default();
         info.get_or_create(&[("component", "ztunnel".to_owned()), ("tag", build.tag.clone())]).set(1);
         registry.register("istio_build", "The build of this component", info);
-        registry.collect(xds::Shown(xds));
+        registry.collect(XdsShown(xds));
         Arc::new(metrics)
     }
 
     /// All figures at zero, shown nowhere.
     pub fn new() -> Self {
         Self {
-            traffic: Arc::default(),
+            traffic: Arc::new(AllTraffic::told_by(&REPORTERS)),
             dns: Arc::default(),
             pods: Pods::default(),
             pool: Pool::default(),
@@ -205,6 +200,9 @@ impl Default for Metrics {
         Self::new()
     }
 }
+
+/// Who tells.
+const REPORTERS: [&str; 2] = ["source", "destination"];
 
 fn reporter(direction: Direction) -> [(&'static str, &'static str); 1] {
     [("reporter", direction.reporter())]

@@ -7,13 +7,12 @@ use std::{
 };
 
 use ambit_model::{authz::Action, name::PolicyKey};
+use ambit_proxy::metrics::Lock;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{MetricType, counter::ConstCounter},
 };
-
-use super::lock::Lock;
 
 /// How many policies are told apart. Trying out more than a few at once is no longer a trial.
 const MOST: usize = 1024;

@@ -339,7 +339,7 @@ fn is_instance_of(mesh: &Snapshot, call: &Call<'_>, waypoint: &GatewayAddress) -
 }
 
 fn expected(workload: &Workload, alt_names: Option<&[Label]>) -> Arc<[Identity]> {
-    std::iter::once(workload.identity()).chain(spiffe_names(alt_names.unwrap_or_default())).collect()
+    workload.accepted_identities(alt_names.unwrap_or_default())
 }
 
 /// Those of a service's alternative names that are SPIFFE identities; others name nobody here.

@@ -144,8 +144,14 @@ fn on_demand_an_address_is_asked_for_and_its_alias_wakes_who_waits() {
             let aliases = workload.addresses.iter().map(|ip| format!("/{ip}")).collect();
             let body = codec::encode_workload(&workload);
             let name = workload.uid.to_string();
-            let resource =
-                Resource { name, version: "1".into(), aliases, body, follows: Vec::new(), node: node.into() };
+            let resource = Resource {
+                name,
+                version: "1".into(),
+                aliases,
+                body,
+                node: node.into(),
+                ..Resource::default()
+            };
             world.plane.publisher().update(ADDRESS, vec![resource], &[]).unwrap();
         };
         let net = world.node.pod();

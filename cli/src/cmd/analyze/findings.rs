@@ -189,7 +189,7 @@ fn of_unknown(document: &Document) -> Option<Finding> {
     if !OURS.contains(&group) {
         return None;
     }
-    let other = ["v1", "v1beta1", "v1alpha3"]
+    let other = ["v1", "v1beta1", "v1alpha3", "v1alpha2"]
         .into_iter()
         .find(|version| Kind::of(group, version, &document.kind).is_some());
     let (field, what, remedy) = match other {
@@ -281,7 +281,12 @@ fn of_reach(cluster: &Cluster, key: &Key, document: &Document, complete: bool) -
         | Kind::ServiceEntry
         | Kind::WorkloadEntry
         | Kind::Gateway
-        | Kind::GatewayClass => None,
+        | Kind::GatewayClass
+        | Kind::GrpcRoute
+        | Kind::HttpRoute
+        | Kind::TlsRoute
+        | Kind::TcpRoute
+        | Kind::ReferenceGrant => None,
     }
 }
 
@@ -290,7 +295,11 @@ fn severity(cluster: &Cluster, key: &Key, condition: &Condition, complete: bool)
     // What is not found may be somewhere else than in the files.
     let absent = if complete { Severity::Error } else { Severity::Warning };
     match (condition.kind, condition.status, condition.reason) {
-        (_, false, "TargetNotFound") => Some(absent),
+        (_, false, "TargetNotFound" | "NoMatchingParent" | "BackendNotFound" | "RefNotPermitted") => {
+            Some(absent)
+        }
+        // It waits for a waypoint, as what is bound to one does.
+        ("ResolvedWaypoints", false, _) => Some(Severity::Warning),
         (_, _, "PartiallyInvalid") => Some(Severity::Warning),
         ("istio.io/WaypointBound", false, _) | ("istio.io/WaypointMissing", true, _) => {
             Some(Severity::Warning)
@@ -314,6 +323,8 @@ fn field_of(condition: &Condition) -> String {
         "ZtunnelAccepted" => "spec".to_owned(),
         "istio.io/WaypointBound" => format!("metadata.labels[{}]", labels::USE_WAYPOINT),
         "istio.io/WaypointMissing" => "spec.hosts".to_owned(),
+        "Accepted" => "spec.parentRefs".to_owned(),
+        "ResolvedRefs" => "spec.rules".to_owned(),
         other => format!("condition {other}"),
     }
 }

@@ -7,8 +7,12 @@ use ambit_api::CustomKind;
 use ambit_api::authorization_policy::AuthorizationPolicy;
 use ambit_api::directory::Document;
 use ambit_api::gateway::{Gateway, GatewayClass};
+use ambit_api::grpc_route::GRPCRoute;
+use ambit_api::http_route::HTTPRoute;
 use ambit_api::peer_authentication::PeerAuthentication;
+use ambit_api::reference_grant::ReferenceGrant;
 use ambit_api::service_entry::ServiceEntry;
+use ambit_api::stream_route::{TCPRoute, TLSRoute};
 use ambit_api::workload_entry::WorkloadEntry;
 use kube::Client;
 use serde_json::Value;
@@ -37,6 +41,11 @@ pub(super) async fn documents(client: &Client) -> anyhow::Result<Vec<Document>> 
         paths::<WorkloadEntry>(),
         paths::<Gateway>(),
         paths::<GatewayClass>(),
+        paths::<HTTPRoute>(),
+        paths::<GRPCRoute>(),
+        paths::<TLSRoute>(),
+        paths::<TCPRoute>(),
+        paths::<ReferenceGrant>(),
     ];
     for paths in custom {
         for path in paths {

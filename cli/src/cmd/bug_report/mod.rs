@@ -65,7 +65,7 @@ const OURS: [(&str, &str); 8] = [
 ];
 
 /// Lists of the whole cluster.
-const EVERYWHERE: [(&str, &str); 13] = [
+const EVERYWHERE: [(&str, &str); 17] = [
     ("namespaces", "/api/v1/namespaces"),
     ("nodes", "/api/v1/nodes"),
     (
@@ -82,6 +82,10 @@ const EVERYWHERE: [(&str, &str); 13] = [
     ("gateways", "/apis/gateway.networking.k8s.io/v1/gateways"),
     ("gatewayclasses", "/apis/gateway.networking.k8s.io/v1/gatewayclasses"),
     ("httproutes", "/apis/gateway.networking.k8s.io/v1/httproutes"),
+    ("grpcroutes", "/apis/gateway.networking.k8s.io/v1/grpcroutes"),
+    ("tlsroutes", "/apis/gateway.networking.k8s.io/v1/tlsroutes"),
+    ("tcproutes", "/apis/gateway.networking.k8s.io/v1alpha2/tcproutes"),
+    ("referencegrants", "/apis/gateway.networking.k8s.io/v1beta1/referencegrants"),
 ];
 
 /// Does it.

@@ -4,13 +4,20 @@
 mod authorization;
 mod entry;
 mod gateway;
+mod grpc_route;
+mod http_route;
 mod meta;
 mod namespace;
 mod peer_authentication;
 mod pod;
 mod protocol;
+mod reference_grant;
+mod route;
+mod route_filter;
+mod route_rules;
 mod service;
 mod slice;
+mod stream_route;
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,6 +34,11 @@ pub use meta::{Expression, LabelSelector, Labels, Meta, Selector, parse_bool};
 pub use namespace::{NamespaceObject, Node};
 pub use peer_authentication::{Mode, PeerAuthentication};
 pub use pod::{Owner, Phase, Pod};
+pub use reference_grant::{Granted, ReferenceGrant};
+pub use route::{
+    Connections, Parent, ParentTarget, Reference, Referent, Requests, Route, RouteBackend, RouteContent,
+    RouteFilter, RouteKind, RouteRule,
+};
 pub use service::{Port, Service, Target, TrafficDistribution};
 pub use slice::{EndpointSlice, SliceEndpoint, SlicePort};
 
@@ -81,6 +93,17 @@ pub enum Kind {
     Gateway,
     /// `GatewayClass`.
     GatewayClass,
+    // Of the kinds of routes that a service has, the first applies: they are in that order.
+    /// `GRPCRoute`.
+    GrpcRoute,
+    /// `HTTPRoute`.
+    HttpRoute,
+    /// `TLSRoute`.
+    TlsRoute,
+    /// `TCPRoute`.
+    TcpRoute,
+    /// `ReferenceGrant`.
+    ReferenceGrant,
 }
 
 impl Kind {
@@ -103,6 +126,21 @@ impl Kind {
             ("security.istio.io", "PeerAuthentication") if stable => Some(Self::PeerAuthentication),
             ("gateway.networking.k8s.io", "Gateway") if stable => Some(Self::Gateway),
             ("gateway.networking.k8s.io", "GatewayClass") if stable => Some(Self::GatewayClass),
+            ("gateway.networking.k8s.io", "HTTPRoute") if stable => Some(Self::HttpRoute),
+            ("gateway.networking.k8s.io", "GRPCRoute") if matches!(version, "v1" | "v1alpha2") => {
+                Some(Self::GrpcRoute)
+            }
+            ("gateway.networking.k8s.io", "TLSRoute")
+                if matches!(version, "v1" | "v1alpha3" | "v1alpha2") =>
+            {
+                Some(Self::TlsRoute)
+            }
+            ("gateway.networking.k8s.io", "TCPRoute") if matches!(version, "v1" | "v1alpha2") => {
+                Some(Self::TcpRoute)
+            }
+            ("gateway.networking.k8s.io", "ReferenceGrant") if stable || version == "v1alpha2" => {
+                Some(Self::ReferenceGrant)
+            }
             _ => None,
         }
     }
@@ -121,6 +159,11 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::Gateway => "Gateway",
             Self::GatewayClass => "GatewayClass",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::HttpRoute => "HTTPRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
         }
     }
 }
@@ -165,6 +208,10 @@ pub enum Object {
     Gateway(Arc<Gateway>),
     /// A kind of gateway.
     GatewayClass(Arc<GatewayClass>),
+    /// Where requests or connections go.
+    Route(Arc<Route>),
+    /// Whom routes may refer to.
+    ReferenceGrant(Arc<ReferenceGrant>),
 }
 
 impl Object {
@@ -182,6 +229,8 @@ impl Object {
             Self::PeerAuthentication(object) => (Kind::PeerAuthentication, &object.meta),
             Self::Gateway(object) => (Kind::Gateway, &object.meta),
             Self::GatewayClass(object) => (Kind::GatewayClass, &object.meta),
+            Self::Route(object) => (object.kind.kind(), &object.meta),
+            Self::ReferenceGrant(object) => (Kind::ReferenceGrant, &object.meta),
         };
         Key { kind, name: meta.name.clone() }
     }
@@ -258,7 +307,12 @@ pub fn parse_value(
                 | Kind::ServiceEntry
                 | Kind::WorkloadEntry
                 | Kind::Gateway
-                | Kind::GatewayClass => None,
+                | Kind::GatewayClass
+                | Kind::ReferenceGrant => None,
+                Kind::GrpcRoute => Some(undecodable_route(RouteKind::Grpc, written, &rejection)),
+                Kind::HttpRoute => Some(undecodable_route(RouteKind::Http, written, &rejection)),
+                Kind::TlsRoute => Some(undecodable_route(RouteKind::Tls, written, &rejection)),
+                Kind::TcpRoute => Some(undecodable_route(RouteKind::Tcp, written, &rejection)),
             };
             Parsed::Bad { rejection, instead }
         }
@@ -307,7 +361,18 @@ fn parse_known(kind: Kind, written: &Written<'_>) -> Result<Object, Rejection> {
         }
         Kind::Gateway => Object::Gateway(Arc::new(Gateway::parse(namespace, read(written)?)?)),
         Kind::GatewayClass => Object::GatewayClass(Arc::new(GatewayClass::parse(read(written)?)?)),
+        Kind::GrpcRoute => Object::Route(Arc::new(Route::parse(RouteKind::Grpc, written)?)),
+        Kind::HttpRoute => Object::Route(Arc::new(Route::parse(RouteKind::Http, written)?)),
+        Kind::TlsRoute => Object::Route(Arc::new(Route::parse(RouteKind::Tls, written)?)),
+        Kind::TcpRoute => Object::Route(Arc::new(Route::parse(RouteKind::Tcp, written)?)),
+        Kind::ReferenceGrant => {
+            Object::ReferenceGrant(Arc::new(ReferenceGrant::parse(namespace, read(written)?)?))
+        }
     })
+}
+
+fn undecodable_route(kind: RouteKind, written: &Written<'_>, rejection: &Rejection) -> Object {
+    Object::Route(Arc::new(Route::undecodable(kind, written, rejection.to_string())))
 }
 
 fn read<T: DeserializeOwned>(written: &Written<'_>) -> Result<T, Rejection> {

@@ -21,6 +21,8 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// The pods behind it; none when its endpoints are written by hand.
     pub selector: Option<Selector>,
+    /// Whether it has no virtual address, and wants none: its clients call its pods.
+    pub is_headless: bool,
     /// Whether it is but another name for a host outside.
     pub is_external_name: bool,
     /// The IP families it has.
@@ -88,6 +90,7 @@ impl Service {
             .iter()
             .flatten()
             .fold((false, false), |(v4, v6), family| (v4 || family == "IPv4", v6 || family == "IPv6"));
+        let is_headless = spec.cluster_ip.as_deref() == Some("None");
         let mut cluster_ips = Vec::new();
         for text in spec.cluster_ips.into_iter().flatten().chain(spec.cluster_ip) {
             if text.is_empty() || text == "None" {
@@ -109,6 +112,7 @@ impl Service {
             cluster_ips,
             ports,
             selector: spec.selector.and_then(Selector::new),
+            is_headless,
             is_external_name: spec.type_.as_deref() == Some("ExternalName"),
             ip_families: match (v4, v6) {
                 (false, false) => IpFamilies::Automatic,

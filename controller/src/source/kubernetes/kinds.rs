@@ -30,7 +30,7 @@ pub(super) enum Depth {
 const STABLE: &[&str] = &["v1", "v1beta1"];
 const OLDEST: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
-pub(super) const WATCHED: [Watched; 11] = [
+pub(super) const WATCHED: [Watched; 16] = [
     of(Kind::Namespace, "", &["v1"], "namespaces", Depth::Metadata),
     of(Kind::Node, "", &["v1"], "nodes", Depth::Metadata),
     of(Kind::Pod, "", &["v1"], "pods", Depth::Whole),
@@ -42,6 +42,23 @@ pub(super) const WATCHED: [Watched; 11] = [
     of(Kind::PeerAuthentication, "security.istio.io", STABLE, "peerauthentications", Depth::Whole),
     of(Kind::Gateway, "gateway.networking.k8s.io", STABLE, "gateways", Depth::Whole),
     of(Kind::GatewayClass, "gateway.networking.k8s.io", STABLE, "gatewayclasses", Depth::Whole),
+    of(Kind::HttpRoute, "gateway.networking.k8s.io", STABLE, "httproutes", Depth::Whole),
+    of(Kind::GrpcRoute, "gateway.networking.k8s.io", &["v1", "v1alpha2"], "grpcroutes", Depth::Whole),
+    of(
+        Kind::TlsRoute,
+        "gateway.networking.k8s.io",
+        &["v1", "v1alpha3", "v1alpha2"],
+        "tlsroutes",
+        Depth::Whole,
+    ),
+    of(Kind::TcpRoute, "gateway.networking.k8s.io", &["v1", "v1alpha2"], "tcproutes", Depth::Whole),
+    of(
+        Kind::ReferenceGrant,
+        "gateway.networking.k8s.io",
+        &["v1", "v1beta1", "v1alpha2"],
+        "referencegrants",
+        Depth::Whole,
+    ),
 ];
 
 const fn of(

@@ -7,6 +7,7 @@
 //!
 //! | question | answered by |
 //! |---|---|
+//! | how is its path spelled? | [`normal::normalize`] |
 //! | which rule? | [`select()`]; `None`: 404, unless the service [has no routes](RouteTable::is_empty) |
 //! | which backend? | [`Rule::draw`] |
 //! | what becomes of its head? | [`Filters::request`] of the rule, then of the backend |
@@ -24,6 +25,7 @@
 mod budget;
 mod filter;
 mod matching;
+pub mod normal;
 mod path;
 pub mod retry;
 mod select;
@@ -109,6 +111,16 @@ impl RouteKey {
     /// `namespace/name`.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        self.as_str().split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// The name in the namespace.
+    pub fn name(&self) -> &str {
+        self.as_str().split_once('/').map_or("", |(_, name)| name)
     }
 }
 

@@ -190,6 +190,24 @@ pub fn next(
     Next::Repeat(delay)
 }
 
+/// Whether a request is tried once more of whose rule nothing says that it may be: at once, at most `attempts` times,
+/// and only if nobody has looked at it.
+pub fn untouched(attempt: &Attempt<'_>, outcome: Outcome, attempts: u32) -> Next {
+    match outcome {
+        Outcome::NotConnected | Outcome::Refused => {}
+        Outcome::Broken | Outcome::TimedOut | Outcome::Status(_) | Outcome::Begun => {
+            return Next::Stop(Stop::Outcome);
+        }
+    }
+    if attempt.body == Body::GivenAway {
+        return Next::Stop(Stop::Body);
+    }
+    if attempt.left == Some(Duration::ZERO) {
+        return Next::Stop(Stop::Time);
+    }
+    if attempt.repeated >= attempts { Next::Stop(Stop::Attempts) } else { Next::Repeat(Duration::ZERO) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,6 +250,23 @@ mod tests {
             assert_eq!(then(&first(&Method::POST), came), of_post, "POST {came:?}");
             assert_eq!(then(&first(&Method::PATCH), came), of_post, "PATCH {came:?}");
         }
+    }
+
+    #[test]
+    fn without_a_policy_only_what_nobody_looked_at_is_tried_again() {
+        let post = first(&Method::POST);
+        assert_eq!(untouched(&post, Outcome::NotConnected, 2), Next::Repeat(Duration::ZERO));
+        assert_eq!(untouched(&post, Outcome::Refused, 2), Next::Repeat(Duration::ZERO));
+        let get = first(&Method::GET);
+        for outcome in [Outcome::Broken, Outcome::TimedOut, Outcome::Status(StatusCode::BAD_GATEWAY)] {
+            assert_eq!(untouched(&get, outcome, 2), Next::Stop(Stop::Outcome), "{outcome:?}");
+        }
+        let gone = Attempt { body: Body::GivenAway, ..post };
+        assert_eq!(untouched(&gone, Outcome::Refused, 2), Next::Stop(Stop::Body));
+        let third = Attempt { repeated: 2, ..post };
+        assert_eq!(untouched(&third, Outcome::Refused, 2), Next::Stop(Stop::Attempts));
+        let late = Attempt { left: Some(Duration::ZERO), ..post };
+        assert_eq!(untouched(&late, Outcome::Refused, 2), Next::Stop(Stop::Time));
     }
 
     #[test]

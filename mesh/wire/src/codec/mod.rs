@@ -4,11 +4,14 @@
 //! understood is refused whole, never narrowed. Encoding and decoding are inverse to each other.
 
 mod authz;
+mod filter;
 mod interner;
+mod route;
 mod service;
+mod service_config;
 mod workload;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{borrow::Cow, fmt, net::IpAddr, sync::Arc};
 
 use ambit_model::{
     address::NetworkAddress,
@@ -16,6 +19,7 @@ use ambit_model::{
     gateway::{GatewayAddress, GatewayDestination},
     name::{PolicyKey, ServiceKey},
     service::{PortMap, Service, TargetPort},
+    service_config::ServiceConfig,
     snapshot::Update,
     workload::Workload,
 };
@@ -23,6 +27,7 @@ use ambit_proto::workload as pb;
 use bytes::Bytes;
 pub use interner::Interner;
 use prost::Message;
+pub use service_config::{service_config_key, service_config_name};
 
 /// The type of workloads and services.
 pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
@@ -30,6 +35,8 @@ pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
 pub const WORKLOAD: &str = "type.googleapis.com/istio.workload.Workload";
 /// The type of policies.
 pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
+/// The type of what applies to a service at its waypoint.
+pub const SERVICE_CONFIG: &str = "type.googleapis.com/ambit.waypoint.v1.ServiceConfig";
 
 /// A resource that cannot be used, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,15 +51,23 @@ pub enum InvalidResource {
     #[error("{field}: {reason}")]
     Field {
         /// The field, by its protobuf path.
-        field: &'static str,
+        field: Cow<'static, str>,
         /// What is wrong with it.
         reason: String,
     },
 }
 
 impl InvalidResource {
-    fn field(field: &'static str, reason: impl ToString) -> Self {
-        Self::Field { field, reason: reason.to_string() }
+    fn field(field: impl Into<Cow<'static, str>>, reason: impl ToString) -> Self {
+        Self::Field { field: field.into(), reason: reason.to_string() }
+    }
+
+    /// The same, of a message that is itself the field `place` of another.
+    fn within(self, place: impl fmt::Display) -> Self {
+        match self {
+            Self::Field { field, reason } => Self::Field { field: format!("{place}.{field}").into(), reason },
+            Self::Message(_) | Self::Empty => self,
+        }
     }
 }
 
@@ -79,6 +94,11 @@ pub fn decode_authorization(
     names: &mut Interner,
 ) -> Result<Policy, (InvalidResource, Option<Policy>)> {
     authz::decode(name, body, names)
+}
+
+/// Reads one resource of type [`SERVICE_CONFIG`].
+pub fn decode_service_config(body: Bytes, names: &mut Interner) -> Result<ServiceConfig, InvalidResource> {
+    service_config::decode(body, names)
 }
 
 /// The body of the [`ADDRESS`] resource for a workload.
@@ -109,6 +129,11 @@ pub fn encode_service(service: &Service) -> Bytes {
 /// A policy that could not be decoded is sent as what it means: one that denies all in its scope.
 pub fn encode_policy(policy: &Policy) -> Bytes {
     authz::encode(policy).encode_to_vec().into()
+}
+
+/// The body of the [`SERVICE_CONFIG`] resource for what applies to a service.
+pub fn encode_service_config(config: &ServiceConfig) -> Bytes {
+    service_config::encode(config).encode_to_vec().into()
 }
 
 /// The key that the name of a policy resource stands for.
@@ -194,6 +219,18 @@ fn encode_gateway(gateway: &GatewayAddress) -> pb::GatewayAddress {
 /// anything (protocols 1.7, "enum growth").
 fn decode_enum<E: TryFrom<i32>>(field: &'static str, number: i32) -> Result<E, InvalidResource> {
     E::try_from(number).map_err(|_| InvalidResource::field(field, format!("{number} is not a known value")))
+}
+
+/// Reads each message of a list; what is wrong with one says which.
+fn decode_each<M, T>(
+    field: &'static str,
+    list: impl IntoIterator<Item = M>,
+    mut decode: impl FnMut(M) -> Result<T, InvalidResource>,
+) -> Result<Vec<T>, InvalidResource> {
+    let decode = |(place, one)| {
+        decode(one).map_err(|error: InvalidResource| error.within(format_args!("{field}[{place}]")))
+    };
+    list.into_iter().enumerate().map(decode).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 mod plain;
 mod scratch;
+mod splice;
 mod tunnel;
 
 use std::{
@@ -21,6 +22,7 @@ use tokio::net::TcpStream;
 use crate::hbone::TunnelStream;
 
 pub use plain::PlainCopy;
+pub use splice::{Begun, Splice};
 pub use tunnel::TunnelCopy;
 
 /// Moves bytes both ways between `app` and `far` and counts them in `meter`.

@@ -5,6 +5,9 @@
 //! [`Subscriber`] to everything is therefore one number, however many resources there are, and what it
 //! lacks is the tail of the log: many changes in a row reach a slow subscriber as one response.
 //!
+//! A resource may have an owner. It exists for nobody else: whoever else asks for it is told that it is
+//! absent, and is not told when it goes.
+//!
 //! One response of a type is on its way to a subscriber at a time; the next follows its ACK or NACK.
 //! That bounds what is buffered for a subscriber that does not read, makes the nonce of an answer
 //! unambiguous, and costs one round trip per push. (A rejected resource is not sent again until it
@@ -13,12 +16,14 @@
 mod named;
 mod shelf;
 mod subscriber;
+mod view;
 
 use bytes::Bytes;
 
 use shelf::Shelf;
 pub use subscriber::Progress;
 pub(super) use subscriber::{Heard, Subscriber};
+pub(super) use view::Viewer;
 
 /// A resource as it is published.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +41,9 @@ pub struct Resource {
     pub follows: Vec<String>,
     /// The node whose on-demand subscribers get it unasked: for a workload, its own. May be empty.
     pub node: String,
+    /// Who alone is told that it exists: the subscriber with this `namespace/service account`. Empty:
+    /// everybody.
+    pub owner: String,
 }
 
 /// A published resource, as operators see it.
@@ -47,6 +55,8 @@ pub struct Listed {
     pub name: String,
     /// What subscribers tell after a reconnect; empty means "always send again".
     pub version: String,
+    /// Who alone is told of it, or empty.
+    pub owner: String,
     /// Its other names.
     pub aliases: Vec<String>,
     /// How many bytes it takes on the wire.

@@ -30,7 +30,7 @@ pub use crate::codec::{ADDRESS, AUTHORIZATION, WORKLOAD};
 pub use client::{Client, Handle};
 pub use ledger::Resource;
 pub use metrics::{ClientMetrics, ServerMetrics};
-pub use node::NodeInfo;
+pub use node::{NodeInfo, NodeKind};
 pub use replay::replay;
 pub use server::{Publisher, Server};
 

@@ -1,4 +1,4 @@
-//! Who a tunnel says it is. Pure: environment in, node message out (and, at the server, back).
+//! Who a proxy says it is. Pure: environment in, node message out (and, at the server, back).
 
 use std::collections::BTreeMap;
 
@@ -8,6 +8,8 @@ use prost_types::{ListValue, Struct, Value, value::Kind};
 /// What a daemon knows of itself when it starts. Unset variables are empty strings.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeInfo {
+    /// What it does in the mesh.
+    pub kind: NodeKind,
     /// `INSTANCE_IP`.
     pub instance_ip: String,
     /// `POD_NAME`.
@@ -19,6 +21,25 @@ pub struct NodeInfo {
     /// Further metadata: the mesh configuration's `proxyMetadata`, `ISTIO_META_X` (prefix stripped)
     /// and `ISTIO_METAJSON_X`. Wins over the four fields above where a key is the same.
     pub metadata: BTreeMap<String, serde_json::Value>,
+}
+
+/// What a proxy does in the mesh, as its node id says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeKind {
+    /// A node's tunnel.
+    #[default]
+    Ztunnel,
+    /// A waypoint.
+    Waypoint,
+}
+
+impl NodeKind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ztunnel => "ztunnel",
+            Self::Waypoint => "waypoint",
+        }
+    }
 }
 
 impl NodeInfo {
@@ -36,12 +57,13 @@ impl NodeInfo {
         Node { id: self.id(), cluster: String::new(), metadata: Some(Struct { fields }) }
     }
 
-    /// `ztunnel~IP~POD.NAMESPACE~NAMESPACE.svc.cluster.local`: the last part is the same in every
+    /// `TYPE~IP~POD.NAMESPACE~NAMESPACE.svc.cluster.local`: the last part is the same in every
     /// cluster domain, and the control plane wants an address even where there is none.
     pub fn id(&self) -> String {
         let ip = if self.instance_ip.is_empty() { "1.1.1.1" } else { &self.instance_ip };
         let (name, namespace) = (&self.pod_name, &self.pod_namespace);
-        format!("ztunnel~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local")
+        let kind = self.kind.word();
+        format!("{kind}~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local")
     }
 }
 
@@ -123,6 +145,7 @@ mod tests {
 
     fn info() -> NodeInfo {
         NodeInfo {
+            kind: NodeKind::Ztunnel,
             instance_ip: "10.0.0.5".into(),
             pod_name: "ztunnel-abc".into(),
             pod_namespace: "istio-system".into(),
@@ -132,8 +155,13 @@ mod tests {
     }
 
     #[test]
-    fn the_id_names_pod_and_namespace_and_a_fixed_domain() {
+    fn the_id_names_type_pod_and_namespace_and_a_fixed_domain() {
         assert_eq!(info().id(), "ztunnel~10.0.0.5~ztunnel-abc.istio-system~istio-system.svc.cluster.local");
+        let waypoint = NodeInfo { kind: NodeKind::Waypoint, ..info() };
+        assert_eq!(
+            waypoint.id(),
+            "waypoint~10.0.0.5~ztunnel-abc.istio-system~istio-system.svc.cluster.local"
+        );
         assert_eq!(NodeInfo::default().id(), "ztunnel~1.1.1.1~.~.svc.cluster.local");
     }
 

@@ -49,7 +49,10 @@ impl Authenticator for Open {
     async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         match metadata.get("x-refuse") {
             Some(_) => Err(Status::unauthenticated("no token")),
-            None => Ok(Caller { name: "test".into(), namespace: "ns".into(), ..Caller::default() }),
+            None => {
+                let (name, namespace, service_account) = ("test".into(), "ns".into(), "z".into());
+                Ok(Caller { name, namespace, service_account, node: None })
+            }
         }
     }
 }
@@ -198,6 +201,18 @@ async fn a_client_is_synced_once_the_server_is_open_and_then_follows_it() {
     let seen = &publisher.subscribers()[0];
     assert_eq!(seen.node_id, "ztunnel~1.1.1.1~z.ns~ns.svc.cluster.local");
     assert!(seen.types.iter().all(|t| t.waiting_since.is_none() && t.last_answer.is_some()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_a_resource_is_is_judged_by_the_credentials() {
+    let (wire, publisher) = serve();
+    publisher.open();
+    let owned = |name: &str, owner: &str| Resource { owner: owner.into(), ..resource(name, "1") };
+    let all = vec![resource("all", "1"), owned("mine", "ns/z"), owned("other", "ns/y"), owned("far", "n/z")];
+    publisher.update(ADDRESS, all, &[]).unwrap();
+    let (map, ..) = subscribe(&wire, Mode::Wildcard);
+    at_rest(&publisher, 1).await;
+    assert_eq!(map.of(ADDRESS).into_keys().collect::<Vec<_>>(), ["all", "mine"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,7 +41,7 @@ pub struct Cors {
     methods: Allowed,
     headers: Allowed,
     exposed: Allowed,
-    max_age: HeaderValue,
+    max_age: u32,
 }
 
 /// What a filter says, as it is written.
@@ -100,8 +100,38 @@ impl Cors {
             methods: Allowed::parse(parts.methods, is_method)?,
             headers: Allowed::parse(parts.headers, is_header)?,
             exposed: Allowed::parse(parts.exposed, is_header)?,
-            max_age: parts.max_age.unwrap_or(MAX_AGE).into(),
+            max_age: parts.max_age.unwrap_or(MAX_AGE),
         })
+    }
+
+    /// Whose pages may ask, as it is written.
+    pub fn origins(&self) -> impl Iterator<Item = String> {
+        self.origins.iter().map(Origin::written)
+    }
+
+    /// Whether cookies and their like may come along.
+    pub fn credentials(&self) -> bool {
+        self.credentials
+    }
+
+    /// With which methods.
+    pub fn methods(&self) -> &Allowed {
+        &self.methods
+    }
+
+    /// With which request headers.
+    pub fn headers(&self) -> &Allowed {
+        &self.headers
+    }
+
+    /// Which response headers a page may read.
+    pub fn exposed(&self) -> &Allowed {
+        &self.exposed
+    }
+
+    /// How long a preflight holds, in seconds.
+    pub fn max_age(&self) -> u32 {
+        self.max_age
     }
 
     pub(super) fn judge(&self, head: &Parts) -> Asked {
@@ -126,7 +156,7 @@ impl Cors {
         let said = [
             (header::ACCESS_CONTROL_ALLOW_METHODS, methods),
             (header::ACCESS_CONTROL_ALLOW_HEADERS, self.headers.or_asked(asked)),
-            (header::ACCESS_CONTROL_MAX_AGE, Some(self.max_age.clone())),
+            (header::ACCESS_CONTROL_MAX_AGE, Some(self.max_age.into())),
         ];
         for (name, value) in said {
             if let Some(value) = value {
@@ -182,6 +212,16 @@ impl Allowed {
         }
         let list = names.join(", ");
         HeaderValue::try_from(&list).map(Self::These).map_err(|_| InvalidCors::Name(list))
+    }
+
+    /// The names, as they are written.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let list = match self {
+            Self::Nothing => None,
+            Self::These(these) => these.to_str().ok(),
+            Self::Any => Some("*"),
+        };
+        list.into_iter().flat_map(|list| list.split(", "))
     }
 
     /// What a preflight is told: for all, what it asked for.

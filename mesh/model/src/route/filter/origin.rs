@@ -51,6 +51,18 @@ impl Origin {
         Some(Self::At { scheme: place.scheme, host, port: place.port })
     }
 
+    /// As it is written: the port only where it is not that of the scheme.
+    pub(super) fn written(&self) -> String {
+        let Self::At { scheme, host, port } = self else { return "*".to_owned() };
+        let host = match host {
+            Host::Any => "*".to_owned(),
+            Host::Under(under) => format!("*{under}"),
+            Host::Exact(exact) => exact.to_string(),
+        };
+        let port = if *port == scheme.well_known_port() { String::new() } else { format!(":{port}") };
+        format!("{}://{host}{port}", scheme.word())
+    }
+
     /// Whether the page of `asked`, which a browser wrote, is one of these.
     pub(super) fn any_matches(allowed: &[Self], asked: &str) -> bool {
         let asked = Place::parse(asked);
@@ -136,6 +148,8 @@ mod tests {
         ];
         for (allowed, asked, expected) in table {
             let allowed = [Origin::parse(allowed).expect(allowed)];
+            let [read] = &allowed;
+            assert_eq!(Origin::parse(&read.written()).as_ref(), Some(read));
             assert_eq!(Origin::any_matches(&allowed, asked), expected, "{allowed:?}: {asked}");
         }
     }

@@ -43,7 +43,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Https => "https",

@@ -5,10 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    shelf::{Entry, Shelf},
-    subscriber::Changes,
-};
+use super::{shelf::Entry, subscriber::Changes, view::View};
 use crate::xds::message;
 
 /// One on-demand subscription: what was asked, what was sent.
@@ -24,14 +21,12 @@ pub(super) struct Named {
     due: BTreeSet<Arc<str>>,
     /// Names to report as removed.
     gone: BTreeSet<Box<str>>,
-    /// Where its own workloads run.
-    node: String,
 }
 
 impl Named {
     /// A new subscription, or one that continues on a new stream with what the subscriber still holds.
-    pub(super) fn new(shelf: &Shelf, node: &str, held: impl IntoIterator<Item = (String, String)>) -> Self {
-        let mut named = Self { node: node.to_owned(), ..Self::default() };
+    pub(super) fn new(shelf: View<'_>, held: impl IntoIterator<Item = (String, String)>) -> Self {
+        let mut named = Self::default();
         for (name, version) in held {
             match shelf.find(&name) {
                 Some(entry) if !version.is_empty() && entry.version == version => {
@@ -46,7 +41,7 @@ impl Named {
             }
             named.keys.insert(name.into());
         }
-        let own: Vec<_> = shelf.on_node(node).filter(|entry| !named.has(entry)).collect();
+        let own: Vec<_> = shelf.own().filter(|entry| !named.has(entry)).collect();
         named.due.extend(own.into_iter().map(|entry| entry.name.clone()));
         named
     }
@@ -70,15 +65,15 @@ impl Named {
     }
 
     /// The resources that the subscriber holds as they are now.
-    pub(super) fn up_to_date(&self, shelf: &Shelf) -> HashSet<Arc<str>> {
+    pub(super) fn up_to_date(&self, shelf: View<'_>) -> HashSet<Arc<str>> {
         let current = self.sent.keys().filter_map(|name| shelf.find(name));
         current.filter(|entry| self.has(entry)).map(|entry| entry.name.clone()).collect()
     }
 
     /// Takes note of the changes since `position`.
-    pub(super) fn absorb(&mut self, shelf: &Shelf, position: u64) {
+    pub(super) fn absorb(&mut self, shelf: View<'_>, position: u64) {
         for entry in shelf.changes_after(position) {
-            if self.concerns(entry) {
+            if self.concerns(shelf, entry) {
                 self.due.insert(entry.name.clone());
             }
         }
@@ -90,7 +85,7 @@ impl Named {
     }
 
     /// What to send now, at most about `limit` bytes; the rest stays due.
-    pub(super) fn take(&mut self, shelf: &Shelf, limit: usize) -> Changes {
+    pub(super) fn take(&mut self, shelf: View<'_>, limit: usize) -> Changes {
         for key in std::mem::take(&mut self.asks) {
             let found = shelf.answer(&key);
             if found.is_empty() {
@@ -120,10 +115,10 @@ impl Named {
         self.sent.get(&entry.name) == Some(&entry.change)
     }
 
-    fn concerns(&self, entry: &Entry) -> bool {
+    fn concerns(&self, shelf: View<'_>, entry: &Entry) -> bool {
         self.sent.contains_key(&entry.name)
             || self.keys.contains(&*entry.name)
-            || (!self.node.is_empty() && self.node == entry.node)
+            || shelf.is_own(entry)
             || entry.aliases.iter().any(|alias| self.keys.contains(alias.as_str()))
             || entry
                 .follows

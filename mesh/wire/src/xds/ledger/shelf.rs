@@ -23,8 +23,8 @@ pub(in crate::xds) struct Shelf {
     /// Every resource at its latest change.
     changes: BTreeMap<u64, Arc<Entry>>,
     /// Every remembered removal that was not undone.
-    removals: BTreeMap<u64, Arc<str>>,
-    removed: HashMap<Arc<str>, u64>,
+    removals: BTreeMap<u64, Removed>,
+    removed: HashMap<Removed, u64>,
     aliases: Index,
     followers: Index,
     nodes: Index,
@@ -38,10 +38,18 @@ pub(super) struct Entry {
     pub(super) aliases: Vec<String>,
     pub(super) follows: Vec<String>,
     pub(super) node: String,
+    pub(super) owner: Arc<str>,
     /// The whole resource as it is sent, without aliases.
     pub(super) sealed: Bytes,
     /// The change that made it so.
     pub(super) change: u64,
+}
+
+/// A resource that is gone for those who saw it. Another owner's of that name may be there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Removed {
+    pub(super) name: Arc<str>,
+    pub(super) owner: Arc<str>,
 }
 
 impl Shelf {
@@ -86,6 +94,7 @@ impl Shelf {
                 type_url: self.type_url.clone(),
                 name: entry.name.to_string(),
                 version: entry.version.clone(),
+                owner: entry.owner.to_string(),
                 aliases: entry.aliases.clone(),
                 bytes: entry.sealed.len(),
                 change: entry.change,
@@ -104,12 +113,16 @@ impl Shelf {
                 && old.aliases == resource.aliases
                 && old.follows == resource.follows
                 && old.node == resource.node
+                && *old.owner == *resource.owner
         });
         if same {
             return;
         }
         if let Some(old) = old {
             self.take_out(&old);
+            if *old.owner != *resource.owner {
+                self.note_removal(&old);
+            }
         }
         self.latest += 1;
         let entry = Arc::new(Entry {
@@ -118,13 +131,15 @@ impl Shelf {
             aliases: resource.aliases,
             follows: resource.follows,
             node: resource.node,
+            owner: resource.owner.into(),
             sealed,
             change: self.latest,
         });
         self.aliases.add(&entry.aliases, &entry.name);
         self.followers.add(&entry.follows, &entry.name);
         self.nodes.add(std::slice::from_ref(&entry.node), &entry.name);
-        if let Some(removal) = self.removed.remove(&entry.name) {
+        let undone = Removed { name: entry.name.clone(), owner: entry.owner.clone() };
+        if let Some(removal) = self.removed.remove(&undone) {
             self.removals.remove(&removal);
         }
         self.resources.insert(entry.name.clone(), entry.clone());
@@ -134,15 +149,22 @@ impl Shelf {
     pub(super) fn remove(&mut self, name: &str) {
         let Some(old) = self.resources.get(name).cloned() else { return };
         self.take_out(&old);
+        self.note_removal(&old);
+    }
+
+    fn note_removal(&mut self, old: &Entry) {
         self.latest += 1;
-        self.removals.insert(self.latest, old.name.clone());
-        self.removed.insert(old.name.clone(), self.latest);
+        let removed = Removed { name: old.name.clone(), owner: old.owner.clone() };
+        if let Some(before) = self.removed.insert(removed.clone(), self.latest) {
+            self.removals.remove(&before);
+        }
+        self.removals.insert(self.latest, removed);
     }
 
     pub(super) fn forget_removals_beyond(&mut self, limit: usize) {
         while self.removals.len() > limit {
-            let Some((change, name)) = self.removals.pop_first() else { return };
-            self.removed.remove(&name);
+            let Some((change, removed)) = self.removals.pop_first() else { return };
+            self.removed.remove(&removed);
             self.floor = change;
         }
     }
@@ -151,35 +173,27 @@ impl Shelf {
         self.resources.get(name)
     }
 
-    /// What a demand for `key` is answered with: the resource of that name, else all that have the
-    /// alias; and whatever follows them.
-    pub(super) fn answer(&self, key: &str) -> Vec<&Arc<Entry>> {
-        let mut found: Vec<&Arc<Entry>> = match self.find(key) {
-            Some(entry) => vec![entry],
-            None => self.aliases.names(key).filter_map(|name| self.find(name)).collect(),
-        };
-        let followers: Vec<_> = found.iter().flat_map(|entry| self.followers_of(&entry.name)).collect();
-        found.extend(followers);
-        found
+    /// The names of all that have the alias `key`.
+    pub(super) fn with_alias<'s>(&'s self, key: &str) -> impl Iterator<Item = &'s Arc<str>> + use<'s> {
+        self.aliases.names(key)
     }
 
-    pub(super) fn followers_of(&self, name: &str) -> impl Iterator<Item = &Arc<Entry>> {
-        self.followers.names(name).filter_map(|name| self.find(name))
+    pub(super) fn followers_of<'s>(&'s self, name: &str) -> impl Iterator<Item = &'s Arc<str>> + use<'s> {
+        self.followers.names(name)
     }
 
-    pub(super) fn on_node(&self, node: &str) -> impl Iterator<Item = &Arc<Entry>> {
-        let names = (!node.is_empty()).then(|| self.nodes.names(node));
-        names.into_iter().flatten().filter_map(|name| self.find(name))
+    pub(super) fn on_node<'s>(&'s self, node: &str) -> impl Iterator<Item = &'s Arc<str>> + use<'s> {
+        self.nodes.names(node)
     }
 
     pub(super) fn changes_after(&self, change: u64) -> impl Iterator<Item = &Arc<Entry>> {
         self.changes.range((Bound::Excluded(change), Bound::Unbounded)).map(|(_, entry)| entry)
     }
 
-    /// Names removed after one change, up to and including another.
-    pub(super) fn removals_between(&self, after: u64, upto: u64) -> impl Iterator<Item = &Arc<str>> {
+    /// What was removed after one change, up to and including another.
+    pub(super) fn removals_between(&self, after: u64, upto: u64) -> impl Iterator<Item = &Removed> {
         let range = (after < upto).then_some((Bound::Excluded(after), Bound::Included(upto)));
-        range.into_iter().flat_map(|range| self.removals.range(range)).map(|(_, name)| name)
+        range.into_iter().flat_map(|range| self.removals.range(range)).map(|(_, removed)| removed)
     }
 
     fn take_out(&mut self, old: &Entry) {
@@ -209,7 +223,7 @@ impl Index {
         }
     }
 
-    fn names(&self, key: &str) -> impl Iterator<Item = &Arc<str>> {
+    fn names<'i>(&'i self, key: &str) -> impl Iterator<Item = &'i Arc<str>> + use<'i> {
         let key: Arc<str> = key.into();
         self.0.range((key.clone(), Arc::from(""))..).take_while(move |(k, _)| *k == key).map(|(_, name)| name)
     }

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use super::{
     Ledger,
     named::Named,
-    shelf::{Entry, Shelf},
+    shelf::Entry,
+    view::{View, Viewer},
 };
 use crate::xds::message::Response;
 
@@ -22,8 +23,7 @@ const NAMES: usize = 200_000;
 /// One stream.
 #[derive(Debug)]
 pub(in crate::xds) struct Subscriber {
-    /// Metadata `NODE_NAME`: where its own workloads run.
-    node: String,
+    viewer: Viewer,
     /// At most one for each shelf, in the order of the shelves.
     subscriptions: Vec<Subscription>,
     nonces: u64,
@@ -125,8 +125,8 @@ pub struct Progress {
 }
 
 impl Subscriber {
-    pub(in crate::xds) fn new(node: &str) -> Self {
-        Self { node: node.to_owned(), subscriptions: Vec::new(), nonces: 0 }
+    pub(in crate::xds) fn new(viewer: Viewer) -> Self {
+        Self { viewer, subscriptions: Vec::new(), nonces: 0 }
     }
 
     /// Takes in one request.
@@ -139,14 +139,15 @@ impl Subscriber {
         let Some((at, shelf)) = shelves.into_iter().find(|(_, s)| s.type_url() == request.type_url) else {
             return Ok(Heard::UnknownType);
         };
+        let shelf = View::new(shelf, &self.viewer);
         match self.subscriptions.binary_search_by_key(&at, |s| s.shelf) {
             Err(place) => {
-                let subscription = Subscription::new(at, shelf, &self.node, request)?;
+                let subscription = Subscription::new(at, shelf, request)?;
                 self.subscriptions.insert(place, subscription);
                 Ok(Heard::Asked)
             }
             Ok(place) => match self.subscriptions.get_mut(place) {
-                Some(subscription) => subscription.request(shelf, &self.node, request),
+                Some(subscription) => subscription.request(shelf, request),
                 None => Ok(Heard::Stale),
             },
         }
@@ -159,7 +160,8 @@ impl Subscriber {
         }
         for subscription in &mut self.subscriptions {
             let Some(shelf) = ledger.shelves().get(subscription.shelf) else { continue };
-            let Some(Changes { resources, removed }) = subscription.next(shelf, ledger.limits.response)?
+            let Some(Changes { resources, removed }) =
+                subscription.next(View::new(shelf, &self.viewer), ledger.limits.response)?
             else {
                 continue;
             };
@@ -197,7 +199,7 @@ impl Subscriber {
 }
 
 impl Subscription {
-    fn new(at: usize, shelf: &Shelf, node: &str, request: DeltaDiscoveryRequest) -> Result<Self, Refused> {
+    fn new(at: usize, shelf: View<'_>, request: DeltaDiscoveryRequest) -> Result<Self, Refused> {
         let subscribes = &request.resource_names_subscribe;
         let star = |names: &[String]| names.iter().any(|name| name == "*");
         let all = (subscribes.is_empty() || star(subscribes)) && !star(&request.resource_names_unsubscribe);
@@ -207,7 +209,7 @@ impl Subscription {
             if request.initial_resource_versions.len() + subscribes.len() > NAMES {
                 return Err(Refused::TooManyNames);
             }
-            let mut named = Named::new(shelf, node, request.initial_resource_versions);
+            let mut named = Named::new(shelf, request.initial_resource_versions);
             subscribes.iter().filter(|name| *name != "*").for_each(|name| named.ask(name));
             Scope::Named(Box::new(named))
         };
@@ -215,12 +217,7 @@ impl Subscription {
         Ok(Self { shelf: at, scope, position, in_flight: None, answered: false, acked: 0, starting: all })
     }
 
-    fn request(
-        &mut self,
-        shelf: &Shelf,
-        node: &str,
-        request: DeltaDiscoveryRequest,
-    ) -> Result<Heard, Refused> {
+    fn request(&mut self, shelf: View<'_>, request: DeltaDiscoveryRequest) -> Result<Heard, Refused> {
         let heard = if request.response_nonce.is_empty() {
             Heard::Asked
         } else {
@@ -233,15 +230,14 @@ impl Subscription {
                 }
             }
         };
-        self.change(shelf, node, &request.resource_names_subscribe, &request.resource_names_unsubscribe)?;
+        self.change(shelf, &request.resource_names_subscribe, &request.resource_names_unsubscribe)?;
         Ok(heard)
     }
 
     /// A subscription may grow and shrink, also between everything and some.
     fn change(
         &mut self,
-        shelf: &Shelf,
-        node: &str,
+        shelf: View<'_>,
         subscribe: &[String],
         unsubscribe: &[String],
     ) -> Result<(), Refused> {
@@ -266,7 +262,7 @@ impl Subscription {
         for name in unsubscribe {
             match (&mut self.scope, name.as_str()) {
                 (Scope::Everything(_), "*") => {
-                    self.scope = Scope::Named(Box::new(Named::new(shelf, node, [])));
+                    self.scope = Scope::Named(Box::new(Named::new(shelf, [])));
                     self.position = shelf.latest();
                     self.starting = false;
                 }
@@ -277,7 +273,7 @@ impl Subscription {
         Ok(())
     }
 
-    fn next(&mut self, shelf: &Shelf, limit: usize) -> Result<Option<Changes>, Lagging> {
+    fn next(&mut self, shelf: View<'_>, limit: usize) -> Result<Option<Changes>, Lagging> {
         if self.in_flight.is_some() {
             return Ok(None);
         }
@@ -305,7 +301,7 @@ impl Subscription {
         Ok(Some(changes))
     }
 
-    fn progress(&self, shelf: &Shelf) -> Progress {
+    fn progress(&self, shelf: &super::shelf::Shelf) -> Progress {
         let waiting = self.in_flight.is_some();
         let wildcard = matches!(self.scope, Scope::Everything(_));
         Progress {
@@ -321,7 +317,7 @@ impl Subscription {
 }
 
 impl CatchUp {
-    fn from_versions(shelf: &Shelf, held: HashMap<String, String>) -> Self {
+    fn from_versions(shelf: View<'_>, held: HashMap<String, String>) -> Self {
         let mut catch_up = Self { upto: shelf.latest(), skip: HashSet::new(), removed: Vec::new() };
         for (name, version) in held {
             match shelf.find(&name) {
@@ -342,7 +338,7 @@ impl CatchUp {
 }
 
 /// The log after `position`, as far as fits; moves the position there.
-fn tail(shelf: &Shelf, position: &mut u64, catch_up: &mut Option<CatchUp>, limit: usize) -> Changes {
+fn tail(shelf: View<'_>, position: &mut u64, catch_up: &mut Option<CatchUp>, limit: usize) -> Changes {
     let start = *position;
     let (mut resources, mut size) = (Vec::new(), 0);
     let mut reached = shelf.latest();
@@ -363,10 +359,10 @@ fn tail(shelf: &Shelf, position: &mut u64, catch_up: &mut Option<CatchUp>, limit
         shelf.removals_between(from, reached).map(|name| name.to_string()).collect();
     if let Some(c) = catch_up {
         removed.extend(std::mem::take(&mut c.removed).into_iter().filter(|name| shelf.find(name).is_none()));
-        // Gone when it came, back, and gone again.
-        removed.sort_unstable();
-        removed.dedup();
     }
+    // Gone when it came, back, and gone again; or gone as its owner's, then as everybody's.
+    removed.sort_unstable();
+    removed.dedup();
     *position = reached;
     catch_up.take_if(|c| reached >= c.upto);
     Changes { resources, removed }

@@ -64,11 +64,19 @@ struct Peer(Subscriber);
 
 impl Peer {
     fn new(ledger: &Ledger, first: DeltaDiscoveryRequest) -> Self {
-        Self::on_node("", ledger, first)
+        Self::of(Viewer::default(), ledger, first)
     }
 
     fn on_node(node: &str, ledger: &Ledger, first: DeltaDiscoveryRequest) -> Self {
-        let mut subscriber = Subscriber::new(node);
+        Self::of(Viewer { node: node.into(), ..Viewer::default() }, ledger, first)
+    }
+
+    fn named(account: &str, ledger: &Ledger, first: DeltaDiscoveryRequest) -> Self {
+        Self::of(Viewer { account: account.into(), ..Viewer::default() }, ledger, first)
+    }
+
+    fn of(viewer: Viewer, ledger: &Ledger, first: DeltaDiscoveryRequest) -> Self {
+        let mut subscriber = Subscriber::new(viewer);
         assert_eq!(subscriber.request(ledger, first), Ok(Heard::Asked));
         Self(subscriber)
     }
@@ -150,7 +158,7 @@ fn publishing_the_same_again_is_no_change() {
 fn a_type_that_is_not_served_cannot_be_published_and_is_not_answered() {
     let mut ledger = ledger();
     assert_eq!(ledger.update("other", vec![], &[]), Err(UnknownType("other".into())));
-    let mut subscriber = Subscriber::new("");
+    let mut subscriber = Subscriber::new(Viewer::default());
     assert_eq!(subscriber.request(&ledger, wildcard("other", &[])), Ok(Heard::UnknownType));
     assert_eq!(subscriber.next(&ledger), Ok(None));
 }
@@ -185,7 +193,7 @@ fn resources_without_version_are_all_sent_on_each_return_and_singly_after_it() {
 fn one_response_of_a_type_is_on_its_way_at_a_time() {
     let mut ledger = ledger();
     put(&mut ledger, [resource("a", "1")]);
-    let mut subscriber = Subscriber::new("");
+    let mut subscriber = Subscriber::new(Viewer::default());
     subscriber.request(&ledger, wildcard(ADDRESS, &[])).unwrap();
     subscriber.request(&ledger, wildcard(AUTHORIZATION, &[])).unwrap();
     let first = subscriber.next(&ledger).unwrap().unwrap();
@@ -207,7 +215,7 @@ fn one_response_of_a_type_is_on_its_way_at_a_time() {
 fn an_answer_to_another_nonce_is_ignored() {
     let mut ledger = ledger();
     put(&mut ledger, [resource("a", "1")]);
-    let mut subscriber = Subscriber::new("");
+    let mut subscriber = Subscriber::new(Viewer::default());
     subscriber.request(&ledger, wildcard(ADDRESS, &[])).unwrap();
     let response = subscriber.next(&ledger).unwrap().unwrap();
     let stale = DeltaDiscoveryRequest { response_nonce: "other".into(), ..wildcard(ADDRESS, &[]) };
@@ -415,10 +423,101 @@ mod on_demand {
     }
 }
 
+mod owners {
+    use super::*;
+
+    const GATE: &str = "shop/gate";
+    const OTHER: &str = "shop/other";
+
+    fn owned(name: &str, version: &str, owner: &str) -> Resource {
+        Resource { owner: owner.into(), ..resource(name, version) }
+    }
+
+    #[test]
+    fn what_belongs_to_one_exists_for_nobody_else() {
+        let mut ledger = ledger();
+        put(&mut ledger, [resource("all", "1"), owned("mine", "1", GATE), owned("theirs", "1", OTHER)]);
+        let mut peer = Peer::named(GATE, &ledger, wildcard(ADDRESS, &[]));
+        let mut stranger = Peer::named("other/gate", &ledger, wildcard(ADDRESS, &[]));
+        let mut nobody = Peer::new(&ledger, wildcard(ADDRESS, &[]));
+        assert_eq!(peer.next(&ledger), sent(&["all", "mine"], &[]));
+        assert_eq!(stranger.next(&ledger), sent(&["all"], &[]));
+        assert_eq!(nobody.next(&ledger), sent(&["all"], &[]));
+        put(&mut ledger, [owned("theirs", "2", OTHER)]);
+        remove(&mut ledger, "theirs");
+        assert_eq!(peer.next(&ledger), None, "neither changes nor removals are told");
+        assert!(peer.0.progress(&ledger)[0].synced);
+        remove(&mut ledger, "mine");
+        assert_eq!(peer.next(&ledger), sent(&[], &["mine"]));
+        assert_eq!(stranger.next(&ledger), None);
+    }
+
+    #[test]
+    fn who_has_nothing_is_answered_with_nothing() {
+        let mut ledger = ledger();
+        put(&mut ledger, [owned("theirs", "1", OTHER)]);
+        let mut peer = Peer::named(GATE, &ledger, wildcard(ADDRESS, &[]));
+        assert_eq!(peer.next(&ledger), sent(&[], &[]));
+        assert_eq!(peer.next(&ledger), None);
+    }
+
+    #[test]
+    fn what_changes_hands_is_lost_to_one_and_new_to_the_other() {
+        let mut ledger = ledger();
+        put(&mut ledger, [owned("it", "1", GATE)]);
+        let mut one = Peer::named(GATE, &ledger, wildcard(ADDRESS, &[]));
+        let mut other = Peer::named(OTHER, &ledger, wildcard(ADDRESS, &[]));
+        let mut both = |ledger: &Ledger| (one.next(ledger), other.next(ledger));
+        assert_eq!(both(&ledger), (sent(&["it"], &[]), sent(&[], &[])));
+        put(&mut ledger, [owned("it", "1", OTHER)]);
+        assert_eq!(both(&ledger), (sent(&[], &["it"]), sent(&["it"], &[])));
+        put(&mut ledger, [resource("it", "1")]);
+        assert_eq!(both(&ledger), (sent(&["it"], &[]), sent(&["it"], &[])));
+        put(&mut ledger, [owned("it", "1", GATE)]);
+        assert_eq!(both(&ledger), (sent(&["it"], &[]), sent(&[], &["it"])));
+        remove(&mut ledger, "it");
+        assert_eq!(both(&ledger), (sent(&[], &["it"]), None));
+    }
+
+    #[test]
+    fn what_changed_hands_meanwhile_is_gone_for_who_returns() {
+        let mut ledger = ledger();
+        put(&mut ledger, [owned("mine", "1", GATE), owned("was-mine", "1", OTHER)]);
+        let held = [("mine", "1"), ("was-mine", "1"), ("gone", "1")];
+        let mut peer = Peer::named(GATE, &ledger, wildcard(ADDRESS, &held));
+        assert_eq!(peer.next(&ledger), sent(&[], &["gone", "was-mine"]));
+        let mut peer = Peer::named(GATE, &ledger, on_demand(&held));
+        assert_eq!(peer.next(&ledger), sent(&[], &["gone", "was-mine"]));
+    }
+
+    #[test]
+    fn whoever_asks_for_what_is_another_s_is_told_that_it_is_absent() {
+        let mut ledger = ledger();
+        let aliased = Resource { aliases: vec!["alias".into()], ..owned("theirs", "1", OTHER) };
+        put(&mut ledger, [Resource { node: "n1".into(), follows: vec!["all".into()], ..aliased }]);
+        put(&mut ledger, [resource("all", "1")]);
+        let viewer = Viewer { node: "n1".into(), account: GATE.into() };
+        let mut peer = Peer::of(viewer, &ledger, on_demand(&[]));
+        assert_eq!(peer.next(&ledger), None, "not even on its own node");
+        for key in ["theirs", "alias"] {
+            peer.ask(&ledger, &[key]);
+            assert_eq!(peer.next(&ledger), sent(&[], &[key]));
+        }
+        peer.ask(&ledger, &["all"]);
+        assert_eq!(peer.next(&ledger), sent(&["all"], &[]), "nor as what follows");
+        put(&mut ledger, [owned("theirs", "2", OTHER)]);
+        remove(&mut ledger, "theirs");
+        assert_eq!(peer.next(&ledger), None);
+        put(&mut ledger, [owned("theirs", "3", GATE)]);
+        assert_eq!(peer.next(&ledger), sent(&["theirs"], &[]), "what it asked for in vain is its own now");
+    }
+}
+
 /// A step in the life of a mesh, as one subscriber may live through it.
 #[derive(Clone, Debug)]
 enum Step {
-    Put(u8, u8),
+    /// Which, at which version, whose.
+    Put(u8, u8, &'static str),
     Remove(u8),
     Both(u8, u8, u8),
     /// The response arrives; these names are rejected.
@@ -431,7 +530,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0..8u8, 0..3u8).prop_map(|(n, v)| Step::Put(n, v)),
+        4 => (0..8u8, 0..3u8, owner()).prop_map(|(n, v, owner)| Step::Put(n, v, owner)),
         2 => (0..8u8).prop_map(Step::Remove),
         1 => (0..8u8, 0..3u8, 0..8u8).prop_map(|(n, v, r)| Step::Both(n, v, r)),
         4 => prop::collection::btree_set(0..8u8, 0..2).prop_map(Step::Deliver),
@@ -441,14 +540,25 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Whoever subscribes in the world below.
+const SELF: &str = "shop/gate";
+
+fn owner() -> impl Strategy<Value = &'static str> {
+    prop_oneof![3 => Just(""), 2 => Just(SELF), 1 => Just("shop/other"), 1 => Just("other/gate")]
+}
+
 /// A real client state and a real server state with a wire between them that may be cut.
 struct World {
     type_url: &'static str,
     /// Whether resources have versions.
     versioned: bool,
     ledger: Ledger,
-    /// What should be there.
+    /// What should be there for the subscriber.
     truth: BTreeMap<String, Bytes>,
+    /// Names that were ever there for it.
+    known: BTreeSet<String>,
+    /// Names and aliases that it asked for.
+    demanded: BTreeSet<String>,
     client: Subscriptions,
     server: Subscriber,
     /// What the client applied.
@@ -468,8 +578,10 @@ impl World {
             versioned: type_url == ADDRESS,
             ledger,
             truth: BTreeMap::new(),
+            known: BTreeSet::new(),
+            demanded: BTreeSet::new(),
             client,
-            server: Subscriber::new(""),
+            server: Subscriber::new(Viewer::default()),
             state: BTreeMap::new(),
             refused: BTreeSet::new(),
             up: Vec::new(),
@@ -479,18 +591,31 @@ impl World {
     }
 
     fn connect(&mut self) {
-        self.server = Subscriber::new("");
+        self.server = Subscriber::new(Viewer { account: SELF.into(), ..Viewer::default() });
         self.up = self.client.open(&Node::default());
     }
 
-    fn publish(&mut self, put: Option<(u8, u8)>, remove: Option<u8>) {
+    fn publish(&mut self, put: Option<(u8, u8, &str)>, remove: Option<u8>) {
         let removals: Vec<String> = remove.into_iter().map(|n| format!("r{n}")).collect();
         removals.iter().for_each(|name| drop(self.truth.remove(name)));
-        let upserts = put.into_iter().map(|(n, v)| {
+        let upserts = put.into_iter().map(|(n, v, owner)| {
             let (name, body) = (format!("r{n}"), Bytes::from(format!("body {n} {v}")));
-            self.truth.insert(name.clone(), body.clone());
+            if owner.is_empty() || owner == SELF {
+                self.truth.insert(name.clone(), body.clone());
+                self.known.insert(name.clone());
+            } else {
+                self.truth.remove(&name);
+            }
+            let owner = owner.to_owned();
             let version = if self.versioned { v.to_string() } else { String::new() };
-            Resource { name, version, body, aliases: vec![format!("alias-{n}")], ..Resource::default() }
+            Resource {
+                name,
+                version,
+                body,
+                aliases: vec![format!("alias-{n}")],
+                owner,
+                ..Resource::default()
+            }
         });
         let upserts = upserts.collect();
         self.ledger.update(self.type_url, upserts, &removals).unwrap();
@@ -513,6 +638,7 @@ impl World {
         assert_eq!(upserts.len(), response.resources.len(), "never twice");
         let (update, receipt) = self.client.receive(response);
         for name in &update.removed {
+            assert!(self.known.contains(name) || self.demanded.contains(name), "{name} is another's");
             self.state.remove(name);
             self.refused.remove(name);
         }
@@ -546,9 +672,9 @@ impl World {
 fn live(world: &mut World, steps: Vec<Step>, demanded: &mut BTreeSet<String>) {
     for step in steps {
         match step {
-            Step::Put(n, v) => world.publish(Some((n, v)), None),
+            Step::Put(n, v, owner) => world.publish(Some((n, v, owner)), None),
             Step::Remove(n) => world.publish(None, Some(n)),
-            Step::Both(n, v, r) => world.publish(Some((n, v)), Some(r)),
+            Step::Both(n, v, r) => world.publish(Some((n, v, "")), Some(r)),
             Step::Deliver(reject) => {
                 world.deliver(&reject);
             }
@@ -560,6 +686,7 @@ fn live(world: &mut World, steps: Vec<Step>, demanded: &mut BTreeSet<String>) {
                 if let Asked::Request(request) = world.client.demand(world.type_url, &key) {
                     world.up.push(*request);
                 }
+                world.demanded.insert(key);
                 demanded.insert(format!("r{n}"));
             }
         }

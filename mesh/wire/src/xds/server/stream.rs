@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use super::{Caller, Shared, Signal, SubscriberState, TypeState, answers::Answers};
 use crate::xds::{
-    ledger::{Heard, Ledger, Subscriber},
+    ledger::{Heard, Ledger, Subscriber, Viewer},
     message::Response,
     node::Subscribed,
     throttle::Turn,
@@ -210,7 +210,8 @@ impl Record {
                 let node = Subscribed::read(request.node.as_ref());
                 let node = node.map_err(|e| Status::invalid_argument(e.to_string()))?;
                 may_be(&self.caller, &node)?;
-                let subscriber = Subscriber::new(&node.node_name);
+                let account = format!("{}/{}", self.caller.namespace, self.caller.service_account);
+                let subscriber = Subscriber::new(Viewer { node: node.node_name.clone(), account });
                 self.identified.insert(Identified { node, subscriber, answers: HashMap::new() })
             }
         };

@@ -1,23 +1,28 @@
 //! The mesh's own configuration of proxies: a file of the mesh, and the variable `PROXY_CONFIG`.
 //!
-//! Only the fields that a tunnel heeds are read; the others belong to other kinds of proxy.
+//! Only the fields that our proxies heed are read; the others belong to other kinds of proxy.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
 /// Where the mesh's file is mounted, relative to the working directory as in Istio's images.
-pub(super) const MESH_FILE: &str = "./etc/istio/config/mesh";
+pub const MESH_FILE: &str = "./etc/istio/config/mesh";
 
-/// What the tunnel heeds of a proxy's configuration.
+/// What is heeded of a proxy's configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct ProxyConfig {
-    pub(super) discovery_address: Option<String>,
-    pub(super) proxy_admin_port: Option<u16>,
-    pub(super) status_port: Option<u16>,
-    pub(super) concurrency: Option<usize>,
-    pub(super) proxy_metadata: BTreeMap<String, String>,
+pub struct ProxyConfig {
+    /// Where the control plane is.
+    pub discovery_address: Option<String>,
+    /// The port of the operator's pages.
+    pub proxy_admin_port: Option<u16>,
+    /// The port of the metrics.
+    pub status_port: Option<u16>,
+    /// How many workers.
+    pub concurrency: Option<usize>,
+    /// What is told to the control plane.
+    pub proxy_metadata: BTreeMap<String, String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -28,19 +33,19 @@ struct MeshConfig {
 
 impl ProxyConfig {
     /// The proxies' default configuration in the mesh's file; empty text is an empty file.
-    pub(super) fn of_mesh(yaml: &str) -> Result<Self, serde_yaml_ng::Error> {
+    pub fn of_mesh(yaml: &str) -> Result<Self, serde_yaml_ng::Error> {
         let mesh: Option<MeshConfig> = serde_yaml_ng::from_str(yaml)?;
         Ok(mesh.unwrap_or_default().default_config.unwrap_or_default())
     }
 
     /// A proxy configuration by itself.
-    pub(super) fn of_proxy(yaml: &str) -> Result<Self, serde_yaml_ng::Error> {
+    pub fn of_proxy(yaml: &str) -> Result<Self, serde_yaml_ng::Error> {
         let proxy: Option<Self> = serde_yaml_ng::from_str(yaml)?;
         Ok(proxy.unwrap_or_default())
     }
 
     /// This configuration, overridden field by field by `over`; metadata key by key.
-    pub(super) fn overridden_by(mut self, over: Self) -> Self {
+    pub fn overridden_by(mut self, over: Self) -> Self {
         self.proxy_metadata.extend(over.proxy_metadata);
         Self {
             discovery_address: over.discovery_address.or(self.discovery_address),

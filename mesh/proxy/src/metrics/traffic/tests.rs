@@ -1,9 +1,14 @@
 //! Traffic series: their labels, and bytes counted while they flow.
 
-use ambit_model::workload::Locality;
+use ambit_model::{
+    identity::Identity,
+    service::Service,
+    workload::{Locality, Workload},
+};
 use ambit_runtime::metrics::{Format, Registry};
 
 use super::*;
+use crate::metrics::Peer;
 
 fn pod(name: &str, deployment: &str) -> Arc<Workload> {
     Arc::new(Workload {
@@ -34,18 +39,20 @@ fn a_connection_has_exactly_the_labels_of_the_protocol() {
         hostname: "db.shop.svc.cluster.local".into(),
         ..Service::default()
     });
-    let all = AllTraffic::default();
+    let all = AllTraffic::told_by(&["source"]);
     let meter = Arc::new(Meter::default());
     let described = Labels {
-        direction: Direction::Outbound,
-        source: Peer { workload: Some(&client), identity: Some(&identity) },
-        destination: Peer { workload: Some(&server), identity: None },
-        service: Some(&service),
+        reporter: "source",
+        ends: Ends {
+            source: Peer { workload: Some(&client), identity: Some(&identity) },
+            destination: Peer { workload: Some(&server), identity: None },
+            service: Some(&service),
+        },
         mutual_tls: true,
-        flag: Flag::None,
+        flag: WELL,
     };
     let traffic = all.opened(&described, meter.clone(), AppIs::Client);
-    all.closed(&traffic, &meter, Flag::None);
+    all.closed(&traffic, &meter, WELL);
     let labels = "reporter=\"source\",source_workload=\"web\",source_canonical_service=\"web\",\
         source_canonical_revision=\"v1\",source_workload_namespace=\"shop\",\
         source_principal=\"spiffe://cluster.local/ns/shop/sa/web\",source_app=\"web\",source_version=\"v1\",\
@@ -71,7 +78,7 @@ fn a_connection_has_exactly_the_labels_of_the_protocol() {
 
 #[test]
 fn pods_of_one_deployment_share_their_figures() {
-    let all = AllTraffic::default();
+    let all = AllTraffic::told_by(&["source"]);
     let opened = |client: &Arc<Workload>| open(&all, Peer { workload: Some(client), identity: None }).0;
     assert!(Arc::ptr_eq(&opened(&pod("web-1", "web")), &opened(&pod("web-2", "web"))));
     assert!(!Arc::ptr_eq(&opened(&pod("web-1", "web")), &opened(&pod("api-1", "api"))));
@@ -79,9 +86,9 @@ fn pods_of_one_deployment_share_their_figures() {
 
 #[test]
 fn a_denied_connection_is_opened_closed_and_failed() {
-    let all = AllTraffic::default();
+    let all = AllTraffic::told_by(&["source"]);
     let (traffic, meter) = open(&all, Peer::default());
-    all.closed(&traffic, &meter, Flag::Deny);
+    all.closed(&traffic, &meter, "DENY");
     assert!(traffic.bytes.hold().open.is_empty());
     let text = rendered(all);
     let value = |name: &str, flag: &str| {
@@ -98,7 +105,7 @@ fn a_denied_connection_is_opened_closed_and_failed() {
 
 #[test]
 fn labels_beyond_the_limit_are_counted_as_unknown() {
-    let all = AllTraffic::at_most(16);
+    let all = AllTraffic::at_most(16, &["source"]);
     let held: Vec<_> = (0..200)
         .map(|number| {
             let client = pod("p", &format!("d{number}"));
@@ -112,17 +119,15 @@ fn labels_beyond_the_limit_are_counted_as_unknown() {
     drop(held);
     let client = pod("p", "later");
     let (later, _) = open(&all, Peer { workload: Some(&client), identity: None });
-    assert!(later.labels.source.workload.is_some(), "room is made when connections have ended");
+    assert!(later.labels.ends.view().source.workload.is_some(), "room is made when connections have ended");
 }
 
 fn open(all: &AllTraffic, source: Peer<'_>) -> (Arc<Traffic>, Arc<Meter>) {
     let labels = Labels {
-        direction: Direction::Outbound,
-        source,
-        destination: Peer::default(),
-        service: None,
+        reporter: "source",
+        ends: Ends { source, destination: Peer::default(), service: None },
         mutual_tls: false,
-        flag: Flag::None,
+        flag: WELL,
     };
     let meter = Arc::new(Meter::default());
     (all.opened(&labels, meter.clone(), AppIs::Client), meter)

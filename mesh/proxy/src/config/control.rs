@@ -9,7 +9,7 @@ use ambit_model::{
 use ambit_runtime::env::Env;
 use ambit_wire::{
     channel::{ChannelSettings, RootSource, TokenSource},
-    xds::NodeInfo,
+    xds::{NodeInfo, NodeKind},
 };
 
 use super::{Files, proxy_config::ProxyConfig};
@@ -24,10 +24,10 @@ const ELSEWHERE: &str = "https://localhost:15012";
 /// How long a certificate is asked to live.
 const SECRET_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Who this tunnel is.
+/// Who this proxy is.
 #[derive(Clone, Debug)]
 pub struct Own {
-    /// The node whose pods it serves: `NODE_NAME`.
+    /// The node that it is on: `NODE_NAME`.
     pub node: Option<Node>,
     /// Its address: `INSTANCE_IP`.
     pub ip: Option<IpAddr>,
@@ -83,12 +83,14 @@ pub enum Authority {
 }
 
 impl Own {
-    pub(super) fn read(env: &mut Env, proxy: &ProxyConfig) -> Self {
+    /// Reads it.
+    pub fn read(env: &mut Env, proxy: &ProxyConfig) -> Self {
         let text = |env: &mut Env, name: &str| env.string(name).or(String::new());
         let meta_cluster = env.string("ISTIO_META_CLUSTER_ID").optional();
         let cluster = env.string("CLUSTER_ID").optional();
         let cluster = meta_cluster.or(cluster).unwrap_or_else(|| "Kubernetes".to_owned());
         let info = NodeInfo {
+            kind: NodeKind::Ztunnel,
             instance_ip: text(env, "INSTANCE_IP"),
             pod_name: text(env, "POD_NAME"),
             pod_namespace: text(env, "POD_NAMESPACE"),
@@ -126,7 +128,8 @@ fn metadata(env: &mut Env, proxy: &ProxyConfig) -> BTreeMap<String, serde_json::
 }
 
 impl Xds {
-    pub(super) fn read(env: &mut Env, files: &dyn Files, proxy: &ProxyConfig, own: &Own) -> Self {
+    /// Reads it.
+    pub fn read(env: &mut Env, files: &dyn Files, proxy: &ProxyConfig, own: &Own) -> Self {
         let default = proxy.discovery_address.clone().unwrap_or_else(|| default_address(env));
         let address = address(env, "XDS_ADDRESS", default);
         let path = env.path("LOCAL_XDS_PATH").optional().map(LocalXds::File);
@@ -143,7 +146,8 @@ impl Xds {
 }
 
 impl Ca {
-    pub(super) fn read(env: &mut Env, files: &dyn Files, own: &Own) -> Self {
+    /// Reads it.
+    pub fn read(env: &mut Env, files: &dyn Files, own: &Own) -> Self {
         let fake = env.flag("FAKE_CA").or(false);
         let default = default_address(env);
         let ttl = env.duration("SECRET_TTL").or(SECRET_TTL);

@@ -13,9 +13,10 @@ use serde::Serialize;
 
 use super::workload::Gateway;
 
-#[derive(Serialize)]
+/// One service as it is shown.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Shown<'a> {
+pub struct Shown<'a> {
     name: &'a str,
     namespace: &'a str,
     hostname: &'a str,
@@ -36,29 +37,31 @@ pub(super) struct Shown<'a> {
     visibility: Visibility,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 struct Weighted {
     destination: Gateway,
     weight: u32,
 }
 
-#[derive(Serialize)]
+/// One endpoint as it is shown.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct EndpointShown<'a> {
+pub struct EndpointShown<'a> {
     workload_uid: &'a str,
     service: String,
     port: &'a PortMap,
     status: Health,
 }
 
-pub(super) fn all(mesh: &Snapshot) -> Vec<Shown<'_>> {
+/// All that are known, by namespace and name.
+pub fn all(mesh: &Snapshot) -> Vec<Shown<'_>> {
     let mut all: Vec<_> = mesh.services().map(|service| shown(mesh, service)).collect();
     all.sort_by_key(|service| (service.namespace, service.hostname));
     all
 }
 
 /// Endpoints that wait for their service.
-pub(super) fn staged(mesh: &Snapshot) -> BTreeMap<String, BTreeMap<&str, EndpointShown<'_>>> {
+pub fn staged(mesh: &Snapshot) -> BTreeMap<String, BTreeMap<&str, EndpointShown<'_>>> {
     mesh.staged().map(|(key, endpoints)| (key.to_string(), endpoints_shown(key, endpoints))).collect()
 }
 

@@ -20,7 +20,7 @@ use super::lock::Lock;
 const SHARDS: usize = 16;
 
 /// Figures that carry labels.
-pub(super) trait Series: Send + Sync + 'static {
+pub trait Series: Send + Sync + 'static {
     /// The labels, hashed like the questions that find them.
     type Labels: Hash;
 
@@ -29,7 +29,7 @@ pub(super) trait Series: Send + Sync + 'static {
 }
 
 /// The series of one kind.
-pub(super) struct Collection<S> {
+pub struct Collection<S> {
     shards: [Lock<HashTable<Entry<S>>>; SHARDS],
     hasher: DefaultHashBuilder,
     most_per_shard: usize,
@@ -50,7 +50,7 @@ impl<S> Clone for Entry<S> {
 
 impl<S: Series> Collection<S> {
     /// At most about `most` series.
-    pub(super) fn new(most: usize) -> Self {
+    pub fn new(most: usize) -> Self {
         Self {
             shards: std::array::from_fn(|_| Lock::new(HashTable::new())),
             hasher: DefaultHashBuilder::default(),
@@ -60,7 +60,7 @@ impl<S: Series> Collection<S> {
 
     /// The series with these labels; a new one where there is none. `None` when there is no room,
     /// because all are in use.
-    pub(super) fn find<Q>(&self, labels: &Q, make: impl FnOnce() -> S) -> Option<Arc<S>>
+    pub fn find<Q>(&self, labels: &Q, make: impl FnOnce() -> S) -> Option<Arc<S>>
     where
         Q: Hash + Equivalent<S::Labels>,
     {
@@ -80,7 +80,7 @@ impl<S: Series> Collection<S> {
     }
 
     /// All series at this moment, in no order.
-    pub(super) fn all(&self) -> Vec<Arc<S>> {
+    pub fn all(&self) -> Vec<Arc<S>> {
         let copy = |shard: &Lock<HashTable<Entry<S>>>| {
             shard.hold().iter().map(|entry| entry.series.clone()).collect::<Vec<_>>()
         };

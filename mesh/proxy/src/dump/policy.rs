@@ -7,9 +7,10 @@ use ambit_model::{
 use ipnet::IpNet;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-#[derive(Serialize)]
+/// One policy as it is shown.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Shown<'a> {
+pub struct Shown<'a> {
     name: &'a str,
     namespace: &'a str,
     scope: Scope,
@@ -22,7 +23,7 @@ pub(super) struct Shown<'a> {
     undecodable: Option<&'a str>,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct MatchShown<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -52,6 +53,7 @@ struct MatchShown<'a> {
 }
 
 /// istioctl spells these keys with a capital.
+#[derive(Debug)]
 struct TextShown<'a>(&'a Text);
 
 impl Serialize for TextShown<'_> {
@@ -67,7 +69,8 @@ impl Serialize for TextShown<'_> {
     }
 }
 
-pub(super) fn all(mesh: &Snapshot) -> Vec<Shown<'_>> {
+/// All that are known, by namespace and name.
+pub fn all(mesh: &Snapshot) -> Vec<Shown<'_>> {
     let mut all: Vec<_> = mesh.policies().map(|policy| shown(policy)).collect();
     all.sort_by_key(|policy| (policy.namespace, policy.name));
     all

@@ -11,7 +11,7 @@ use prometheus_client::{
 
 /// Shows the client's counts.
 #[derive(Debug)]
-pub(super) struct Shown(pub(super) Arc<ClientMetrics>);
+pub struct Shown(pub Arc<ClientMetrics>);
 
 impl Collector for Shown {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {

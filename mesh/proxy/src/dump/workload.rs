@@ -9,9 +9,10 @@ use ambit_model::{
 };
 use serde::Serialize;
 
-#[derive(Serialize)]
+/// One workload as it is shown.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Shown<'a> {
+pub struct Shown<'a> {
     uid: &'a str,
     workload_ips: &'a [IpAddr],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,9 +44,9 @@ pub(super) struct Shown<'a> {
 }
 
 /// A reference to a waypoint or gateway: one text, whichever way it names it.
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Gateway {
+pub struct Gateway {
     destination: String,
     hbone_mtls_port: u16,
 }
@@ -60,7 +61,8 @@ impl From<&GatewayAddress> for Gateway {
     }
 }
 
-pub(super) fn all(mesh: &Snapshot) -> Vec<Shown<'_>> {
+/// All that are known, by their keys.
+pub fn all(mesh: &Snapshot) -> Vec<Shown<'_>> {
     let mut all: Vec<_> = mesh.workloads().map(|workload| shown(workload)).collect();
     all.sort_by_key(|workload| workload.uid);
     all

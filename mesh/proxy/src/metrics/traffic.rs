@@ -9,53 +9,34 @@ use std::{
     },
 };
 
-use ambit_model::{identity::Identity, service::Service, workload::Workload};
 use ambit_wire::copy::Meter;
 use hashbrown::{Equivalent, HashMap};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder},
     metrics::{MetricType, counter::ConstCounter},
 };
 
-use super::{
-    Direction,
-    lock::Lock,
-    series::{Collection, Series},
-};
-use crate::refusal::Flag;
+use super::{Collection, Ends, Lock, OwnedEnds, Series, UNKNOWN};
 
 /// How many different sets of labels are kept. One is about 300 bytes here, and five lines of 1 KiB
 /// on the metrics page, which is what sets the limit.
 const MOST: usize = 16 * 1024;
 
-/// The stand-in for a label that has no value.
-const UNKNOWN: &str = "unknown";
+/// The response flag of what went well.
+pub const WELL: &str = "-";
 
 /// What one connection is labelled with, borrowed from whoever knows it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Labels<'a> {
-    /// Which end of the connection this pod is.
-    pub direction: Direction,
-    /// Who opened the connection.
-    pub source: Peer<'a>,
-    /// Who it is opened to: the next hop.
-    pub destination: Peer<'a>,
-    /// The service that it is meant for.
-    pub service: Option<&'a Arc<Service>>,
+    /// Who tells: `source`, `destination` or `waypoint`.
+    pub reporter: &'static str,
+    /// Who opened it, and to whom.
+    pub ends: Ends<'a>,
     /// Whether it travels in mutual TLS.
     pub mutual_tls: bool,
-    /// How it ended.
-    pub flag: Flag,
-}
-
-/// One end of a connection, as far as labels tell.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Peer<'a> {
-    /// The workload.
-    pub workload: Option<&'a Arc<Workload>>,
-    /// The identity that it proved.
-    pub identity: Option<&'a Identity>,
+    /// How it ended: the response flag, [`WELL`] if all went well.
+    pub flag: &'static str,
 }
 
 /// The figures of one set of labels.
@@ -145,21 +126,19 @@ impl Traffic {
 #[derive(Debug)]
 pub struct AllTraffic {
     series: Collection<Traffic>,
-    /// Where connections are counted for whose labels there is no room.
-    overflow: [Arc<Traffic>; 2],
-}
-
-impl Default for AllTraffic {
-    fn default() -> Self {
-        Self::at_most(MOST)
-    }
+    /// Where connections are counted for whose labels there is no room, by reporter.
+    overflow: Vec<Arc<Traffic>>,
 }
 
 impl AllTraffic {
-    fn at_most(most: usize) -> Self {
-        let overflow = |direction| Arc::new(Traffic::new(Owned::unknown(direction)));
-        let overflow = [Direction::Outbound, Direction::Inbound].map(overflow);
-        Self { series: Collection::new(most), overflow }
+    /// Nothing was counted yet; these will tell.
+    pub fn told_by(reporters: &[&'static str]) -> Self {
+        Self::at_most(MOST, reporters)
+    }
+
+    fn at_most(most: usize, reporters: &[&'static str]) -> Self {
+        let overflow = |reporter: &&'static str| Arc::new(Traffic::new(Owned::unknown(reporter)));
+        Self { series: Collection::new(most), overflow: reporters.iter().map(overflow).collect() }
     }
 
     /// Counts a connection as opened, and from now on the bytes that `meter` tells. What is returned
@@ -172,7 +151,7 @@ impl AllTraffic {
     }
 
     /// Counts a connection as closed, and as failed unless all went well.
-    pub fn closed(&self, traffic: &Arc<Traffic>, meter: &Arc<Meter>, flag: Flag) {
+    pub fn closed(&self, traffic: &Arc<Traffic>, meter: &Arc<Meter>, flag: &'static str) {
         traffic.end(meter);
         if flag == traffic.labels.flag {
             traffic.closed.fetch_add(1, Ordering::Relaxed);
@@ -185,10 +164,11 @@ impl AllTraffic {
 
     fn find(&self, labels: &Labels<'_>) -> Arc<Traffic> {
         let found = self.series.find(labels, || Traffic::new(Owned::from(labels)));
-        let [outbound, inbound] = &self.overflow;
-        found.unwrap_or_else(|| match labels.direction {
-            Direction::Outbound => outbound.clone(),
-            Direction::Inbound => inbound.clone(),
+        found.unwrap_or_else(|| {
+            let told = self.overflow.iter().find(|one| one.labels.reporter == labels.reporter);
+            told.or(self.overflow.first())
+                .cloned()
+                .unwrap_or_else(|| Arc::new(Traffic::new(Owned::from(labels))))
         })
     }
 }
@@ -203,86 +183,36 @@ impl Series for Traffic {
 
 /// The labels as they are kept: with the first workloads and service that had them.
 #[derive(Clone, Debug)]
-pub(super) struct Owned {
-    direction: Direction,
-    source: OwnedPeer,
-    destination: OwnedPeer,
-    service: Option<Arc<Service>>,
+pub struct Owned {
+    reporter: &'static str,
+    ends: OwnedEnds,
     mutual_tls: bool,
-    flag: Flag,
-}
-
-#[derive(Clone, Debug, Default)]
-struct OwnedPeer {
-    workload: Option<Arc<Workload>>,
-    identity: Option<Identity>,
+    flag: &'static str,
 }
 
 impl Owned {
-    fn unknown(direction: Direction) -> Self {
-        let peer = OwnedPeer::default;
-        let (source, destination) = (peer(), peer());
-        Self { direction, source, destination, service: None, mutual_tls: false, flag: Flag::None }
+    fn unknown(reporter: &'static str) -> Self {
+        Self { reporter, ends: OwnedEnds::default(), mutual_tls: false, flag: WELL }
     }
 
     fn view(&self) -> Labels<'_> {
         Labels {
-            direction: self.direction,
-            source: self.source.view(),
-            destination: self.destination.view(),
-            service: self.service.as_ref(),
+            reporter: self.reporter,
+            ends: self.ends.view(),
             mutual_tls: self.mutual_tls,
             flag: self.flag,
         }
     }
 }
 
-impl OwnedPeer {
-    fn view(&self) -> Peer<'_> {
-        Peer { workload: self.workload.as_ref(), identity: self.identity.as_ref() }
-    }
-}
-
 impl From<&Labels<'_>> for Owned {
     fn from(labels: &Labels<'_>) -> Self {
-        let own =
-            |peer: Peer<'_>| OwnedPeer { workload: peer.workload.cloned(), identity: peer.identity.cloned() };
         Self {
-            direction: labels.direction,
-            source: own(labels.source),
-            destination: own(labels.destination),
-            service: labels.service.cloned(),
+            reporter: labels.reporter,
+            ends: OwnedEnds::from(&labels.ends),
             mutual_tls: labels.mutual_tls,
             flag: labels.flag,
         }
-    }
-}
-
-/// The parts of a workload that are labels. Two pods of one deployment have the same.
-fn workload_labels(workload: &Workload) -> [&str; 7] {
-    [
-        workload.workload_name.as_str(),
-        workload.canonical_name.as_str(),
-        workload.canonical_revision.as_str(),
-        workload.namespace.as_str(),
-        workload.cluster.as_str(),
-        workload.locality.region.as_str(),
-        workload.locality.zone.as_str(),
-    ]
-}
-
-fn service_labels(service: &Service) -> [&str; 3] {
-    [service.hostname.as_str(), service.namespace.as_str(), service.name.as_str()]
-}
-
-impl Hash for Labels<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.direction, self.mutual_tls, self.flag).hash(state);
-        for peer in [self.source, self.destination] {
-            peer.workload.map(|workload| workload_labels(workload)).hash(state);
-            peer.identity.hash(state);
-        }
-        self.service.map(|service| service_labels(service)).hash(state);
     }
 }
 
@@ -294,71 +224,17 @@ impl Hash for Owned {
 
 impl Equivalent<Owned> for Labels<'_> {
     fn equivalent(&self, kept: &Owned) -> bool {
-        let kept = kept.view();
-        (self.direction, self.mutual_tls, self.flag) == (kept.direction, kept.mutual_tls, kept.flag)
-            && self.source.is_labelled_like(&kept.source)
-            && self.destination.is_labelled_like(&kept.destination)
-            && self.service.map(|one| service_labels(one)) == kept.service.map(|one| service_labels(one))
-    }
-}
-
-impl Peer<'_> {
-    fn is_labelled_like(&self, other: &Peer<'_>) -> bool {
-        self.identity == other.identity
-            && match (self.workload, other.workload) {
-                (Some(one), Some(other)) => {
-                    Arc::ptr_eq(one, other) || workload_labels(one) == workload_labels(other)
-                }
-                (None, None) => true,
-                (Some(_), None) | (None, Some(_)) => false,
-            }
+        *self == kept.view()
     }
 }
 
 impl EncodeLabelSet for Owned {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        let mut label = |key: &str, value: &str| {
-            let value = if value.is_empty() { UNKNOWN } else { value };
-            (key, value).encode(encoder.encode_label())
-        };
-        let all = |peer: &OwnedPeer| -> [String; 7] {
-            let names = peer.workload.as_ref().map(|one| workload_labels(one).map(str::to_owned));
-            names.unwrap_or_default()
-        };
-        let principal =
-            |peer: &OwnedPeer| peer.identity.as_ref().map(ToString::to_string).unwrap_or_default();
-        let [s_workload, s_name, s_revision, s_namespace, s_cluster, s_region, s_zone] = all(&self.source);
-        let [d_workload, d_name, d_revision, d_namespace, d_cluster, d_region, d_zone] =
-            all(&self.destination);
-        let [host, service_namespace, service_name] =
-            self.service.as_ref().map(|service| service_labels(service)).unwrap_or_default();
-        label("reporter", self.direction.reporter())?;
-        label("source_workload", &s_workload)?;
-        label("source_canonical_service", &s_name)?;
-        label("source_canonical_revision", &s_revision)?;
-        label("source_workload_namespace", &s_namespace)?;
-        label("source_principal", &principal(&self.source))?;
-        label("source_app", &s_name)?;
-        label("source_version", &s_revision)?;
-        label("source_cluster", &s_cluster)?;
-        label("destination_service", host)?;
-        label("destination_service_namespace", service_namespace)?;
-        label("destination_service_name", service_name)?;
-        label("destination_workload", &d_workload)?;
-        label("destination_canonical_service", &d_name)?;
-        label("destination_canonical_revision", &d_revision)?;
-        label("destination_workload_namespace", &d_namespace)?;
-        label("destination_principal", &principal(&self.destination))?;
-        label("destination_app", &d_name)?;
-        label("destination_version", &d_revision)?;
-        label("destination_cluster", &d_cluster)?;
-        label("request_protocol", "tcp")?;
-        label("response_flags", self.flag.label())?;
-        label("connection_security_policy", if self.mutual_tls { "mutual_tls" } else { UNKNOWN })?;
-        label("source_region", &s_region)?;
-        label("source_zone", &s_zone)?;
-        label("destination_region", &d_region)?;
-        label("destination_zone", &d_zone)
+        let between = [
+            ("response_flags", self.flag),
+            ("connection_security_policy", if self.mutual_tls { "mutual_tls" } else { UNKNOWN }),
+        ];
+        self.ends.encode(encoder, self.reporter, "tcp", &between)
     }
 }
 
@@ -371,7 +247,7 @@ impl Collector for AllTraffic {
             let mut family = to.encode_descriptor(figure.name, figure.help, None, MetricType::Counter)?;
             for traffic in &all {
                 let value = (figure.value)(traffic);
-                let belongs = (traffic.labels.flag == Flag::None) == figure.of_those_that_went_well;
+                let belongs = (traffic.labels.flag == WELL) == figure.of_those_that_went_well;
                 if value > 0 || belongs {
                     ConstCounter::new(value).encode(family.encode_family(&traffic.labels)?)?;
                 }

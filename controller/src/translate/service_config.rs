@@ -1,0 +1,78 @@
+//! What a waypoint is to know of one service. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ambit_model::{
+    name::{Namespace, ServiceKey},
+    route::Destination,
+    service_config::{Attached, Parts, ServiceConfig},
+};
+
+use super::{
+    route::{place, reach},
+    service, waypoint,
+};
+use crate::cluster::object::{Name, Reference, Route, RouteContent};
+use crate::cluster::{Cluster, HostOwner};
+
+/// What `gateway` is to know of a service; `None` if it does not serve it. One that is served and has no routes is
+/// known, too: requests go to it as they come.
+pub fn translate(cluster: &Cluster, gateway: &Name, service: &ServiceKey) -> Option<ServiceConfig> {
+    let owner = cluster.winner(service)?;
+    if !service::defines(cluster, &owner, &service.hostname) || !serving(cluster, &owner).contains(gateway) {
+        return None;
+    }
+    let mut parts = Parts::default();
+    for route in cluster.routes_at(&owner) {
+        // Several references may name several ports.
+        let mut ports: BTreeMap<Namespace, BTreeSet<u16>> = BTreeMap::new();
+        for (parent, _) in route.services().filter(|(_, other)| **other == owner) {
+            if let Ok(place) = place(cluster, route, parent, &owner)
+                && place.services.contains(service)
+            {
+                ports.entry(place.consumers).or_default().extend(place.ports);
+            }
+        }
+        for (consumers, ports) in ports {
+            attach(cluster, route, &owner, (consumers, ports.into_iter().collect()), &mut parts);
+        }
+    }
+    Some(ServiceConfig::new(service.clone(), parts))
+}
+
+/// The gateways that have to know what applies to the services of an object.
+pub fn serving(cluster: &Cluster, owner: &HostOwner) -> Vec<Name> {
+    let meta = match owner {
+        HostOwner::Service(name) => cluster.services.get(name).map(|object| &object.meta),
+        HostOwner::ServiceEntry(name) => cluster.service_entries.get(name).map(|object| &object.meta),
+    };
+    let private = service::is_private(cluster, owner);
+    meta.map(|meta| waypoint::serving(cluster, meta, private)).unwrap_or_default()
+}
+
+fn attach(
+    cluster: &Cluster,
+    route: &Route,
+    owner: &HostOwner,
+    (consumers, ports): (Namespace, Box<[u16]>),
+    parts: &mut Parts,
+) {
+    let resolve = |reference: &Reference| match reach(cluster, route, owner, reference) {
+        Ok((service, port)) => Destination::Service { service, port },
+        Err(refusal) => Destination::Invalid { reason: refusal.reason.into() },
+    };
+    match &route.content {
+        RouteContent::Requests(requests) => {
+            // What passed the door compiles; if it did not, `route_status` would say so.
+            if let Ok(route) = requests.compiled(route.origin(), resolve) {
+                parts.http.push(Attached { ports, consumers, route });
+            }
+        }
+        RouteContent::Connections(connections) => {
+            if let Ok(route) = connections.compiled(route.origin(), resolve) {
+                parts.stream.push(Attached { ports, consumers, route });
+            }
+        }
+        RouteContent::Elsewhere | RouteContent::Undecodable(_) => {}
+    }
+}

@@ -1,0 +1,253 @@
+//! Accepts tunnels, and tells the story of one stream: what is it for, what does it carry, who serves it.
+
+pub mod arrival;
+pub mod detect;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use ambit_model::{address::canonical, identity::Identity, service::AppProtocol};
+use ambit_runtime::{drain::Watch, task};
+use ambit_wire::{
+    hbone::{self, Incoming, TunnelStream, server::Served},
+    tls::{
+        handshake::{self, HandshakeError},
+        rejected::Rejected,
+        secured::Secured,
+    },
+};
+use bytes::Bytes;
+use http::Method;
+use tokio::{net::TcpStream, time::timeout};
+
+use self::{
+    arrival::{Arrival, Client},
+    detect::{Beginning, Carried},
+};
+use crate::{
+    access::refused_early,
+    io::{Heads, TunnelIo},
+    opaque,
+    refusal::Refusal,
+    request::{Proxy, Tunnel},
+    serve,
+};
+
+/// How long the client has the word where it is not known what it will say. If it says nothing, the server may be the
+/// one to begin: it is called, and whoever speaks first decides.
+const HEAD_START: Duration = Duration::from_millis(5);
+/// How long the first bytes of a client may take that has begun to speak.
+const BEGINNING: Duration = Duration::from_secs(5);
+/// How much of a greeting is read for the name in it: more than any that is sent, even with keys of the future.
+const GREETING: usize = 32 * 1024;
+
+/// Everything that comes to one worker through tunnels.
+#[derive(Debug)]
+pub struct Accept {
+    proxy: Arc<Proxy>,
+}
+
+impl Accept {
+    /// Accepts for `proxy`.
+    pub fn new(proxy: Arc<Proxy>) -> Arc<Self> {
+        Arc::new(Self { proxy })
+    }
+
+    /// Serves one tunnel until it ends. When it is old, or `drain` is signaled, the peer is told to use another, and
+    /// streams finish.
+    pub async fn serve(self: Arc<Self>, tcp: TcpStream, drain: Watch) {
+        let Ok(address) = tcp.peer_addr().map(canonical) else {
+            // The peer has reset it already (protocols 12, line 3).
+            return;
+        };
+        let shared = self.proxy.shared().clone();
+        let (tls, identity) = match Box::pin(self.welcome(tcp, address)).await {
+            Ok(welcomed) => welcomed,
+            Err(refusal) => return refused_early(&shared.metrics, address, None, &refusal),
+        };
+        let held = drain.clone();
+        let on_connect = |incoming| {
+            let stream = self.clone().stream(incoming, address, identity.clone(), held.clone());
+            task::spawn("stream", Box::pin(stream));
+        };
+        let draining = serve::leaving(&drain, shared.settings.limits.age);
+        match hbone::serve(tls, &shared.settings.hbone, on_connect, draining, drain.forced()).await {
+            Ok(Served::Closed | Served::Cut) => {}
+            Ok(Served::Silent) => tracing::debug!(src.addr = %address, "Tunnel peer went silent"),
+            Err(error) => tracing::debug!(src.addr = %address, error = %error, "Tunnel ended"),
+        }
+    }
+
+    /// The TLS handshake: who is it.
+    async fn welcome(
+        &self,
+        tcp: TcpStream,
+        address: SocketAddr,
+    ) -> Result<(Secured<TcpStream>, Option<Identity>), Refusal> {
+        let shared = self.proxy.shared();
+        let limits = shared.settings.limits;
+        let _turn = shared
+            .handshakes
+            .try_acquire()
+            .map_err(|_| Refusal::Overload { what: "TLS handshakes", limit: limits.handshakes })?;
+        let certificate = shared.certificates.get(&shared.settings.identity).await;
+        let certificate = certificate.map_err(|error| Refusal::NoCertificate(error.to_string()))?;
+        let accepted = handshake::accept(certificate.server_config(), tcp, limits.handshake).await;
+        accepted.map_err(|error| tls_refusal(address, &error))
+    }
+
+    /// One stream.
+    async fn stream(
+        self: Arc<Self>,
+        incoming: Incoming,
+        address: SocketAddr,
+        identity: Option<Identity>,
+        drain: Watch,
+    ) {
+        let shared = self.proxy.shared().clone();
+        let asked = incoming.authority.clone().ok();
+        let Ok(_place) = shared.connections.clone().try_acquire_owned() else {
+            let limit = shared.settings.limits.connections;
+            return refuse(&shared.metrics, incoming, address, &Refusal::Overload { what: "streams", limit });
+        };
+        let tunnel = match self.tunnel(&incoming, address, identity) {
+            Ok(tunnel) => Arc::new(tunnel),
+            Err(refusal) => return refuse(&shared.metrics, incoming, address, &refusal),
+        };
+        let stream = match incoming.accept(None) {
+            Ok(stream) => stream,
+            Err(error) => {
+                let broken = Refusal::ClientBody(error.to_string());
+                return refused_early(&shared.metrics, address, asked.as_ref(), &broken);
+            }
+        };
+        shared.metrics.streams.inc();
+        self.carry(stream, tunnel, drain).await;
+        shared.metrics.streams.dec();
+    }
+
+    fn tunnel(
+        &self,
+        incoming: &Incoming,
+        address: SocketAddr,
+        identity: Option<Identity>,
+    ) -> Result<Tunnel, Refusal> {
+        if incoming.method != Method::CONNECT {
+            return Err(Refusal::NotConnect(incoming.method.to_string()));
+        }
+        let target = incoming.authority.clone().map_err(|error| Refusal::BadAuthority(error.to_string()))?;
+        let shared = self.proxy.shared();
+        let mesh = shared.mesh.current();
+        let network = &shared.settings.network;
+        let client = Client::find(&mesh, network, address, identity);
+        let own = shared.own_workload(&mesh).map(|own| &**own);
+        let arrival = arrival::arrival(&mesh, network, own, &client, &target)?;
+        Ok(Tunnel { arrival, client: Arc::new(client) })
+    }
+
+    /// Serves what the stream carries.
+    async fn carry(&self, mut stream: TunnelStream, tunnel: Arc<Tunnel>, drain: Watch) {
+        let Arrival { protocol, .. } = &tunnel.arrival;
+        match protocol {
+            Some(AppProtocol::Http11) => self.http1(stream, Bytes::new(), tunnel, drain).await,
+            Some(AppProtocol::Tcp) => opaque::carry(&self.proxy, stream, Bytes::new(), None, &tunnel).await,
+            Some(AppProtocol::Http2 | AppProtocol::Grpc) => {
+                // A client may speak HTTP/1.1 to a server that speaks both.
+                match begin(&mut stream, Beginning::default()).await {
+                    (Carried::Http1, first) => self.http1(stream, first, tunnel, drain).await,
+                    (Carried::Http2 | Carried::Tls | Carried::Bytes, first) => {
+                        self.http2(stream, first, tunnel, drain).await;
+                    }
+                }
+            }
+            Some(AppProtocol::Tls) => self.tls(stream, Bytes::new(), &tunnel).await,
+            None => self.unknown(stream, tunnel, drain).await,
+        }
+    }
+
+    /// Whoever speaks first decides what it is.
+    async fn unknown(&self, mut stream: TunnelStream, tunnel: Arc<Tunnel>, drain: Watch) {
+        let piece = match timeout(HEAD_START, stream.data()).await {
+            Ok(piece) => piece,
+            Err(_) => match opaque::call(&self.proxy, &mut stream, &tunnel).await {
+                opaque::First::Client(piece) => piece,
+                opaque::First::Server(called) => return called.carry(stream, Bytes::new()).await,
+            },
+        };
+        let mut beginning = Beginning::default();
+        let (carried, first) = match piece {
+            Some(Ok(piece)) => match beginning.add(&piece) {
+                Some(carried) => (carried, beginning.take()),
+                None => begin(&mut stream, beginning).await,
+            },
+            // It has said all it has to say, which is nothing; the server may still answer.
+            None => (Carried::Bytes, Bytes::new()),
+            Some(Err(_)) => return,
+        };
+        match carried {
+            Carried::Http1 => self.http1(stream, first, tunnel, drain).await,
+            Carried::Http2 => self.http2(stream, first, tunnel, drain).await,
+            Carried::Tls => self.tls(stream, first, &tunnel).await,
+            Carried::Bytes => opaque::carry(&self.proxy, stream, first, None, &tunnel).await,
+        }
+    }
+
+    async fn http1(&self, stream: TunnelStream, first: Bytes, tunnel: Arc<Tunnel>, drain: Watch) {
+        let (heads, limits) = (Heads::default(), self.proxy.shared().settings.limits);
+        let io = TunnelIo::new(stream, first).with_patience(limits.head, heads.clone());
+        serve::http1(io, heads, self.proxy.clone(), tunnel, drain, limits.age).await;
+    }
+
+    async fn http2(&self, stream: TunnelStream, first: Bytes, tunnel: Arc<Tunnel>, drain: Watch) {
+        let age = self.proxy.shared().settings.limits.age;
+        serve::http2(TunnelIo::new(stream, first), self.proxy.clone(), tunnel, drain, age).await;
+    }
+
+    /// TLS that the application ends: only the name in its greeting is read.
+    async fn tls(&self, mut stream: TunnelStream, first: Bytes, tunnel: &Tunnel) {
+        let mut greeting = bytes::BytesMut::from(&first[..]);
+        let name = loop {
+            match detect::server_name(&greeting) {
+                Some(name) => break name,
+                None if greeting.len() >= GREETING => break None,
+                None => {}
+            }
+            match timeout(BEGINNING, stream.data()).await {
+                Ok(Some(Ok(piece))) => greeting.extend_from_slice(&piece),
+                Ok(None | Some(Err(_))) | Err(_) => break None,
+            }
+        };
+        opaque::carry(&self.proxy, stream, greeting.freeze(), name, tunnel).await;
+    }
+}
+
+/// Reads until it is known what a stream carries whose client has the word.
+async fn begin(stream: &mut TunnelStream, mut beginning: Beginning) -> (Carried, Bytes) {
+    loop {
+        match timeout(BEGINNING, stream.data()).await {
+            Ok(Some(Ok(piece))) => {
+                if let Some(carried) = beginning.add(&piece) {
+                    return (carried, beginning.take());
+                }
+            }
+            Ok(None | Some(Err(_))) | Err(_) => return (beginning.as_it_is(), beginning.take()),
+        }
+    }
+}
+
+fn refuse(metrics: &crate::metrics::Metrics, incoming: Incoming, client: SocketAddr, refusal: &Refusal) {
+    let asked = incoming.authority.clone().ok();
+    refused_early(metrics, client, asked.as_ref(), refusal);
+    if let Err(error) = incoming.refuse(refusal.status()) {
+        tracing::debug!(src.addr = %client, error = %error, "Refusal could not be sent");
+    }
+}
+
+fn tls_refusal(with: SocketAddr, error: &HandshakeError) -> Refusal {
+    match error {
+        HandshakeError::Rejected(Rejected::Revoked) => Refusal::Revoked(with),
+        HandshakeError::Rejected(_)
+        | HandshakeError::TooSlow(_)
+        | HandshakeError::NotHttp2
+        | HandshakeError::Io(_) => Refusal::Tls { with, reason: error.to_string() },
+    }
+}

@@ -1,0 +1,167 @@
+//! What the operator decides, read once from the environment (protocols 10.5, 1.1, 1.2).
+//!
+//! Names are Istio's where Istio has one, and mean the same.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
+    time::Duration,
+};
+
+use ambit_model::identity::Identity;
+use ambit_proxy::config::{
+    Ca, Files, Keepalive, Logging, Own, Pages, Tls, Xds, drain, hbone, proxy_config, worker_threads,
+};
+use ambit_runtime::env::Env;
+use ambit_wire::hbone::Settings as Hbone;
+
+/// Everything that the operator decides.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who this waypoint is.
+    pub own: Own,
+    /// The identity that it asks the CA for: of its service account, which is named like its Gateway.
+    pub identity: Identity,
+    /// The control plane.
+    pub xds: Xds,
+    /// The certificate authority.
+    pub ca: Ca,
+    /// What is demanded of TLS.
+    pub tls: Tls,
+    /// HTTP/2 and the pool of tunnels.
+    pub hbone: Hbone,
+    /// Liveness of TCP connections.
+    pub keepalive: Option<Keepalive>,
+    /// Where tunnels are accepted: `AMBIT_HBONE_ADDR`.
+    pub listen: SocketAddr,
+    /// The waypoint's own pages.
+    pub pages: Pages,
+    /// What is bounded.
+    pub limits: Limits,
+    /// How long requests may go on after the order to end (protocols 7.4).
+    pub drain: Duration,
+    /// How many workers.
+    pub threads: NonZeroUsize,
+    /// What is logged.
+    pub logging: Logging,
+    /// `ISTIO_META_ISTIO_VERSION`, for the metric `istio_build`.
+    pub istio_version: Option<String>,
+}
+
+/// What is bounded, so that one client cannot take what others need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// TLS handshakes under way: `AMBIT_MAX_HANDSHAKES`.
+    pub handshakes: usize,
+    /// Streams of tunnels that are open at a time: `AMBIT_MAX_CONNECTIONS`.
+    pub connections: usize,
+    /// How long a handshake may take: `AMBIT_HANDSHAKE_TIMEOUT`.
+    pub handshake: Duration,
+    /// How long connecting to an endpoint may take: `AMBIT_CONNECT_TIMEOUT`.
+    pub connect: Duration,
+    /// How long the head of a request may take, from its first byte: `AMBIT_REQUEST_HEADERS_TIMEOUT`.
+    pub head: Duration,
+    /// How long a request or response may stand still: `AMBIT_STREAM_IDLE_TIMEOUT`.
+    pub idle: Duration,
+    /// After how long a tunnel or an HTTP connection is told to come again, so that clients spread over the replicas
+    /// there are: `AMBIT_MAX_CONNECTION_AGE`.
+    pub age: Duration,
+}
+
+impl Config {
+    /// Reads all of it. Mistakes are kept in `env`, whose `finish` names every one.
+    pub fn read(env: &mut Env, files: &dyn Files) -> Self {
+        let proxy = proxy_config(env, files);
+        let own = Own::read(env, &proxy);
+        let identity = own.identity.clone().unwrap_or_else(|| {
+            env.reject(
+                "SERVICE_ACCOUNT",
+                "is not set, or POD_NAMESPACE is not: both say who the waypoint is",
+            );
+            Identity::new("", "", "")
+        });
+        let ipv6 = env.flag("IPV6_ENABLED").or(true);
+        let wildcard: IpAddr = if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        Self {
+            identity,
+            xds: Xds::read(env, files, &proxy, &own),
+            ca: Ca::read(env, files, &own),
+            tls: Tls::read(env),
+            hbone: hbone(env),
+            keepalive: Keepalive::read(env),
+            listen: env.number("AMBIT_HBONE_ADDR").or(SocketAddr::new(wildcard, HBONE_PORT)),
+            pages: Pages::read(env, proxy.proxy_admin_port, proxy.status_port, wildcard),
+            limits: Limits::read(env),
+            drain: drain(env),
+            threads: worker_threads(env, &proxy, "WAYPOINT"),
+            logging: Logging::read(env),
+            istio_version: env.string("ISTIO_META_ISTIO_VERSION").optional(),
+            own,
+        }
+    }
+}
+
+/// Where waypoints accept tunnels (protocols 4.10).
+const HBONE_PORT: u16 = 15008;
+
+impl Limits {
+    fn read(env: &mut Env) -> Self {
+        let mut at_least_one = |name: &str, default: usize| {
+            let limit = env.number(name).or(default);
+            if limit == 0 {
+                env.reject(name, "must be at least 1");
+            }
+            limit
+        };
+        Self {
+            // Each is a signature: together they keep a core busy for a good tenth of a second.
+            handshakes: at_least_one("AMBIT_MAX_HANDSHAKES", 512),
+            // Each may hold some 100 KiB of buffers at worst.
+            connections: at_least_one("AMBIT_MAX_CONNECTIONS", 65_536),
+            handshake: env.duration("AMBIT_HANDSHAKE_TIMEOUT").or(Duration::from_secs(10)),
+            connect: env.duration("AMBIT_CONNECT_TIMEOUT").or(Duration::from_secs(10)),
+            head: env.duration("AMBIT_REQUEST_HEADERS_TIMEOUT").or(Duration::from_secs(10)),
+            idle: env.duration("AMBIT_STREAM_IDLE_TIMEOUT").or(Duration::from_secs(300)),
+            age: env.duration("AMBIT_MAX_CONNECTION_AGE").or(Duration::from_secs(1800)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, path::Path};
+
+    use super::*;
+
+    struct NoFiles;
+
+    impl Files for NoFiles {
+        fn read(&self, _: &Path) -> io::Result<String> {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+
+    fn read(variables: &[(&str, &str)]) -> (Config, Vec<String>) {
+        let mut env =
+            Env::new(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let config = Config::read(&mut env, &NoFiles);
+        let mistakes = env.finish().err();
+        (config, mistakes.map(|all| all.names().map(str::to_owned).collect()).unwrap_or_default())
+    }
+
+    #[test]
+    fn a_waypoint_must_be_told_who_it_is() {
+        assert_eq!(read(&[]).1, ["SERVICE_ACCOUNT"]);
+        let (config, mistakes) = read(&[("POD_NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "gate")]);
+        assert_eq!((mistakes.len(), config.listen.port()), (0, 15008));
+        assert_eq!(config.identity, Identity::new("", "shop", "gate"));
+    }
+
+    #[test]
+    fn what_would_accept_nothing_is_refused() {
+        let own = [("POD_NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "gate")];
+        for name in ["AMBIT_MAX_HANDSHAKES", "AMBIT_MAX_CONNECTIONS"] {
+            assert_eq!(read(&[own[0], own[1], (name, "0")]).1, [name]);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Connections that are not looked into: the same decisions as for a request, and then bytes both ways.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use ambit_model::{
+    address::Target as Asked, name::Uid, route::Drawn, service_config::Streams, snapshot::Snapshot,
+};
+use ambit_proxy::metrics::AppIs;
+use ambit_wire::{
+    copy::{self, Begun, End, Splice},
+    hbone::TunnelStream,
+};
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt as _;
+
+use crate::{
+    access::{Carried, refused_early},
+    permit::Permit,
+    plan::{self, Target},
+    refusal::Refusal,
+    request::{Proxy, Tunnel},
+    shared::dice,
+    upstream::{
+        choose::{Endpoint, Goal},
+        dial::Onward,
+        endpoints::Underway,
+        health::Outcome,
+    },
+};
+
+/// At how many endpoints a connection is tried before it is given up.
+const ATTEMPTS: usize = 3;
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub struct Called {
+    onward: Onward,
+    /// What the server has said already.
+    said: Bytes,
+    record: Carried,
+    _underway: Underway,
+}
+
+/// Who spoke first.
+#[derive(Debug)]
+pub enum First {
+    /// The client: this.
+    Client(Option<std::io::Result<Bytes>>),
+    /// The server.
+    Server(Called),
+}
+
+/// Connects to an endpoint and moves bytes. `first` was read of the client, `name` is that which its TLS greets.
+pub async fn carry(proxy: &Proxy, stream: TunnelStream, first: Bytes, name: Option<String>, tunnel: &Tunnel) {
+    match connect(proxy, name.as_deref(), tunnel).await {
+        Ok(called) => called.carry(stream, first).await,
+        Err(refusal) => refuse(proxy, stream, tunnel, &refusal),
+    }
+}
+
+/// Connects to an endpoint, and waits for whoever speaks first.
+pub async fn call(proxy: &Proxy, stream: &mut TunnelStream, tunnel: &Tunnel) -> First {
+    let mut called = tokio::select! {
+        biased;
+        piece = stream.data() => return First::Client(piece),
+        called = connect(proxy, None, tunnel) => match called {
+            Ok(called) => called,
+            // If it is HTTP, the client gets an answer; else it is tried again, and recorded.
+            Err(_) => return First::Client(stream.data().await),
+        },
+    };
+    tokio::select! {
+        biased;
+        piece = stream.data() => {
+            // Nothing was said on it: the endpoint sees a connection that was opened and closed.
+            called.record.close(Ok(()));
+            First::Client(piece)
+        }
+        said = called.onward.speaks() => {
+            called.said = said;
+            First::Server(called)
+        }
+    }
+}
+
+impl Onward {
+    /// Waits until the server speaks or closes; what it said, as far as it had to be read.
+    async fn speaks(&mut self) -> Bytes {
+        match self {
+            Self::Plain(tcp) => {
+                // An error is an end, which whoever reads next will see.
+                let _ = tcp.readable().await;
+                Bytes::new()
+            }
+            Self::Tunnel(stream) => match stream.data().await {
+                Some(Ok(piece)) => piece,
+                Some(Err(_)) | None => Bytes::new(),
+            },
+        }
+    }
+}
+
+impl Called {
+    /// Moves bytes between the client, of which `first` was read, and the server.
+    pub async fn carry(self, stream: TunnelStream, first: Bytes) {
+        let Self { onward, said, record, _underway } = self;
+        let ended = match onward {
+            Onward::Plain(mut tcp) => match tcp.write_all(&first).await {
+                // The meter of a copy calls the plain connection the application; here it is the server.
+                Ok(()) => copy::both_ways(tcp, stream, record.meter()).await,
+                Err(_) => End::Left(copy::Side::App),
+            },
+            Onward::Tunnel(far) => {
+                Splice::new(stream, far, Begun { near: first, far: said }, record.meter()).await
+            }
+        };
+        match ended {
+            End::Complete | End::Left(_) => record.close(Ok(())),
+            End::Failed(_, error) => record.close(Err(&Refusal::ResponseBroke(error.to_string()))),
+        }
+    }
+}
+
+/// Decides, and connects.
+async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<Called, Refusal> {
+    let shared = proxy.shared();
+    let mesh = shared.mesh.current();
+    let goal = goal(&mesh, name, tunnel)?;
+    let mut tried: Vec<Uid> = Vec::new();
+    loop {
+        let asked = asked_address(&tunnel.arrival.asked);
+        let Endpoint { workload, hop, doing } = proxy.upstream().choose(&mesh, &goal, asked, &tried)?;
+        let underway = doing.begin();
+        let began = std::time::Instant::now();
+        let connected = proxy.upstream().dial().connect(&hop).await;
+        let outcome = if connected.is_ok() { Outcome::Answered } else { Outcome::Failed };
+        doing.ended(outcome, began.elapsed(), shared.settings.started.elapsed());
+        match connected {
+            Ok(onward) => {
+                let (asked, end) = (&tunnel.arrival.asked, (workload, hop.address()));
+                let app = match &onward {
+                    Onward::Plain(_) => AppIs::Server,
+                    Onward::Tunnel(_) => AppIs::Client,
+                };
+                let service = goal.service().cloned();
+                let record = Carried::open(&shared.metrics, &tunnel.client, asked, service, end, app);
+                return Ok(Called { onward, said: Bytes::new(), record, _underway: underway });
+            }
+            Err(refusal) => {
+                tried.push(workload.uid.clone());
+                if tried.len() >= ATTEMPTS {
+                    return Err(refusal);
+                }
+            }
+        }
+    }
+}
+
+/// Judges, and finds the route. Pure but for the dice.
+fn goal(mesh: &Snapshot, name: Option<&str>, tunnel: &Tunnel) -> Result<Goal, Refusal> {
+    let Tunnel { arrival, client } = tunnel;
+    let target = Target::find(mesh, arrival)?;
+    let config = target.config();
+    Permit::connection(config, client, asked_address(&arrival.asked))?;
+    let Some(config) = config else { return Ok(target.goal()) };
+    let route = match config.stream(arrival.port, &client.namespace(), name) {
+        Streams::None => return Ok(target.goal()),
+        Streams::Unmatched => return Err(Refusal::NoRoute(config.key().to_string())),
+        Streams::Route(route) => route,
+    };
+    match route.draw(&mut dice()) {
+        Drawn::To { service, port, .. } => plan::goal(mesh, service, port),
+        Drawn::Invalid(_) | Drawn::Nobody => {
+            Err(Refusal::InvalidBackend(route.origin().key.as_str().to_owned()))
+        }
+    }
+}
+
+/// The address that was asked for; of a name, one of the family that is in use everywhere.
+pub fn asked_address(asked: &Asked) -> SocketAddr {
+    match asked {
+        Asked::Ip(address) => *address,
+        Asked::Host(_, port) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), *port),
+    }
+}
+
+fn refuse(proxy: &Proxy, mut stream: TunnelStream, tunnel: &Tunnel, refusal: &Refusal) {
+    refused_early(&proxy.shared().metrics, tunnel.client.address, Some(&tunnel.arrival.asked), refusal);
+    stream.reset(h2::Reason::CONNECT_ERROR);
+}

@@ -1,0 +1,228 @@
+//! What becomes of a request: where it goes, and what is done to it, by configuration alone. Pure but for the dice.
+
+use std::sync::Arc;
+
+use ambit_model::{
+    name::{Namespace, ServiceKey},
+    route::{
+        Backend, Chosen, Drawn, Filters, Front, Granted, Scheme, Step, Timeout, Timeouts, retry, select,
+    },
+    service::{AppProtocol, Service},
+    service_config::ServiceConfig,
+    snapshot::Snapshot,
+    workload::Workload,
+};
+use http::{Response, Version as Spoken, header, request, response};
+use tokio::time::Instant;
+
+use crate::{
+    accept::arrival::{Arrival, To},
+    refusal::Refusal,
+    shared::dice,
+    upstream::{choose::Goal, pool::Version},
+};
+
+/// What a stream is for, as the mesh is now.
+#[derive(Debug)]
+pub enum Target<'m> {
+    /// A service, and what applies to it.
+    Service {
+        /// The service.
+        service: &'m Arc<Service>,
+        /// What applies.
+        config: &'m Arc<ServiceConfig>,
+        /// Its port.
+        port: u16,
+    },
+    /// A workload.
+    Workload {
+        /// The workload.
+        workload: &'m Arc<Workload>,
+        /// Its port.
+        port: u16,
+    },
+}
+
+impl<'m> Target<'m> {
+    /// Finds what `arrival` names; it may have gone since the stream was opened.
+    pub fn find(mesh: &'m Snapshot, arrival: &Arrival) -> Result<Self, Refusal> {
+        let gone = || Refusal::NotServed(arrival.asked.clone());
+        let port = arrival.port;
+        match &arrival.to {
+            To::Service(key) => {
+                let service = mesh.service(key).ok_or_else(gone)?;
+                let config = mesh.config(key).ok_or_else(gone)?;
+                Ok(Self::Service { service, config, port })
+            }
+            To::Workload(uid) => {
+                let workload = mesh.workload(uid).ok_or_else(gone)?;
+                Ok(Self::Workload { workload, port })
+            }
+        }
+    }
+
+    /// The service, if it is one.
+    pub fn service(&self) -> Option<&'m Arc<Service>> {
+        match self {
+            Self::Service { service, .. } => Some(service),
+            Self::Workload { .. } => None,
+        }
+    }
+
+    /// What applies to it.
+    pub fn config(&self) -> Option<&'m ServiceConfig> {
+        match self {
+            Self::Service { config, .. } => Some(config),
+            Self::Workload { .. } => None,
+        }
+    }
+
+    /// Without any route.
+    pub fn goal(&self) -> Goal {
+        match self {
+            Self::Service { service, port, .. } => Goal::Service { service: (*service).clone(), port: *port },
+            Self::Workload { workload, port } => {
+                Goal::Workload { workload: (*workload).clone(), port: *port }
+            }
+        }
+    }
+
+    fn port(&self) -> u16 {
+        match self {
+            Self::Service { port, .. } | Self::Workload { port, .. } => *port,
+        }
+    }
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub enum Planned<'m> {
+    /// It is sent.
+    Go(Box<Plan<'m>>),
+    /// It is answered at once.
+    Answer(Response<()>),
+}
+
+/// Where a request goes, and what else is to be done.
+#[derive(Debug)]
+pub struct Plan<'m> {
+    /// Where it goes.
+    pub goal: Goal,
+    by: Option<By<'m>>,
+}
+
+/// The rule that a request takes.
+#[derive(Debug)]
+struct By<'m> {
+    chosen: Chosen<'m>,
+    backend: &'m Backend,
+    of_rule: Granted,
+    of_backend: Granted,
+}
+
+/// Chooses the rule of a request of a client of `from`, and does to its head what the rule says.
+pub fn plan<'m>(
+    mesh: &'m Snapshot,
+    target: &Target<'m>,
+    from: &Namespace,
+    head: &mut request::Parts,
+) -> Result<Planned<'m>, Refusal> {
+    let port = target.port();
+    let Some(config) = target.config() else { return Ok(direct(target)) };
+    let Some(table) = config.routes(port, from) else { return Ok(direct(target)) };
+    let no_route = || Refusal::NoRoute(config.key().to_string());
+    let chosen = select(table, head).ok_or_else(no_route)?;
+    let front = Front { scheme: Scheme::Http, port };
+    let of_rule = match chosen.rule.filters.request(head, chosen.prefix(), front) {
+        Step::Continue(granted) => granted,
+        Step::Answer(response) => return Ok(Planned::Answer(response)),
+    };
+    let (backend, service, port) = match chosen.rule.draw(&mut dice()) {
+        Drawn::To { backend, service, port } => (backend, service, port),
+        Drawn::Invalid(_) | Drawn::Nobody => return Err(nowhere(&chosen)),
+    };
+    let of_backend = match backend.filters.request(head, chosen.prefix(), front) {
+        Step::Continue(granted) => granted,
+        Step::Answer(response) => return Ok(Planned::Answer(response)),
+    };
+    let goal = goal(mesh, service, port)?;
+    Ok(Planned::Go(Box::new(Plan { goal, by: Some(By { chosen, backend, of_rule, of_backend }) })))
+}
+
+/// A port of a service by its name. One that is not known here, and may come, is one without endpoints.
+pub fn goal(mesh: &Snapshot, service: &ServiceKey, port: u16) -> Result<Goal, Refusal> {
+    let unknown = || Refusal::NoEndpoint { service: service.to_string(), port };
+    Ok(Goal::Service { service: mesh.service(service).ok_or_else(unknown)?.clone(), port })
+}
+
+fn direct<'m>(target: &Target<'m>) -> Planned<'m> {
+    Planned::Go(Box::new(Plan { goal: target.goal(), by: None }))
+}
+
+fn nowhere(chosen: &Chosen<'_>) -> Refusal {
+    Refusal::InvalidBackend(chosen.origin.key.as_str().to_owned())
+}
+
+impl Plan<'_> {
+    /// `namespace/name` of the route, and the name of its rule.
+    pub fn route(&self) -> Option<String> {
+        let By { chosen, .. } = self.by.as_ref()?;
+        let route = chosen.origin.key.as_str();
+        Some(match &chosen.rule.name {
+            Some(rule) => format!("{route}/{rule}"),
+            None => route.to_owned(),
+        })
+    }
+
+    /// When it is repeated.
+    pub fn retry(&self) -> Option<&retry::Policy> {
+        self.by.as_ref()?.chosen.rule.retry.as_ref().filter(|policy| policy.attempts() > 0)
+    }
+
+    /// How long it may take.
+    pub fn timeouts(&self) -> Timeouts {
+        self.by.as_ref().map(|by| by.chosen.rule.timeouts).unwrap_or_default()
+    }
+
+    /// When all is over, if it comes now.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        match self.timeouts().request {
+            Timeout::After(limit) => Some(now + limit),
+            Timeout::Default | Timeout::Never => None,
+        }
+    }
+
+    /// The filters of the rule, and of the backend.
+    pub fn filters(&self) -> impl Iterator<Item = &Filters> {
+        self.by.iter().flat_map(|by| [&by.chosen.rule.filters, &by.backend.filters])
+    }
+
+    /// Does to the head of a response what the filters say.
+    pub fn response(&self, head: &mut response::Parts) {
+        if let Some(by) = &self.by {
+            by.backend.filters.response(head, &by.of_backend);
+            by.chosen.rule.filters.response(head, &by.of_rule);
+        }
+    }
+}
+
+/// How a request is spoken to an endpoint: as its port says, else as the client does, who would speak so to the
+/// endpoint itself. A gRPC call is HTTP/2 in any case.
+pub fn version(goal: &Goal, spoken: Spoken, head: &request::Parts) -> Version {
+    let content = head.headers.get(header::CONTENT_TYPE);
+    let is_grpc = content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    let said = match goal {
+        Goal::Service { service, port } => {
+            let ports = service.app_protocols.iter();
+            ports.into_iter().find(|(of, _)| of == port).map(|(_, protocol)| *protocol)
+        }
+        Goal::Workload { .. } => None,
+    };
+    let by_client = if spoken == Spoken::HTTP_2 { Version::Http2 } else { Version::Http1 };
+    match said {
+        Some(AppProtocol::Http2 | AppProtocol::Grpc) => Version::Http2,
+        Some(AppProtocol::Http11) if is_grpc => Version::Http2,
+        Some(AppProtocol::Http11) => Version::Http1,
+        Some(AppProtocol::Tcp | AppProtocol::Tls) | None => by_client,
+    }
+}

@@ -1,0 +1,237 @@
+//! Every reason for which a connection or request is refused or fails, and what the outside sees of it.
+//!
+//! A closed list: word, response flag (Envoy's, a metric label), HTTP status and advice are exhaustive matches, so a
+//! new reason cannot be forgotten in one of them.
+
+use std::{net::SocketAddr, time::Duration};
+
+use ambit_model::{address::Target, authz::By};
+use http::StatusCode;
+
+use crate::hygiene::InvalidHead;
+
+/// Why something is not carried.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A tunnel was asked for with something else than CONNECT.
+    #[error("method {0} is not CONNECT")]
+    NotConnect(String),
+    /// The authority of a CONNECT is not `ip:port` or `hostname:port`.
+    #[error("{0}")]
+    BadAuthority(String),
+    /// What a CONNECT asks for is not bound to this waypoint.
+    #[error("{0} is not served by this waypoint")]
+    NotServed(Target),
+    /// What applies to the service could not be understood.
+    #[error("the configuration of {service} could not be understood: {reason}")]
+    BrokenConfig {
+        /// The service.
+        service: String,
+        /// Why.
+        reason: String,
+    },
+    /// The head of a request is not one.
+    #[error("bad request: {0}")]
+    BadRequest(InvalidHead),
+    /// No route takes the request.
+    #[error("no route of {0} takes the request")]
+    NoRoute(String),
+    /// The route's backend is invalid, or it has none.
+    #[error("the route leads nowhere: {0}")]
+    InvalidBackend(String),
+    /// A policy forbids it.
+    #[error("denied by policy: {0}")]
+    Denied(By),
+    /// The service has no endpoint that takes traffic.
+    #[error("no healthy upstream: {service} has no endpoint for port {port}")]
+    NoEndpoint {
+        /// `namespace/hostname`.
+        service: String,
+        /// The service port.
+        port: u16,
+    },
+    /// The endpoint could not be connected to.
+    #[error("connection to {to} failed: {reason}")]
+    Connect {
+        /// Where to.
+        to: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// The tunnel at the endpoint refused.
+    #[error("the tunnel of {to} answered {status}")]
+    TunnelStatus {
+        /// Which endpoint.
+        to: SocketAddr,
+        /// The status of the CONNECT.
+        status: u16,
+    },
+    /// The endpoint reset the connection, or answered with what is no response.
+    #[error("upstream broke off before its response: {0}")]
+    UpstreamBroke(String),
+    /// The request was not answered in time.
+    #[error("no response within {0:?}")]
+    TimedOut(Duration),
+    /// The own certificate is not to be had.
+    #[error("no certificate for this waypoint: {0}")]
+    NoCertificate(String),
+    /// The TLS handshake failed.
+    #[error("TLS handshake with {with} failed: {reason}")]
+    Tls {
+        /// The other side.
+        with: SocketAddr,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A certificate of the other side was revoked.
+    #[error("the certificate of {0} is revoked")]
+    Revoked(SocketAddr),
+    /// More is going on than this waypoint takes.
+    #[error("too many {what}: the limit is {limit}")]
+    Overload {
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit in force.
+        limit: usize,
+    },
+    /// The request's body was not sent in time, or broke off.
+    #[error("the client's body broke off: {0}")]
+    ClientBody(String),
+    /// The client went away before the response was complete.
+    #[error("the client went away")]
+    ClientGone,
+    /// The response broke off after its head.
+    #[error("the response broke off: {0}")]
+    ResponseBroke(String),
+}
+
+impl Refusal {
+    /// One word for metrics and logs.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NotConnect(_) => "not_connect",
+            Self::BadAuthority(_) => "bad_authority",
+            Self::NotServed(_) => "not_served",
+            Self::BrokenConfig { .. } => "broken_config",
+            Self::BadRequest(_) => "bad_request",
+            Self::NoRoute(_) => "no_route",
+            Self::InvalidBackend(_) => "invalid_backend",
+            Self::Denied(_) => "denied",
+            Self::NoEndpoint { .. } => "no_endpoint",
+            Self::Connect { .. } => "connect",
+            Self::TunnelStatus { .. } => "tunnel_status",
+            Self::UpstreamBroke(_) => "upstream_broke",
+            Self::TimedOut(_) => "timed_out",
+            Self::NoCertificate(_) => "no_certificate",
+            Self::Tls { .. } => "tls",
+            Self::Revoked(_) => "revoked",
+            Self::Overload { .. } => "overload",
+            Self::ClientBody(_) => "client_body",
+            Self::ClientGone => "client_gone",
+            Self::ResponseBroke(_) => "response_broke",
+        }
+    }
+
+    /// The response flag, as Envoy writes it in access logs and metrics.
+    pub fn flag(&self) -> &'static str {
+        match self {
+            Self::NotConnect(_) | Self::BadAuthority(_) | Self::BadRequest(_) => "DPE",
+            Self::NotServed(_) | Self::NoRoute(_) => "NR",
+            Self::BrokenConfig { .. } | Self::InvalidBackend(_) => "NC",
+            Self::Denied(_) => "UAEX",
+            Self::NoEndpoint { .. } => "UH",
+            Self::Connect { .. }
+            | Self::TunnelStatus { .. }
+            | Self::NoCertificate(_)
+            | Self::Tls { .. }
+            | Self::Revoked(_) => "UF",
+            Self::UpstreamBroke(_) | Self::ResponseBroke(_) => "UC",
+            Self::TimedOut(_) => "UT",
+            Self::Overload { .. } => "UO",
+            Self::ClientBody(_) | Self::ClientGone => "DC",
+        }
+    }
+
+    /// What the client is told. A client that is gone is told nothing; what would have been is for the log.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NotConnect(_) | Self::BadAuthority(_) | Self::ClientBody(_) => StatusCode::BAD_REQUEST,
+            Self::BadRequest(invalid) => invalid.status(),
+            Self::NotServed(_) | Self::NoRoute(_) => StatusCode::NOT_FOUND,
+            Self::BrokenConfig { .. } | Self::InvalidBackend(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Denied(_) => StatusCode::FORBIDDEN,
+            Self::NoEndpoint { .. }
+            | Self::Connect { .. }
+            | Self::TunnelStatus { .. }
+            | Self::NoCertificate(_)
+            | Self::Tls { .. }
+            | Self::Revoked(_)
+            | Self::UpstreamBroke(_)
+            | Self::ResponseBroke(_)
+            | Self::Overload { .. }
+            | Self::ClientGone => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// The text of the response. What is denied is not told by which policy.
+    pub fn body(&self) -> &'static str {
+        match self {
+            Self::Denied(_) => "RBAC: access denied",
+            Self::NoEndpoint { .. } => "no healthy upstream",
+            Self::TimedOut(_) => "upstream request timeout",
+            Self::Connect { .. }
+            | Self::TunnelStatus { .. }
+            | Self::Tls { .. }
+            | Self::Revoked(_)
+            | Self::NoCertificate(_)
+            | Self::UpstreamBroke(_)
+            | Self::ResponseBroke(_) => "upstream connect error or disconnect/reset before headers",
+            Self::NotConnect(_)
+            | Self::BadAuthority(_)
+            | Self::NotServed(_)
+            | Self::BrokenConfig { .. }
+            | Self::BadRequest(_)
+            | Self::NoRoute(_)
+            | Self::InvalidBackend(_)
+            | Self::Overload { .. }
+            | Self::ClientBody(_)
+            | Self::ClientGone => "",
+        }
+    }
+
+    /// What the operator can do about it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::NotConnect(_) | Self::BadAuthority(_) => {
+                "only tunnels of the mesh may connect to port 15008"
+            }
+            Self::NotServed(_) => {
+                "label the service with istio.io/use-waypoint, or wait for the binding to be told"
+            }
+            Self::BrokenConfig { .. } => {
+                "controller and waypoint are of versions that do not fit; upgrade the waypoint"
+            }
+            Self::BadRequest(_) => "the client breaks the protocol; the error names how",
+            Self::NoRoute(_) => "add a rule that matches, or one without matches for everything else",
+            Self::InvalidBackend(_) => "look at the condition ResolvedRefs of the route",
+            Self::Denied(_) => "ambit analyze tells which AuthorizationPolicy decides",
+            Self::NoEndpoint { .. } => "are pods of the service ready, and do they have the target port?",
+            Self::Connect { .. } => {
+                "does the application listen, and does a NetworkPolicy admit the waypoint?"
+            }
+            Self::TunnelStatus { .. } => {
+                "401: an L4 policy at the pod does not admit this waypoint's service account"
+            }
+            Self::UpstreamBroke(_) | Self::ResponseBroke(_) => "look at the application's log",
+            Self::TimedOut(_) => "raise the route's timeout, or look why the application is slow",
+            Self::NoCertificate(_) => {
+                "look at the controller's log: does it know this waypoint's service account?"
+            }
+            Self::Tls { .. } => "do both sides have certificates of one root?",
+            Self::Revoked(_) => "the peer's certificate was revoked; restart it to get another",
+            Self::Overload { .. } => "add replicas, or raise the limit",
+            Self::ClientBody(_) | Self::ClientGone => "look at the client",
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! One request, sent until it is answered or may not be sent again.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use ambit_model::{
+    name::Uid,
+    route::{
+        Timeout,
+        retry::{self, Next},
+    },
+    snapshot::Snapshot,
+    workload::Workload,
+};
+use http::{HeaderValue, Request, Response, request::Parts};
+use hyper::body::Incoming;
+use tokio::time::timeout_at;
+
+use super::{
+    Upstream,
+    choose::{Endpoint, Goal},
+    endpoints::Underway,
+    health::Outcome as Judged,
+    pool::{Lease, Unanswered, Version},
+};
+use crate::{body::Source, hygiene, refusal::Refusal, shared::dice};
+
+/// How often a request is tried elsewhere of which nothing says how often: only if its endpoint could not be reached,
+/// or refused to look at it.
+const UNTOUCHED: u32 = 2;
+
+/// A request, and all that is to be heeded when it is sent.
+#[derive(Debug)]
+pub struct Sending<'a> {
+    /// Where it goes.
+    pub goal: Goal,
+    /// The address that was asked for; its family is preferred.
+    pub asked: SocketAddr,
+    /// Its head.
+    pub head: Parts,
+    /// Its body.
+    pub body: Source,
+    /// How it is spoken.
+    pub version: Version,
+    /// The protocol to which the client wants to upgrade.
+    pub upgrade: Option<HeaderValue>,
+    /// When it is repeated.
+    pub retry: Option<&'a retry::Policy>,
+    /// How long one attempt may take to its response's head.
+    pub attempt: Timeout,
+    /// When all is over.
+    pub deadline: Option<tokio::time::Instant>,
+}
+
+/// An answered request.
+#[derive(Debug)]
+pub struct Answered {
+    /// The response.
+    pub response: Response<Incoming>,
+    /// The connection that its body comes from.
+    pub lease: Lease,
+    /// Counts at the endpoint as long as it is held.
+    pub underway: Underway,
+}
+
+/// Whoever wants to know where a request was sent.
+pub trait Witness {
+    /// It is sent to `workload` at `address`, after `repeated` others.
+    fn attempt(&mut self, workload: &Arc<Workload>, address: SocketAddr, repeated: u32);
+}
+
+/// Nobody.
+impl Witness for () {
+    fn attempt(&mut self, _: &Arc<Workload>, _: SocketAddr, _: u32) {}
+}
+
+impl Upstream {
+    /// Sends a request, and again if it may be.
+    pub async fn send(
+        &self,
+        mesh: &Snapshot,
+        mut sending: Sending<'_>,
+        witness: &mut impl Witness,
+    ) -> Result<Answered, Refusal> {
+        let mut tried: Vec<Uid> = Vec::new();
+        let mut repeated = 0;
+        if let (Some(_), Some(service)) = (sending.retry, sending.goal.service()) {
+            self.shared.budgets.of(&service.key()).hold().sent(self.shared.settings.started.elapsed());
+        }
+        loop {
+            let chosen = self.choose(mesh, &sending.goal, sending.asked, &tried)?;
+            witness.attempt(&chosen.workload, chosen.hop.address(), repeated);
+            let (outcome, result) = self.once(&chosen, &mut sending).await;
+            let wait = match self.next(&sending, outcome, repeated) {
+                Next::Repeat(wait) => wait,
+                Next::Stop(_) => return result,
+            };
+            self.shared.metrics.retries.inc();
+            // A response that is not given back breaks off its connection with the lease.
+            drop(result);
+            tried.push(chosen.workload.uid.clone());
+            repeated += 1;
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Whether there is a next attempt.
+    fn next(&self, sending: &Sending<'_>, outcome: retry::Outcome, repeated: u32) -> Next {
+        let body = if sending.body.can_be_sent() { retry::Body::Kept } else { retry::Body::GivenAway };
+        let left =
+            sending.deadline.map(|deadline| deadline.saturating_duration_since(tokio::time::Instant::now()));
+        let attempt = retry::Attempt { repeated, method: &sending.head.method, body, left };
+        match sending.retry {
+            Some(policy) => {
+                let now = self.shared.settings.started.elapsed();
+                let budget = sending.goal.service().map(|service| self.shared.budgets.of(&service.key()));
+                let mut budget = budget.as_ref().map(|budget| budget.hold());
+                retry::next(policy, &attempt, outcome, budget.as_deref_mut(), now, &mut dice())
+            }
+            None => retry::untouched(&attempt, outcome, UNTOUCHED),
+        }
+    }
+
+    /// One attempt.
+    async fn once(
+        &self,
+        chosen: &Endpoint,
+        sending: &mut Sending<'_>,
+    ) -> (retry::Outcome, Result<Answered, Refusal>) {
+        let began = Instant::now();
+        let underway = chosen.doing.begin();
+        let limit = match sending.attempt {
+            Timeout::After(limit) => Some(tokio::time::Instant::now() + limit),
+            Timeout::Default | Timeout::Never => None,
+        };
+        let until = [limit, sending.deadline].into_iter().flatten().min();
+        let attempt = self.exchange(chosen, sending);
+        let ended = match until {
+            Some(until) => timeout_at(until, attempt)
+                .await
+                .unwrap_or_else(|_| (retry::Outcome::TimedOut, Err(Refusal::TimedOut(began.elapsed())))),
+            None => attempt.await,
+        };
+        let judged = match ended.0 {
+            retry::Outcome::NotConnected | retry::Outcome::Broken | retry::Outcome::TimedOut => {
+                Judged::Failed
+            }
+            retry::Outcome::Refused | retry::Outcome::Status(_) | retry::Outcome::Begun => Judged::Answered,
+        };
+        chosen.doing.ended(judged, began.elapsed(), self.shared.settings.started.elapsed());
+        let (outcome, result) = ended;
+        (outcome, result.map(|(response, lease)| Answered { response, lease, underway }))
+    }
+
+    async fn exchange(
+        &self,
+        chosen: &Endpoint,
+        sending: &mut Sending<'_>,
+    ) -> (retry::Outcome, Result<(Response<Incoming>, Lease), Refusal>) {
+        let mut unsent = None;
+        loop {
+            let mut lease = match self.pool.lease(&self.dial, &chosen.hop, sending.version).await {
+                Ok(lease) => lease,
+                Err(refusal) => return (retry::Outcome::NotConnected, Err(refusal)),
+            };
+            let request = match unsent.take() {
+                Some(request) => request,
+                None => match request(sending) {
+                    Some(request) => request,
+                    None => {
+                        let gone = Refusal::UpstreamBroke("the body is given away".to_owned());
+                        return (retry::Outcome::Broken, Err(gone));
+                    }
+                },
+            };
+            match lease.send(request).await {
+                Ok(response) => {
+                    let outcome = retry::Outcome::Status(response.status());
+                    return (outcome, Ok((response, lease)));
+                }
+                Err(failed) => {
+                    let Unanswered { error, unsent: back } = *failed;
+                    match back {
+                        // It met an idle connection that was closed at this very moment; nobody has seen it.
+                        Some(request) if lease.is_reused => unsent = Some(request),
+                        Some(request) => {
+                            sending.body.take_back(request.into_body());
+                            return (retry::Outcome::Refused, Err(broke(&error)));
+                        }
+                        None => return (outcome_of(&error), Err(broke(&error))),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn outcome_of(error: &hyper::Error) -> retry::Outcome {
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(error) = inner.downcast_ref::<h2::Error>()
+            && error.reason() == Some(h2::Reason::REFUSED_STREAM)
+        {
+            return retry::Outcome::Refused;
+        }
+        source = inner.source();
+    }
+    retry::Outcome::Broken
+}
+
+fn broke(error: &hyper::Error) -> Refusal {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    Refusal::UpstreamBroke(text)
+}
+
+/// The request as it is written for one attempt; `None`: its body is given away.
+fn request(sending: &mut Sending<'_>) -> Option<Request<crate::body::Outgoing>> {
+    let body = sending.body.outgoing()?;
+    let mut head = sending.head.clone();
+    match sending.version {
+        Version::Http1 => hygiene::write_http1(&mut head, sending.upgrade.as_ref()),
+        Version::Http2 => hygiene::write_http2(&mut head),
+    }
+    Some(Request::from_parts(head, body))
+}

@@ -1,0 +1,255 @@
+//! HTTP connections to endpoints, kept for the next request.
+//!
+//! HTTP/1.1 connections carry one request at a time: idle ones are kept, the last used first. HTTP/2 connections are
+//! shared; the first request dials, the others wait for that dial. The map is locked for look-ups only.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ambit_runtime::task;
+use bytes::Bytes;
+use hashbrown::HashMap;
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::OnceCell;
+
+use super::dial::{Dial, Hop, Onward};
+use crate::{
+    body::Outgoing,
+    io::{Io, TunnelIo},
+    refusal::Refusal,
+};
+
+/// How many idle HTTP/1.1 connections are kept for an endpoint: about what comes at the same moment; a burst beyond
+/// dials, which is cheap within a tunnel.
+const IDLE: usize = 64;
+/// How long an idle connection is kept. Many servers close theirs after a minute, some after seconds; who closes last
+/// loses no request.
+const IDLE_FOR: Duration = Duration::from_secs(50);
+/// How many requests share an HTTP/2 connection before another is made.
+const SHARED: usize = 100;
+/// What an endpoint's response may have in its head.
+const HEAD: usize = 64 * 1024;
+/// HTTP/2 windows towards endpoints: a stream's, and four times that for the connection (protocols 12, line 9).
+const WINDOW: u32 = 1024 * 1024;
+
+/// How an endpoint is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Version {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, with prior knowledge.
+    Http2,
+}
+
+/// The connections of one worker.
+#[derive(Clone, Debug, Default)]
+pub struct Pool(Arc<Mutex<HashMap<(Hop, Version), Slot>>>);
+
+#[derive(Debug, Default)]
+struct Slot {
+    idle: Vec<(http1::SendRequest<Outgoing>, Instant)>,
+    shared: Vec<Arc<Shared>>,
+}
+
+/// One HTTP/2 connection, made or about to be.
+#[derive(Debug, Default)]
+struct Shared {
+    connection: OnceCell<http2::SendRequest<Outgoing>>,
+    active: AtomicUsize,
+}
+
+impl Shared {
+    fn is_closed(&self) -> bool {
+        self.connection.get().is_some_and(http2::SendRequest::is_closed)
+    }
+}
+
+/// A connection that one request may use. Dropped without being given back, an HTTP/1.1 connection is closed.
+#[derive(Debug)]
+pub struct Lease {
+    kind: Kind,
+    /// Whether it had been used before: then the endpoint may have closed it at this very moment.
+    pub is_reused: bool,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Http1 { pool: Pool, key: Hop, sender: http1::SendRequest<Outgoing> },
+    Http2 { sender: http2::SendRequest<Outgoing>, _counted: Counted },
+}
+
+/// One request's place on a shared connection.
+#[derive(Debug)]
+struct Counted(Arc<Shared>);
+
+impl Counted {
+    fn on(shared: Arc<Shared>) -> Self {
+        shared.active.fetch_add(1, Ordering::Relaxed);
+        Self(shared)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request that was not answered.
+#[derive(Debug)]
+pub struct Unanswered {
+    /// Why.
+    pub error: hyper::Error,
+    /// The request, if not a byte of it was sent.
+    pub unsent: Option<Request<Outgoing>>,
+}
+
+impl Lease {
+    /// Sends a request.
+    pub async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Incoming>, Box<Unanswered>> {
+        let sent = match &mut self.kind {
+            Kind::Http1 { sender, .. } => sender.try_send_request(request).await,
+            Kind::Http2 { sender, .. } => sender.try_send_request(request).await,
+        };
+        sent.map_err(|mut error| {
+            let unsent = error.take_message();
+            Box::new(Unanswered { error: error.into_error(), unsent })
+        })
+    }
+
+    /// The response is complete: another request may use the connection.
+    pub fn give_back(self) {
+        match self.kind {
+            Kind::Http1 { pool, key, sender } => pool.keep(key, sender),
+            Kind::Http2 { .. } => {}
+        }
+    }
+}
+
+impl Pool {
+    /// A connection to `hop` for one request: one that is idle or has room, else a new one.
+    pub async fn lease(&self, dial: &Dial, hop: &Hop, version: Version) -> Result<Lease, Refusal> {
+        match version {
+            Version::Http1 => {
+                let idle = self.idle(hop);
+                let is_reused = idle.is_some();
+                let sender = match idle {
+                    Some(sender) => sender,
+                    None => connect_http1(dial, hop).await?,
+                };
+                Ok(Lease { kind: Kind::Http1 { pool: self.clone(), key: hop.clone(), sender }, is_reused })
+            }
+            Version::Http2 => {
+                let shared = self.shared(hop);
+                let is_reused = shared.connection.initialized();
+                let counted = Counted::on(shared.clone());
+                let sender = shared.connection.get_or_try_init(|| connect_http2(dial, hop)).await?.clone();
+                Ok(Lease { kind: Kind::Http2 { sender, _counted: counted }, is_reused })
+            }
+        }
+    }
+
+    /// Lets go of what nobody has used for long.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.hold().retain(|_, slot| {
+            slot.idle.retain(|(sender, since)| !sender.is_closed() && now.duration_since(*since) < IDLE_FOR);
+            // A shared connection without requests is closed by the tunnel's or the endpoint's own patience.
+            slot.shared.retain(|shared| !shared.is_closed());
+            !slot.idle.is_empty() || !slot.shared.is_empty()
+        });
+    }
+
+    fn idle(&self, hop: &Hop) -> Option<http1::SendRequest<Outgoing>> {
+        let now = Instant::now();
+        let mut all = self.hold();
+        let slot = all.get_mut(&(hop.clone(), Version::Http1))?;
+        slot.idle.retain(|(sender, since)| !sender.is_closed() && now.duration_since(*since) < IDLE_FOR);
+        // The end of the last response may not have reached the connection's own task yet.
+        let ready = slot.idle.iter().rposition(|(sender, _)| sender.is_ready())?;
+        Some(slot.idle.remove(ready).0)
+    }
+
+    fn keep(&self, hop: Hop, sender: http1::SendRequest<Outgoing>) {
+        if sender.is_closed() {
+            return;
+        }
+        let mut all = self.hold();
+        let slot = all.entry((hop, Version::Http1)).or_default();
+        if slot.idle.len() < IDLE {
+            slot.idle.push((sender, Instant::now()));
+        }
+    }
+
+    /// The least loaded shared connection, or room for another.
+    fn shared(&self, hop: &Hop) -> Arc<Shared> {
+        let mut all = self.hold();
+        let slot = all.entry((hop.clone(), Version::Http2)).or_default();
+        slot.shared.retain(|shared| !shared.is_closed());
+        let quietest = slot.shared.iter().min_by_key(|shared| shared.active.load(Ordering::Relaxed));
+        match quietest {
+            Some(shared) if shared.active.load(Ordering::Relaxed) < SHARED => shared.clone(),
+            Some(_) | None => {
+                let shared = Arc::new(Shared::default());
+                slot.shared.push(shared.clone());
+                shared
+            }
+        }
+    }
+
+    fn hold(&self) -> MutexGuard<'_, HashMap<(Hop, Version), Slot>> {
+        // Nothing that runs under the lock leaves it half-changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn connect_http1(dial: &Dial, hop: &Hop) -> Result<http1::SendRequest<Outgoing>, Refusal> {
+    let io = io(dial.connect(hop).await?);
+    let (sender, connection) =
+        http1::Builder::new().max_buf_size(HEAD).handshake(io).await.map_err(|error| failed(hop, &error))?;
+    task::spawn("upstream HTTP/1.1", async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "Upstream connection ended");
+        }
+    });
+    Ok(sender)
+}
+
+async fn connect_http2(dial: &Dial, hop: &Hop) -> Result<http2::SendRequest<Outgoing>, Refusal> {
+    let io = io(dial.connect(hop).await?);
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW * 4)
+        .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
+        .handshake(io)
+        .await
+        .map_err(|error| failed(hop, &error))?;
+    task::spawn("upstream HTTP/2", async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "Upstream connection ended");
+        }
+    });
+    Ok(sender)
+}
+
+fn io(onward: Onward) -> Io {
+    match onward {
+        Onward::Plain(tcp) => Io::Plain(TokioIo::new(tcp)),
+        Onward::Tunnel(stream) => Io::Tunnel(TunnelIo::new(stream, Bytes::new())),
+    }
+}
+
+fn failed(hop: &Hop, error: &hyper::Error) -> Refusal {
+    Refusal::Connect { to: hop.address(), reason: error.to_string() }
+}
