@@ -7,9 +7,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use ambit_api::directory::{
-    Directory, Document, Loaded, MADE_FOLDER, ObjectKey, STATUS_FOLDER, read_text,
-};
+use ambit_api::directory::{Directory, Document, Loaded, MADE_FOLDER, ObjectKey, STATUS_FOLDER, read_text};
 use ambit_lab::kubelet;
 use ambit_lab::manifest::EXPANDED_FROM;
 use anyhow::{Context as _, anyhow, bail};
