@@ -197,6 +197,42 @@ fn a_gateway_is_a_waypoint_as_long_as_it_is_there() {
 }
 
 #[test]
+fn the_waypoint_itself_is_certified_and_calls_go_through_it() {
+    if !root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings("meshreal", dir.path());
+    let yaml = settings.directory.clone();
+    let mesh = MeshLab::up(settings, |_| ControlFlow::Continue(())).unwrap();
+    fs::write(yaml.join("gate.yaml"), GATE).unwrap();
+    until("the address of the Gateway", || {
+        object(&mesh, "Gateway", "gate")?["status"]["addresses"][0].as_object().cloned()
+    });
+    let many = ["http://web/", "--count", "50", "--new-connection"];
+    assert_eq!(call(&mesh, &many)["failures"], 0);
+
+    // While calls go on, the service moves to the waypoint and back.
+    let client = mesh.lab().pod("shop", "client").unwrap();
+    let load = ["call", "http://web/", "--duration", "6", "--new-connection", "-q"];
+    let load = client.spawn("load", &Program::new(&mesh.settings().binaries.app).args(load)).unwrap();
+    let web = "kind: Service\nmetadata:\n  name: web\n";
+    let bound = SHOP.replace(web, &format!("{web}  labels: {{istio.io/use-waypoint: gate}}\n"));
+    assert_ne!(bound, SHOP);
+    fs::write(yaml.join("shop.yaml"), &bound).unwrap();
+    let waypoint = mesh.lab().pod("shop", "gate-1").unwrap();
+    let log = waypoint.log("istio-proxy");
+    until("a request in the waypoint's log", || {
+        fs::read_to_string(&log).unwrap().contains("web.shop").then_some(())
+    });
+    fs::write(yaml.join("shop.yaml"), SHOP).unwrap();
+    load.wait(LIMIT).unwrap();
+    let said = load.said();
+    let summary: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(summary["summary"]["failures"], 0, "{said}\n{}", fs::read_to_string(&log).unwrap());
+}
+
+#[test]
 fn whoever_watches_can_end_it() {
     if !root() {
         return;
