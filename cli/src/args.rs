@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 
 use crate::cmd::{
     analyze, bug_report, ca, check, completion, install, namespace, playground, status, tunnel_config,
-    version,
+    version, waypoint,
 };
 
 const EXIT: &str = "Exit status:
@@ -54,6 +54,9 @@ pub(crate) enum Command {
     /// Takes namespaces into the mesh and out of it, and says what that means.
     #[command(alias = "ns")]
     Namespace(namespace::Args),
+    /// Gives namespaces and services a waypoint, shows waypoints and who goes through them, takes them away.
+    #[command(alias = "wp")]
+    Waypoint(waypoint::Args),
     /// What the mesh needs and how it is: named checks, each with a verdict, a reason and a remedy.
     Check(check::Args),
     /// What is wrong with objects, in files before they are applied or in a cluster.

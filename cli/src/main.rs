@@ -28,6 +28,7 @@ async fn main() -> ExitCode {
         Command::Status(args) => cmd::status::run(&args, &mut out).await,
         Command::TunnelConfig(args) => cmd::tunnel_config::run(&args, &mut out).await,
         Command::Namespace(args) => cmd::namespace::run(&args, &mut out).await,
+        Command::Waypoint(args) => cmd::waypoint::run(args, &mut out).await,
         Command::Check(args) => cmd::check::run(&args, &mut out).await,
         Command::Analyze(args) => cmd::analyze::run(&args, &mut out).await,
         Command::Ca(args) => cmd::ca::run(&args, &mut out).await,

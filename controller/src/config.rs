@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use ambit_api::directory::read_value;
 use ambit_model::{
     identity::Identity,
     name::{Namespace, ServiceAccount},
@@ -19,10 +20,12 @@ use ambit_runtime::{
     telemetry::{Filter, Format},
 };
 use clap::{Args, Parser};
+use serde_json::{Value, json};
 
 use crate::{
     ca::{cert_manager::Issuer, serving::service_names},
     cluster::{EntryVisibility, L7Deny, Settings},
+    gateways::manifest::Form,
     leader::identity,
 };
 
@@ -68,6 +71,10 @@ pub struct Config {
     #[command(flatten)]
     pub authority: Authority,
 
+    /// The waypoints that Gateways ask for.
+    #[command(flatten)]
+    pub waypoints: Waypoints,
+
     /// Which of several controllers this is.
     #[command(flatten)]
     pub replica: Replica,
@@ -95,6 +102,73 @@ impl Config {
         let mut once = std::collections::HashSet::new();
         names.retain(|name| once.insert(name.clone()));
         names
+    }
+
+    /// What all waypoints have in common, if Gateways are served here.
+    pub fn form(&self) -> Option<Form> {
+        let (mesh, waypoints) = (&self.mesh, &self.waypoints);
+        let revision = self.replica.revision();
+        let service = || {
+            let suffix = revision.map(|revision| format!("-{revision}")).unwrap_or_default();
+            format!("https://istiod{suffix}.{}.svc:15012", mesh.system_namespace)
+        };
+        Some(Form {
+            image: waypoints.image.clone().filter(|image| !image.is_empty())?,
+            control_plane: waypoints.control_plane.clone().unwrap_or_else(service),
+            cluster: mesh.cluster_id.clone(),
+            domain: mesh.cluster_domain.clone(),
+            trust_domain: mesh.trust_domain.clone(),
+            revision: revision.unwrap_or("default").to_owned(),
+            log: waypoints.log.clone(),
+            log_format: waypoints.log_format.clone(),
+            deployment: waypoints.deployment.clone().map(|piece| piece.0).unwrap_or_else(|| json!({})),
+        })
+    }
+}
+
+/// The waypoints that Gateways ask for.
+#[derive(Debug, Clone, Args)]
+pub struct Waypoints {
+    /// The image of waypoints. Unset: none are made, and Gateways are left to others.
+    #[arg(long = "waypoint-image", env = "WAYPOINT_IMAGE", value_name = "IMAGE")]
+    pub image: Option<String>,
+
+    /// Where waypoints find this controller. Unset: its Service in the system namespace.
+    #[arg(long = "waypoint-control-plane", env = "WAYPOINT_CONTROL_PLANE", value_name = "URL")]
+    pub control_plane: Option<String>,
+
+    /// A piece of a Deployment, YAML or JSON, that is laid over that of every waypoint: `{spec: {replicas: 1}}`. What a
+    /// Gateway's parametersRef says is laid over that.
+    #[arg(long = "waypoint-deployment", env = "WAYPOINT_DEPLOYMENT", value_name = "YAML")]
+    pub deployment: Option<Piece>,
+
+    /// What waypoints log: a level, or `scope=level` pairs, separated by commas.
+    #[arg(id = "waypoint_log", long = "waypoint-log", env = "WAYPOINT_LOG", default_value = "info")]
+    pub log: String,
+
+    /// How they log: `text` or `json`.
+    #[arg(
+        id = "waypoint_log_format",
+        long = "waypoint-log-format",
+        env = "WAYPOINT_LOG_FORMAT",
+        default_value = "text"
+    )]
+    pub log_format: String,
+}
+
+/// A piece of an object.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Piece(pub Value);
+
+impl FromStr for Piece {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match read_value(text)? {
+            Value::Null => Ok(Self(json!({}))),
+            value @ Value::Object(_) => Ok(Self(value)),
+            _ => Err("it is no piece of an object; write fields and values".to_owned()),
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! | what is it now? | [`translate`] | pure: cluster and output → workload, service or policy |
 //! | send what differs | [`publish`] | encoded, versioned, compared |
 //! | tell users | [`status`] | conditions on their objects; by the one that leads ([`leader`]) |
+//! | make waypoints | [`gateways`] | what Gateways ask for; by the one that leads |
 //!
 //! What cannot be understood or enforced is kept out before all that, by a webhook with the same parsers ([`admit`]).
 //! What is no part of a controller, and only lives in its program, is [`probe`].
@@ -26,6 +27,7 @@ pub mod callers;
 pub mod cluster;
 pub mod config;
 pub mod engine;
+pub mod gateways;
 pub mod impact;
 pub mod leader;
 pub mod metrics;

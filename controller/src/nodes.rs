@@ -1,8 +1,10 @@
-//! Who calls, in a mesh without Kubernetes: each node has a token, in a file of the node's name.
+//! Who calls, in a mesh without Kubernetes: each node has a token, in a file of the node's name; and each account that
+//! calls for itself has one, in a file `NAMESPACE.ACCOUNT` of the folder `accounts` beside them.
 //!
-//! Whoever shows the token of a node is the tunnel of that node. The directory is looked at again every second while
-//! callers come, and at once for a token that is not known, so a new node need not wait. A file that cannot be a
-//! token is reported and lets nobody in; a token of two nodes lets neither in.
+//! Whoever shows the token of a node is the tunnel of that node; whoever shows that of an account is that account, on no
+//! node, so it speaks for nobody else. The directory is looked at again every second while callers come, and at once for
+//! a token that is not known, so a new node need not wait. A file that cannot be a token is reported and lets nobody in;
+//! a token of two lets neither in.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambit_model::{identity::Identity, name::Node};
+use ambit_model::{
+    identity::Identity,
+    name::{Namespace, Node, ServiceAccount},
+};
 use boring::{memcmp, sha::Sha256};
 use tracing::{info, warn};
 
@@ -27,10 +32,12 @@ const LOOK_FOR_STRANGERS: Duration = Duration::from_millis(100);
 const SHORTEST_TOKEN: usize = 16;
 /// A longer one is refused by gRPC: header lines are shorter.
 const LONGEST_TOKEN: u64 = 8 * 1024;
-/// The nodes of the largest clusters.
-const MOST_NODES: usize = 20_000;
+/// The nodes of the largest clusters, and as many accounts.
+const MOST_TOKENS: usize = 20_000;
+/// The folder of the accounts' tokens.
+const ACCOUNTS: &str = "accounts";
 
-/// The nodes that have a token.
+/// The nodes and accounts that have a token.
 pub struct Nodes {
     path: PathBuf,
     tunnel: Identity,
@@ -69,16 +76,22 @@ impl Nodes {
             self.refresh(&mut known, LOOK_FOR_STRANGERS);
             found = known.find(&digest);
         }
-        let node = found.ok_or(NotANode)?;
-        Ok(Caller { identity: self.tunnel.clone(), node: Some(node) })
+        Ok(match found.ok_or(NotANode)? {
+            Holder::Node(node) => Caller { identity: self.tunnel.clone(), node: Some(node) },
+            Holder::Account { namespace, name } => {
+                let trust_domain = self.tunnel.trust_domain.clone();
+                Caller { identity: Identity::new(trust_domain, namespace, name), node: None }
+            }
+        })
     }
 
     /// How many nodes may connect.
     pub fn len(&self) -> usize {
-        self.locked().tokens.len()
+        let is_node = |(holder, _): &&(Holder, Digest)| matches!(holder, Holder::Node(_));
+        self.locked().tokens.iter().filter(is_node).count()
     }
 
-    /// Whether nobody may connect.
+    /// Whether no node may connect.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -108,10 +121,10 @@ impl fmt::Debug for Nodes {
     }
 }
 
-/// A token that is not that of a node.
+/// A token that is not that of a node or account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the token is not that of a node; compare the file of AUTH_TOKEN with that of the node in the controller's --tokens directory"
+    "the token is not that of a node or account; compare the file of AUTH_TOKEN with that in the controller's --tokens directory"
 )]
 pub struct NotANode;
 
@@ -134,12 +147,34 @@ pub enum NodesError {
 /// What the directory last said.
 struct Known {
     files: BTreeMap<String, Stamp>,
-    tokens: Vec<(Node, Digest)>,
+    tokens: Vec<(Holder, Digest)>,
     complaints: BTreeSet<String>,
     looked: Instant,
 }
 
 type Digest = [u8; 32];
+
+/// Whose a token is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Holder {
+    Node(Node),
+    Account { namespace: Namespace, name: ServiceAccount },
+}
+
+impl Holder {
+    /// By the file, relative to the directory. A namespace has no dot in it.
+    fn of(file: &str) -> Result<Self, &'static str> {
+        let Some(account) = file.strip_prefix(ACCOUNTS).and_then(|rest| rest.strip_prefix('/')) else {
+            return Ok(Self::Node(file.into()));
+        };
+        match account.split_once('.') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+                Ok(Self::Account { namespace: namespace.into(), name: name.into() })
+            }
+            Some(_) | None => Err("names no account; call it NAMESPACE.ACCOUNT"),
+        }
+    }
+}
 
 /// What tells one state of a file from another.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -152,12 +187,12 @@ struct Stamp {
 }
 
 impl Known {
-    /// The node of a token. Every token is compared, each in constant time.
-    fn find(&self, digest: &Digest) -> Option<Node> {
+    /// Whose a token is. Every token is compared, each in constant time.
+    fn find(&self, digest: &Digest) -> Option<Holder> {
         let mut found = None;
-        for (node, token) in &self.tokens {
+        for (holder, token) in &self.tokens {
             if memcmp::eq(token, digest) {
-                found = Some(node);
+                found = Some(holder);
             }
         }
         found.cloned()
@@ -170,11 +205,11 @@ impl Known {
         if files == self.files {
             return Ok(());
         }
-        let mut nodes_of: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
+        let mut holders: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
         for (name, stamp) in &files {
             match read(&path.join(name), stamp) {
                 Ok(token) => {
-                    nodes_of.entry(digest(salt, token.trim().as_bytes())).or_default().push(name.clone())
+                    holders.entry(digest(salt, token.trim().as_bytes())).or_default().push(name.clone())
                 }
                 Err(problem) => {
                     complaints.insert(format!("{}: {problem}", path.join(name).display()));
@@ -188,20 +223,23 @@ impl Known {
             }
         }
         self.tokens.clear();
-        for (digest, nodes) in nodes_of {
-            match nodes.as_slice() {
-                [node] => self.tokens.push((node.as_str().into(), digest)),
+        for (digest, files) in holders {
+            match files.as_slice() {
+                [file] => match Holder::of(file) {
+                    Ok(holder) => self.tokens.push((holder, digest)),
+                    Err(problem) => {
+                        complaints.insert(format!("{}: {problem}", path.join(file).display()));
+                    }
+                },
                 several => {
-                    complaints.insert(format!(
-                        "{} have the same token; make one for each node",
-                        several.join(" and ")
-                    ));
+                    complaints
+                        .insert(format!("{} have the same token; make one for each", several.join(" and ")));
                 }
             }
         }
         self.files = files;
         self.complain(complaints);
-        info!(tokens.path = %path.display(), nodes = self.tokens.len(), "Tokens of nodes read");
+        info!(tokens.path = %path.display(), tokens = self.tokens.len(), "Tokens of nodes and accounts read");
         Ok(())
     }
 
@@ -216,7 +254,22 @@ impl Known {
 /// The files that may be tokens, by name, and complaints about the others.
 fn list(path: &Path) -> io::Result<(BTreeMap<String, Stamp>, BTreeSet<String>)> {
     let (mut files, mut complaints) = (BTreeMap::new(), BTreeSet::new());
-    for entry in fs::read_dir(path)? {
+    list_folder(path, "", &mut files, &mut complaints)?;
+    match list_folder(&path.join(ACCOUNTS), "accounts/", &mut files, &mut complaints) {
+        // No account calls for itself.
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
+        listed => listed?,
+    }
+    Ok((files, complaints))
+}
+
+fn list_folder(
+    folder: &Path,
+    prefix: &str,
+    files: &mut BTreeMap<String, Stamp>,
+    complaints: &mut BTreeSet<String>,
+) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name();
         let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
@@ -226,11 +279,11 @@ fn list(path: &Path) -> io::Result<(BTreeMap<String, Stamp>, BTreeSet<String>)> 
             continue;
         }
         if !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.')) {
-            complaints.insert(format!("{}: no node is called so; remove the file", entry.path().display()));
+            complaints.insert(format!("{}: nobody is called so; remove the file", entry.path().display()));
             continue;
         }
-        if files.len() >= MOST_NODES {
-            complaints.insert(format!("{}: more than {MOST_NODES} tokens are not read", path.display()));
+        if files.len() >= MOST_TOKENS {
+            complaints.insert(format!("{}: more than {MOST_TOKENS} tokens are not read", folder.display()));
             break;
         }
         let stamp = Stamp {
@@ -240,9 +293,9 @@ fn list(path: &Path) -> io::Result<(BTreeMap<String, Stamp>, BTreeSet<String>)> 
             changed: (found.ctime(), found.ctime_nsec()),
             mode: found.mode(),
         };
-        files.insert(name.to_owned(), stamp);
+        files.insert(format!("{prefix}{name}"), stamp);
     }
-    Ok((files, complaints))
+    Ok(())
 }
 
 fn read(path: &Path, stamp: &Stamp) -> Result<String, String> {
@@ -316,6 +369,21 @@ mod tests {
         for token in ["", "n1", "one-0123456789abcde", "one-0123456789abcdef0", "ONE-0123456789ABCDEF"] {
             assert_eq!(node(&nodes, token), Err(NotANode), "{token}");
         }
+    }
+
+    #[test]
+    fn a_token_of_an_account_is_that_account_and_on_no_node() {
+        let dir = dir(&[("n1", ONE)]);
+        fs::create_dir(dir.path().join("accounts")).unwrap();
+        put(dir.path(), "accounts/shop.gate.v2", TWO);
+        put(dir.path(), "accounts/gate", "gate-0123456789abcdef");
+        put(dir.path(), "accounts/shop.n1", ONE);
+        let nodes = open(&dir);
+        let caller = nodes.identify(TWO).unwrap();
+        assert_eq!(caller.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/gate.v2");
+        assert_eq!(caller.node, None);
+        assert_eq!(nodes.identify("gate-0123456789abcdef"), Err(NotANode), "in no namespace");
+        assert_eq!(nodes.identify(ONE), Err(NotANode), "a node's and an account's");
     }
 
     #[test]

@@ -71,6 +71,12 @@ const EVERYTHING: &[&[&str]] = &[
         "controller.affinity.nodeAffinity.x=y,controller.serviceAnnotations.a=b",
     ],
     &["controller.validation.enabled=false,controller.disruption.enabled=false,controller.tolerations=null"],
+    &["controller.waypoint.enabled=false"],
+    &[
+        "controller.waypoint.replicas=3,controller.waypoint.image=x/y:z,controller.waypoint.tolerations[0].key=a",
+        "controller.waypoint.priorityClassName=high,controller.waypoint.affinity.nodeAffinity.x=y",
+        "controller.waypoint.resources=null,global.imagePullSecrets[0].name=hub",
+    ],
     &["ztunnel.crl=true,ztunnel.onDemand=true,ztunnel.originalSource=false,ztunnel.workerThreads=3"],
     &["ztunnel.resources.limits.cpu=2,ztunnel.xdsAddress=https://x:1,ztunnel.maxSurge=20%"],
     &[
@@ -178,7 +184,7 @@ fn images_are_made_of_what_there_is() -> anyhow::Result<()> {
             }
         }
     }
-    for image in ["controller", "ztunnel", "cni"] {
+    for image in ["controller", "ztunnel", "cni", "waypoint"] {
         let text = std::fs::read_to_string(install().join(format!("docker/{image}.Dockerfile")))?;
         let after = |word: &str| -> Vec<String> {
             let words: Vec<_> = text.split_whitespace().collect();

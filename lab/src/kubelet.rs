@@ -16,12 +16,13 @@ use notify::{RecursiveMode, Watcher as _};
 use serde_json::json;
 
 use crate::dns::{Dns, DnsError};
-use crate::manifest::{self, Desired, DesiredPod, Origin};
+use crate::manifest::{self, Desired, DesiredPod, Host, Origin};
 use crate::network::{Lab, LabError, NewPod};
 use crate::pod::PodName;
 use crate::runner::{Runner, Wake};
 use crate::services;
 use crate::status::{self, State};
+use crate::token;
 
 /// The lab's overlays are in the directory under this writer's name.
 pub const WRITER: &str = "lab";
@@ -51,8 +52,8 @@ pub struct Kubelet {
 /// What the loop needs beside the lab and its directory.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The lab's application, for pods of the image `ambit/app`.
-    pub app: PathBuf,
+    /// What pods are made of: programs for images, files for mounts.
+    pub host: Host,
     /// Between SIGTERM and SIGKILL, for pods that do not say.
     pub grace: Duration,
     /// Further arguments for the name servers.
@@ -113,7 +114,7 @@ pub enum KubeletError {
 impl Settings {
     /// The usual settings, with that application.
     pub fn new(app: impl Into<PathBuf>) -> Self {
-        Self { app: app.into(), grace: Duration::from_secs(2), dns: Vec::new() }
+        Self { host: Host::new(app), grace: Duration::from_secs(2), dns: Vec::new() }
     }
 
     /// The usual settings, with the application that was built beside the running program.
@@ -293,10 +294,11 @@ impl Keeper {
         note(self.give_addresses(&loaded));
         let names: Vec<_> = self.lab.nodes().iter().map(|node| node.name().to_owned()).collect();
         let names: Vec<_> = names.iter().map(String::as_str).collect();
-        let desired = manifest::desired(&loaded.objects, &names, &self.settings.app);
+        let desired = manifest::desired(&loaded.objects, &names, &self.settings.host);
 
         self.stop_others(&desired);
         self.bury(Instant::now());
+        note(self.keep_tokens(&desired));
         note(self.start_missing(&desired));
         note(self.tend());
         // First the statuses, then new pods: whoever reads sees a pod complete, or not at all.
@@ -412,6 +414,25 @@ impl Keeper {
                 tracing::warn!(pod = %stopping.runner.pod.name(), error = %err, "Pod could not be removed");
             }
         }
+    }
+
+    /// Gives a token to every account that a pod calls as, and takes back those of others.
+    fn keep_tokens(&self, desired: &Desired) -> Result<(), String> {
+        let Some(trust) = &self.settings.host.trust else { return Ok(()) };
+        let running = self.running.values().map(|runner| &runner.desired);
+        let stopping = self.stopping.iter().map(|stopping| &stopping.runner.desired);
+        let pods = desired.pods.values().chain(running).chain(stopping);
+        let wanted: BTreeSet<_> = pods.filter_map(|pod| pod.token.clone()).collect();
+        for token in wanted.iter().filter(|token| !token.exists()) {
+            token::write(token)
+                .map_err(|err| format!("cannot write {}: {err}; run as root", token.display()))?;
+        }
+        // There is no such folder before the first token.
+        let there = fs::read_dir(&trust.accounts).into_iter().flatten().flatten().map(|file| file.path());
+        for left in there.filter(|path| !wanted.contains(path)) {
+            fs::remove_file(&left).map_err(|err| format!("cannot remove {}: {err}", left.display()))?;
+        }
+        Ok(())
     }
 
     /// Makes the pods that are missing, all at once; one whose predecessor has not gone yet waits for it.
@@ -537,8 +558,9 @@ impl Keeper {
                 tracing::warn!(file = %file.display(), error = %err, "File could not be taken back");
             }
         }
-        let services = loaded.objects.iter().filter(|document| document.kind == "Service").map(Document::key);
-        for service in services {
+        // Also of services that are no more.
+        let addresses = self.directory.written(WRITER).into_iter().filter(|key| key.kind == "Service");
+        for service in addresses {
             if let Err(err) = self.directory.unpatch(WRITER, &service) {
                 tracing::warn!(service = %service, error = %err, "Address could not be taken back");
             }

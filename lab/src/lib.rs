@@ -31,6 +31,7 @@ pub mod process;
 mod runner;
 pub mod services;
 pub mod status;
+mod token;
 
 pub use kubelet::Kubelet;
 pub use network::{Lab, LabError, NewPod, Topology};

@@ -2,13 +2,14 @@
 //! the documents, so that the answer to the same question is the same.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ambit_api::directory::{Document, Problem};
 use ambit_api::labels;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 
 use crate::address::hash;
@@ -20,6 +21,10 @@ pub const EXPANDED_FROM: &str = "ambit.io/expanded-from";
 const HOSTNAME: &str = "kubernetes.io/hostname";
 /// Images of these names are the lab's own application.
 const APP_IMAGES: [&str; 2] = ["ambit/app", "ambit-lab-app"];
+/// Those of these names are the waypoint.
+const WAYPOINT_IMAGES: [&str; 1] = ["ambit/waypoint"];
+/// The ConfigMap with the control plane's roots, and the file that pods expect in it.
+const ROOTS: (&str, &str) = ("istio-ca-root-cert", "root-cert.pem");
 /// More pods than this of one Deployment are a slip of the finger: the lab runs real processes on one machine.
 const MAX_REPLICAS: i32 = 250;
 
@@ -39,8 +44,10 @@ pub struct DesiredPod {
     pub node: String,
     /// What runs in it.
     pub containers: Vec<Process>,
-    /// The TCP port that must listen for the pod to be ready.
-    pub ready_port: Option<u16>,
+    /// When it is ready.
+    pub readiness: Readiness,
+    /// The file with the token of its account, if it shows one.
+    pub token: Option<PathBuf>,
     /// Whether and when a process that ended is started again.
     pub restart: Restart,
     /// Its service account.
@@ -55,6 +62,59 @@ pub struct DesiredPod {
     pub fingerprint: u64,
     /// Seconds between SIGTERM and SIGKILL, if the pod says so.
     pub grace_seconds: Option<u64>,
+}
+
+/// When a pod whose processes run is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// At once.
+    Runs,
+    /// When something listens on this TCP port.
+    Listens(u16),
+    /// When it answers so, as its probe asks. A pod of the mesh is not asked: its tunnel would see the question.
+    Answers {
+        /// The port.
+        port: u16,
+        /// The page.
+        path: String,
+    },
+}
+
+/// What the machine has for pods: programs for images, files for mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// The lab's application, for the image `ambit/app`.
+    pub app: PathBuf,
+    /// The waypoint, for the image `ambit/waypoint`.
+    pub waypoint: Option<PathBuf>,
+    /// By what pods are known, and know the control plane.
+    pub trust: Option<Trust>,
+}
+
+/// What pods that call the control plane are given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trust {
+    /// The folder of tokens, `NAMESPACE.ACCOUNT`.
+    pub accounts: PathBuf,
+    /// The control plane's roots.
+    pub root_cert: PathBuf,
+}
+
+impl Host {
+    /// One that has the application alone.
+    pub fn new(app: impl Into<PathBuf>) -> Self {
+        Self { app: app.into(), waypoint: None, trust: None }
+    }
+
+    fn program(&self, image: &str) -> Option<&Path> {
+        if is_of(image, &APP_IMAGES) {
+            Some(&self.app)
+        } else if is_of(image, &WAYPOINT_IMAGES) {
+            self.waypoint.as_deref()
+        } else {
+            None
+        }
+    }
 }
 
 /// Who wrote a pod's document.
@@ -108,10 +168,10 @@ pub struct NodeLabels {
     pub labels: BTreeMap<String, String>,
 }
 
-/// The pods that `objects` ask for, on `nodes`, with the lab's application at `app`.
-pub fn desired(objects: &[Document], nodes: &[&str], app: &Path) -> Desired {
+/// The pods that `objects` ask for, on `nodes`, of what `host` has.
+pub fn desired(objects: &[Document], nodes: &[&str], host: &Host) -> Desired {
     let nodes = node_labels(objects, nodes);
-    let mut planner = Planner { nodes: &nodes, app, desired: Desired::default() };
+    let mut planner = Planner { nodes: &nodes, host, desired: Desired::default() };
     let mut open = Vec::new();
     let replicas = planner.replicas(objects);
     // Who has a node keeps it; the others are spread over what is left.
@@ -212,7 +272,7 @@ impl Open<'_> {
 
 struct Planner<'a> {
     nodes: &'a [NodeLabels],
-    app: &'a Path,
+    host: &'a Host,
     desired: Desired,
 }
 
@@ -267,12 +327,15 @@ impl Planner<'_> {
         }
         let node = self.place(pod, &spec)?;
         spec.node_name = Some(node.clone());
+        let account = spec.service_account_name.clone().unwrap_or_else(|| "default".to_owned());
+        let mounts = Mounts::of(&spec, &pod.name.namespace, &account, self.host);
+        let labels = parsed.metadata.labels.unwrap_or_default();
         let containers = spec
             .containers
             .iter()
             .enumerate()
             .map(|(place, container)| {
-                process(container, self.app).map_err(|(field, what, remedy)| {
+                process(container, self.host, &mounts).map_err(|(field, what, remedy)| {
                     bad(&format!("spec.containers[{place}].{field}"), what, remedy)
                 })
             })
@@ -295,10 +358,11 @@ impl Planner<'_> {
         Ok(DesiredPod {
             node,
             containers,
-            ready_port: ready_port(&spec),
+            readiness: readiness(&spec, &labels),
+            token: mounts.token,
             restart,
-            service_account: spec.service_account_name.clone().unwrap_or_else(|| "default".to_owned()),
-            labels: parsed.metadata.labels.unwrap_or_default(),
+            service_account: account,
+            labels,
             document,
             origin: pod.origin,
             fingerprint: fingerprint(&spec),
@@ -358,15 +422,58 @@ fn replica(deployment: &Document, name: &PodName, template: &PodTemplateSpec) ->
     json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template.spec })
 }
 
-fn process(container: &Container, app: &Path) -> Result<Process, (&'static str, String, &'static str)> {
+/// The files that a pod's volumes stand for. The lab has no mounts: where a variable names a file in a mounted volume, it
+/// is given the file on this machine.
+struct Mounts {
+    /// The volume, the file in it, and where that is.
+    files: Vec<(String, String, PathBuf)>,
+    token: Option<PathBuf>,
+}
+
+impl Mounts {
+    fn of(spec: &PodSpec, namespace: &str, account: &str, host: &Host) -> Self {
+        let mut mounts = Self { files: Vec::new(), token: None };
+        let Some(trust) = &host.trust else { return mounts };
+        for volume in spec.volumes.iter().flatten() {
+            let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+            for source in sources {
+                if let Some(token) = &source.service_account_token {
+                    let file = trust.accounts.join(format!("{namespace}.{account}"));
+                    mounts.token = Some(file.clone());
+                    mounts.files.push((volume.name.clone(), token.path.clone(), file));
+                }
+                if source.config_map.as_ref().is_some_and(|map| map.name == ROOTS.0) {
+                    mounts.files.push((volume.name.clone(), ROOTS.1.to_owned(), trust.root_cert.clone()));
+                }
+            }
+        }
+        mounts
+    }
+
+    /// The file that `path` is in this container, if it is one of a volume.
+    fn file(&self, container: &Container, path: &str) -> Option<String> {
+        let mut mounted = container.volume_mounts.iter().flatten().flat_map(|mount| {
+            let of_volume = self.files.iter().filter(|(volume, _, _)| *volume == mount.name);
+            of_volume.map(|(_, file, here)| (Path::new(&mount.mount_path).join(file), here))
+        });
+        let (_, here) = mounted.find(|(there, _)| there == Path::new(path))?;
+        Some(here.to_string_lossy().into_owned())
+    }
+}
+
+fn process(
+    container: &Container,
+    host: &Host,
+    mounts: &Mounts,
+) -> Result<Process, (&'static str, String, &'static str)> {
     let command = container.command.clone().unwrap_or_default();
     let args = container.args.clone().unwrap_or_default();
     let image = container.image.as_deref().unwrap_or_default();
     let argv: Vec<_> = if !command.is_empty() {
         command.into_iter().chain(args).collect()
-    } else if is_app(image) {
-        let default = if args.is_empty() { vec!["serve".to_owned()] } else { args };
-        [app.to_string_lossy().into_owned()].into_iter().chain(default).collect()
+    } else if let Some(program) = host.program(image) {
+        let serve = (args.is_empty() && program == host.app).then(|| "serve".to_owned());
+        [program.to_string_lossy().into_owned()].into_iter().chain(serve).chain(args).collect()
     } else {
         let what = format!("{image:?} cannot be run: the lab has no images");
         return Err(("image", what, "use the image ambit/app, or say by `command` what to execute"));
@@ -375,7 +482,7 @@ fn process(container: &Container, app: &Path) -> Result<Process, (&'static str, 
     for var in container.env.clone().unwrap_or_default() {
         let field = || Some(var.value_from.as_ref()?.field_ref.as_ref()?.field_path.clone());
         let value = match (var.value, field()) {
-            (Some(text), _) => EnvValue::Text(text),
+            (Some(text), _) => EnvValue::Text(mounts.file(container, &text).unwrap_or(text)),
             (None, Some(field)) => EnvValue::Field(field),
             (None, None) if var.value_from.is_none() => EnvValue::Text(String::new()),
             (None, None) => {
@@ -388,15 +495,25 @@ fn process(container: &Container, app: &Path) -> Result<Process, (&'static str, 
     Ok(Process { name: container.name.clone(), argv, env, dir: container.working_dir.clone() })
 }
 
-fn is_app(image: &str) -> bool {
+fn is_of(image: &str, names: &[&str]) -> bool {
     let untagged = image.rsplit_once(':').map_or(image, |(name, _tag)| name);
-    APP_IMAGES.iter().any(|name| untagged == *name || untagged.ends_with(&format!("/{name}")))
+    names.iter().any(|name| untagged == *name || untagged.ends_with(&format!("/{name}")))
 }
 
-fn ready_port(spec: &PodSpec) -> Option<u16> {
+fn readiness(spec: &PodSpec, of_pod: &BTreeMap<String, String>) -> Readiness {
+    let mode = of_pod.get(labels::DATAPLANE_MODE).map(String::as_str);
+    let stays_out = mode == Some(labels::DATAPLANE_MODE_NONE);
+    let probe = spec.containers.first().and_then(|one| one.readiness_probe.as_ref()?.http_get.as_ref());
+    if let (true, Some(probe)) = (stays_out, probe)
+        && let IntOrString::Int(port) = probe.port
+        && let Ok(port) = u16::try_from(port)
+    {
+        return Readiness::Answers { port, path: probe.path.clone().unwrap_or_else(|| "/".to_owned()) };
+    }
     let ports = spec.containers.iter().flat_map(|container| container.ports.iter().flatten());
     let mut tcp = ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
-    u16::try_from(tcp.next()?.container_port).ok()
+    let first = tcp.next().and_then(|port| u16::try_from(port.container_port).ok());
+    first.map_or(Readiness::Runs, Readiness::Listens)
 }
 
 fn fingerprint(spec: &PodSpec) -> u64 {
@@ -420,7 +537,7 @@ pub(crate) mod tests {
     const NODES: [&str; 2] = ["node-a", "node-b"];
 
     fn plan(yaml: &str) -> Desired {
-        desired(&read(yaml), &NODES, Path::new("/bin/ambit-lab-app"))
+        desired(&read(yaml), &NODES, &Host::new("/bin/ambit-lab-app"))
     }
 
     fn placed(desired: &Desired) -> Vec<(String, &str)> {
@@ -469,7 +586,7 @@ spec:
                 ("ME".to_owned(), EnvValue::Field("status.podIP".to_owned()))
             ]
         );
-        assert_eq!((pod.ready_port, pod.service_account.as_str()), (Some(8080), "web"));
+        assert_eq!((&pod.readiness, pod.service_account.as_str()), (&Readiness::Listens(8080), "web"));
     }
 
     /// What the directory holds after the first answer was written down.
@@ -533,6 +650,50 @@ spec:
                 ("spec.nodeSelector", "select labels of node-a, node-b")
             ]
         );
+    }
+
+    const GATE: &str = "
+kind: Pod
+apiVersion: v1
+metadata: {name: gate, namespace: shop, labels: {istio.io/dataplane-mode: none}}
+spec:
+  serviceAccountName: gate
+  containers:
+  - name: istio-proxy
+    image: ambit/waypoint
+    env:
+    - {name: AUTH_TOKEN, value: /var/run/tokens/istio-token}
+    - {name: CA_ROOT_CA, value: /var/run/istio/root-cert.pem}
+    - {name: OTHER, value: /var/run/istio/other.pem}
+    readinessProbe: {httpGet: {path: /ready, port: 15021}}
+    volumeMounts: [{name: token, mountPath: /var/run/tokens}, {name: root, mountPath: /var/run/istio}]
+  volumes:
+  - {name: token, projected: {sources: [{serviceAccountToken: {path: istio-token}}]}}
+  - {name: root, projected: {sources: [{configMap: {name: istio-ca-root-cert}}]}}
+";
+
+    #[test]
+    fn a_waypoint_is_given_its_program_its_token_and_the_roots() {
+        let host = Host {
+            waypoint: Some("/bin/waypoint".into()),
+            trust: Some(Trust { accounts: "/state/accounts".into(), root_cert: "/state/root.pem".into() }),
+            ..Host::new("/bin/app")
+        };
+        let desired = desired(&read(GATE), &NODES, &host);
+        assert_eq!(desired.problems, []);
+        let pod = &desired.pods[&PodName::new("shop", "gate")];
+        assert_eq!(pod.containers[0].argv, ["/bin/waypoint"]);
+        let env: Vec<_> = pod.containers[0].env.iter().map(|(_, value)| value.clone()).collect();
+        let text = |text: &str| EnvValue::Text(text.to_owned());
+        assert_eq!(
+            env,
+            [text("/state/accounts/shop.gate"), text("/state/root.pem"), text("/var/run/istio/other.pem")]
+        );
+        assert_eq!(pod.token.as_deref(), Some(Path::new("/state/accounts/shop.gate")));
+        assert_eq!(pod.readiness, Readiness::Answers { port: 15021, path: "/ready".to_owned() });
+        // Pods of the mesh are looked at, not asked.
+        let of_mesh = super::desired(&read(&GATE.replace("none}", "ambient}")), &NODES, &host);
+        assert_eq!(of_mesh.pods[&PodName::new("shop", "gate")].readiness, Readiness::Runs);
     }
 
     #[test]

@@ -15,7 +15,7 @@
 //! ```
 
 mod daemon;
-mod page;
+pub(crate) mod page;
 mod programs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,19 +23,20 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ambit_api::directory::STATUS_FOLDER;
+use ambit_api::directory::{MADE_FOLDER, STATUS_FOLDER};
 
 pub use self::daemon::{Daemon, Kind};
 pub use self::page::{Admin, Page, PageError};
 pub use self::programs::{Binaries, Slot};
 use crate::kubelet::{self, Kubelet, KubeletError};
+use crate::manifest::Trust;
 use crate::network::{Lab, LabError, Topology};
 use crate::node::Node;
 use crate::process::ProcessError;
+use crate::token;
 
 /// A small shop: `client`, `web` three times on two nodes, `cart`, in the mesh; and a guest who is not.
 pub const SHOP: &str = include_str!("mesh/shop.yaml");
@@ -206,6 +207,18 @@ impl Settings {
         self.state.join("tokens").join(node)
     }
 
+    fn accounts(&self) -> PathBuf {
+        self.state.join("tokens").join("accounts")
+    }
+
+    fn kubelet(&self) -> kubelet::Settings {
+        let mut kubelet = kubelet::Settings::new(&self.binaries.app);
+        kubelet.host.waypoint = Some(self.binaries.waypoint.clone());
+        kubelet.host.trust = Some(Trust { accounts: self.accounts(), root_cert: self.root_cert() });
+        kubelet.dns.clone_from(&self.dns);
+        kubelet
+    }
+
     fn root_cert(&self) -> PathBuf {
         self.state.join("root-cert.pem")
     }
@@ -241,9 +254,8 @@ impl MeshLab {
         };
 
         begin(Stage::Pods)?;
-        let mut app = kubelet::Settings::new(&mesh.settings.binaries.app);
-        app.dns.clone_from(&mesh.settings.dns);
-        let kubelet = Kubelet::start(&mesh.lab, &mesh.settings.directory, app)?;
+        let kubelet = mesh.settings.kubelet();
+        let kubelet = Kubelet::start(&mesh.lab, &mesh.settings.directory, kubelet)?;
         kubelet.settle(READY_LIMIT)?;
         mesh.kubelet = Some(kubelet);
 
@@ -368,7 +380,9 @@ impl Drop for MeshLab {
         // Before the kubelet takes back what it wrote: nobody is to write about pods that go.
         self.tunnels.clear();
         self.agents.clear();
-        self.settings.forget_annotations();
+        // It may have ended by itself.
+        let _ = self.controller.kill();
+        self.settings.forget_written();
         self.kubelet = None;
     }
 }
@@ -380,31 +394,28 @@ impl Settings {
             let made = fs::create_dir_all(&path).and_then(|()| path.canonicalize());
             *path = made.map_err(|source| MeshError::File { path: path.clone(), source })?;
         }
-        self.forget_annotations();
+        self.forget_written();
         Ok(())
     }
 
-    /// What agents said of pods that are no more.
-    fn forget_annotations(&self) {
+    /// What agents said of pods that are no more, what the controller made of Gateways and said of them, and the tokens of
+    /// accounts.
+    fn forget_written(&self) {
         let status = self.directory.join(STATUS_FOLDER);
-        for node in &self.topology.nodes {
-            // There is none if no pod was ever enrolled.
-            let _ = fs::remove_dir_all(status.join(format!("agent-{node}")));
+        let made = self.directory.join(MADE_FOLDER);
+        let agents = self.topology.nodes.iter().map(|node| status.join(format!("agent-{node}")));
+        for folder in agents.chain([status.join("controller"), made.join("controller"), self.accounts()]) {
+            // There is none if no pod was ever enrolled, or no Gateway seen.
+            let _ = fs::remove_dir_all(folder);
         }
+        // Only if nothing of others is in it.
+        let _ = fs::remove_dir(made);
     }
 
     fn give_tokens(&self, nodes: &[Node]) -> Result<(), MeshError> {
         for node in nodes {
             let path = self.token(node.name());
-            let write = |path: &Path| {
-                fs::create_dir_all(path.parent().unwrap_or(path))?;
-                // The kernel's own generator: nobody guesses it, and nobody else reads it.
-                let token = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-                fs::write(path, "")?;
-                fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-                fs::write(path, token.trim())
-            };
-            write(&path).map_err(|source| MeshError::File { path, source })?;
+            token::write(&path).map_err(|source| MeshError::File { path, source })?;
             let socket = self.socket(node.name());
             // `sun_path` has 108 bytes, the last of which is zero.
             if socket.as_os_str().len() > 107 {
@@ -431,6 +442,8 @@ fn no_node(lab: &Lab, node: &str) -> MeshError {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -438,7 +451,7 @@ mod tests {
         let shop = ambit_api::directory::read_text(Path::new("shop.yaml"), SHOP);
         assert_eq!(shop.problems, []);
         let nodes = ["node-a", "node-b"];
-        let desired = crate::manifest::desired(&shop.objects, &nodes, Path::new("/app"));
+        let desired = crate::manifest::desired(&shop.objects, &nodes, &crate::manifest::Host::new("/app"));
         assert_eq!(desired.problems, []);
         let web: Vec<_> = desired
             .pods

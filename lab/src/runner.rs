@@ -1,13 +1,15 @@
 //! One pod that runs: its processes, started again when they end, and stopped together.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::manifest::{self, DesiredPod, EnvValue, Restart};
+use crate::manifest::{self, DesiredPod, EnvValue, Readiness, Restart};
+use crate::mesh::page;
 use crate::pod::Pod;
 use crate::process::{Process, ProcessError, Program};
 use crate::status::{self, Phase, State};
@@ -17,6 +19,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A process that lived so long is not in a crash loop.
 const HEALTHY_AFTER: Duration = Duration::from_secs(30);
+
+/// The loop waits for nobody longer than this.
+const PROBE_LIMIT: Duration = Duration::from_millis(500);
 
 /// Called when a process of the pod ends.
 pub(crate) type Wake = Arc<dyn Fn() + Send + Sync>;
@@ -98,7 +103,7 @@ impl Runner {
     /// How it is.
     pub(crate) fn state(&self) -> State {
         let alive = self.containers.iter().all(|one| matches!(one.state, Life::Alive { .. }));
-        let ready = alive && self.desired.ready_port.is_none_or(|port| self.listens(port));
+        let ready = alive && self.is_ready();
         let over = self.containers.iter().all(|one| matches!(one.state, Life::Over { .. }));
         let well = self.containers.iter().all(|one| matches!(one.state, Life::Over { well: true }));
         let phase = match (over && !self.containers.is_empty(), well) {
@@ -107,6 +112,17 @@ impl Runner {
             (true, false) => Phase::Failed,
         };
         State { phase, ready, restarts: self.containers.iter().map(|one| one.starts.saturating_sub(1)).sum() }
+    }
+
+    fn is_ready(&self) -> bool {
+        match &self.desired.readiness {
+            Readiness::Runs => true,
+            Readiness::Listens(port) => self.listens(*port),
+            Readiness::Answers { port, path } => {
+                let own = self.pod.ips().first().map(|ip| SocketAddr::new(*ip, *port));
+                own.is_some_and(|own| page::is_well(self.pod.netns(), own, path, PROBE_LIMIT))
+            }
+        }
     }
 
     fn listens(&self, port: u16) -> bool {

@@ -61,6 +61,7 @@ use crate::{
     callers::Callers,
     config::Config,
     engine::{self, Engine, View},
+    gateways,
     metrics::{Doors, Figures, Measured},
     nodes::NodesError,
     reviewer::Unreviewed,
@@ -153,6 +154,8 @@ impl Controller {
             nodes: site.nodes(),
             changes,
         });
+        let kept_gateways = gateways::Counts::default();
+        registry.collect(kept_gateways.clone());
         let (kept, told) = (signing.kept.clone(), signing.told.clone());
         registry.collect(figures::Figures { in_force: in_force.clone(), desk: desk.clone(), kept, told });
         let duties = Duties::open(config, &mut registry).await?;
@@ -186,6 +189,16 @@ impl Controller {
         }
         parts.start("engine", |stop| engine.run(received, stop));
         let (leads, leader) = watch::channel(false);
+        if let Some(form) = config.form() {
+            let inputs = gateways::Inputs {
+                view: cluster.clone(),
+                synced: synced.clone(),
+                changed: changed.clone(),
+                leader: leader.clone(),
+            };
+            let hand = site.hand()?;
+            parts.start("gateways", |stop| gateways::run(hand, form, inputs, kept_gateways, stop));
+        }
         match site.client() {
             // It is alone.
             None => drop(leads.send_replace(true)),

@@ -13,6 +13,7 @@ use crate::{
     callers::Callers,
     config::{Config, Source},
     engine::View,
+    gateways::Hand,
     nodes::Nodes,
     reviewer::Reviewer,
     source::{Event, directory, kubernetes},
@@ -97,6 +98,15 @@ impl Site {
         if let (Self::Kubernetes { watches, .. }, Callers::Kubernetes(reviewer)) = (self, callers) {
             registry.collect(watches.clone());
             registry.collect(reviewer.clone());
+        }
+    }
+
+    /// Who writes waypoints here.
+    pub(super) fn hand(&self) -> Result<Hand, StartError> {
+        match self {
+            // One of its own: reading is remembered by who reads.
+            Self::Directory { directory, .. } => Ok(Hand::directory(directory.path())?),
+            Self::Kubernetes { client, .. } => Ok(Hand::kubernetes(client.clone())),
         }
     }
 

@@ -100,14 +100,14 @@ pub async fn run(client: Client, mut inputs: Inputs, counts: Counts, stop: impl 
 }
 
 /// Completes when a flag is so. Never, if nobody sets it any more.
-async fn until(flag: &mut watch::Receiver<bool>, wanted: bool) {
+pub(crate) async fn until(flag: &mut watch::Receiver<bool>, wanted: bool) {
     if flag.wait_for(|now| *now == wanted).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
 /// Completes when a value changes. Never, if nobody sets it any more.
-async fn changed<T>(value: &mut watch::Receiver<T>) {
+pub(crate) async fn changed<T>(value: &mut watch::Receiver<T>) {
     if value.changed().await.is_err() {
         std::future::pending::<()>().await;
     }

@@ -1,5 +1,6 @@
 //! What users are told of their routes: conditions, for each parent that is the mesh's affair (protocols 11.7). Pure.
 
+use ambit_api::gateway::ISTIO_WAYPOINT_CONTROLLER;
 use ambit_model::route::Destination;
 
 use super::{
@@ -12,7 +13,7 @@ use crate::cluster::object::{Parent, ParentTarget, Rejection, Requests, Route, R
 use crate::cluster::{Cluster, HostOwner};
 
 /// Whose conditions these are: beside them others may have written theirs.
-pub(crate) const CONTROLLER: &str = waypoint::MESH_CONTROLLER;
+pub(crate) const CONTROLLER: &str = ISTIO_WAYPOINT_CONTROLLER;
 pub(crate) const ACCEPTED: &str = "Accepted";
 pub(crate) const RESOLVED_REFS: &str = "ResolvedRefs";
 pub(crate) const PARTIALLY_INVALID: &str = "PartiallyInvalid";

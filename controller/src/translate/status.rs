@@ -195,10 +195,7 @@ fn exists(cluster: &Cluster, namespace: &ambit_model::name::Namespace, target: &
         "GatewayClass" => {
             let class = Name::new("", target.name.clone());
             *namespace == cluster.settings().root_namespace
-                && cluster
-                    .gateway_classes
-                    .get(&class)
-                    .is_some_and(|class| class.controller == "istio.io/mesh-controller")
+                && cluster.gateway_classes.get(&class).is_some_and(|class| waypoint::serves_waypoints(class))
         }
         _ => false,
     }

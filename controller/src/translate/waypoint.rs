@@ -3,6 +3,9 @@
 //! The object's own label decides alone; without one, its namespace's does. A waypoint that is not ready, does not
 //! admit the namespace or does not proxy such traffic is not sent: then the refusal is what the user is told.
 
+use ambit_api::gateway::{
+    HBONE, HBONE_PORT, ISTIO_WAYPOINT_CONTROLLER, WAYPOINT_CLASSES, WAYPOINT_CONTROLLER,
+};
 use ambit_api::labels;
 use ambit_model::{
     address::NetworkAddress,
@@ -16,16 +19,10 @@ use crate::cluster::object::{
     AllowedNamespaces, Gateway, GatewayClass, Labels, Meta, Name, Reach, TrafficType, parse_bool,
 };
 
-/// The port at which a waypoint terminates HBONE.
-const HBONE_PORT: u16 = 15008;
-/// The controller of waypoints.
-pub(crate) const MESH_CONTROLLER: &str = "istio.io/mesh-controller";
-/// The class of waypoints, if no class object says who serves it.
-const WAYPOINT_CLASS: &str = "istio-waypoint";
 /// The classes and controller of gateways that have HBONE listeners and are no waypoints.
 const EAST_WEST: [&str; 2] = ["istio.io/eastwest-controller", "istio-east-west"];
-const PROTOCOL_HBONE: &str = "HBONE";
-const PROTOCOL_PROXY: &str = "istio.io/PROXY";
+/// The protocol of a listener that another process of the pod hands connections to.
+pub(crate) const PROTOCOL_PROXY: &str = "istio.io/PROXY";
 
 /// What became of an object's wish for a waypoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,15 +232,28 @@ pub fn instance_of(cluster: &Cluster, meta: &Meta) -> Option<Option<ApplicationT
 pub fn is_waypoint(cluster: &Cluster, gateway: &Gateway) -> bool {
     let class = class_of(cluster, gateway).map(|class| class.controller.as_str());
     match class {
-        Some(MESH_CONTROLLER) => true,
-        None if gateway.class == WAYPOINT_CLASS => true,
+        Some(WAYPOINT_CONTROLLER | ISTIO_WAYPOINT_CONTROLLER) => true,
+        None if WAYPOINT_CLASSES.contains(&gateway.class.as_str()) => true,
         Some(other) if EAST_WEST.contains(&other) => false,
         None if EAST_WEST.contains(&gateway.class.as_str()) => false,
-        Some(_) | None => gateway
-            .listeners
-            .iter()
-            .any(|one| one.protocol == PROTOCOL_HBONE || one.protocol == PROTOCOL_PROXY),
+        Some(_) | None => {
+            gateway.listeners.iter().any(|one| one.protocol == HBONE || one.protocol == PROTOCOL_PROXY)
+        }
     }
+}
+
+/// Whether its instances are ours to make: its class names us, or is one of ours and names nobody
+/// (`docs/decisions/0018-whose-a-gateway-is.md`).
+pub fn is_ours(cluster: &Cluster, gateway: &Gateway) -> bool {
+    match class_of(cluster, gateway) {
+        Some(class) => class.controller == WAYPOINT_CONTROLLER,
+        None => WAYPOINT_CLASSES.contains(&gateway.class.as_str()),
+    }
+}
+
+/// Whether every gateway of this class is a waypoint.
+pub fn serves_waypoints(class: &GatewayClass) -> bool {
+    matches!(class.controller.as_str(), WAYPOINT_CONTROLLER | ISTIO_WAYPOINT_CONTROLLER)
 }
 
 /// What a waypoint proxies: as it says, else its class, else what is addressed to services.
@@ -402,7 +412,6 @@ fn bound_listener<'a>(cluster: &Cluster, gateway: &'a Gateway) -> Option<&'a All
             one.protocol == PROTOCOL_PROXY && tunnel.port.is_none_or(|port| u32::from(port) == one.port)
         })
     });
-    let hbone =
-        || listeners().find(|one| one.protocol == PROTOCOL_HBONE && one.port == u32::from(HBONE_PORT));
+    let hbone = || listeners().find(|one| one.protocol == HBONE && one.port == u32::from(HBONE_PORT));
     by_binding.or_else(hbone).map(|listener| &listener.allowed)
 }

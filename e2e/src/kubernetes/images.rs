@@ -32,11 +32,12 @@ pub fn app(binaries: &Path) -> anyhow::Result<Image> {
     Ok(image.entrypoint(&["/usr/bin/ambit-lab-app"]))
 }
 
-/// The images of the mesh (`localhost/ambit/{controller,cni,ztunnel}:dev`), from the folder of built programs.
+/// The images of the mesh (`localhost/ambit/{controller,cni,ztunnel,waypoint}:dev`), from the folder of built programs.
 pub fn mesh(binaries: &Path) -> anyhow::Result<Vec<Image>> {
     let one = |name: &str| Image::new(&format!("localhost/ambit/{name}:dev")).accounts();
     let controller = one("controller").program(&binaries.join("controller"), "/usr/local/bin/controller")?;
     let tunnel = one("ztunnel").program(&binaries.join("ztunnel"), "/usr/local/bin/ztunnel")?;
+    let waypoint = one("waypoint").program(&binaries.join("waypoint"), "/usr/local/bin/waypoint")?;
     let agent = one("cni")
         .program(&binaries.join("ambit-cni-agent"), "/usr/local/bin/ambit-cni-agent")?
         .program(&binaries.join("ambit-cni"), "/usr/local/bin/ambit-cni")?
@@ -45,5 +46,6 @@ pub fn mesh(binaries: &Path) -> anyhow::Result<Vec<Image>> {
         controller.entrypoint(&["/usr/local/bin/controller"]),
         agent.user("0:0").entrypoint(&["/usr/local/bin/ambit-cni-agent"]),
         tunnel.entrypoint(&["/usr/local/bin/ztunnel"]),
+        waypoint.entrypoint(&["/usr/local/bin/waypoint"]),
     ])
 }

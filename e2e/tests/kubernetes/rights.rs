@@ -11,7 +11,7 @@ use crate::scene::{SYSTEM, Scene};
 
 /// Rights that a story without waypoints, rotations and mistakes in objects need not use, and what they are for. One that
 /// is not granted any more must go from here.
-const FOR_OTHER_DAYS: [(&str, &str); 41] = [
+const FOR_OTHER_DAYS: [(&str, &str); 64] = [
     ("ambit-controller patch services/status", "a service is bound to a waypoint"),
     (
         "ambit-controller patch serviceentries.networking.istio.io/status",
@@ -35,6 +35,29 @@ const FOR_OTHER_DAYS: [(&str, &str); 41] = [
         "a replica died while it made the root",
     ),
     ("ambit-controller delete leases.coordination.k8s.io ambit-ca-root", "the lease is given back"),
+    ("ambit-controller get serviceaccounts", WAYPOINTS),
+    ("ambit-controller create serviceaccounts", WAYPOINTS),
+    ("ambit-controller patch serviceaccounts", WAYPOINTS),
+    ("ambit-controller delete serviceaccounts", WAYPOINTS),
+    ("ambit-controller get services", WAYPOINTS),
+    ("ambit-controller create services", WAYPOINTS),
+    ("ambit-controller patch services", WAYPOINTS),
+    ("ambit-controller delete services", WAYPOINTS),
+    ("ambit-controller get deployments.apps", WAYPOINTS),
+    ("ambit-controller create deployments.apps", WAYPOINTS),
+    ("ambit-controller patch deployments.apps", WAYPOINTS),
+    ("ambit-controller delete deployments.apps", WAYPOINTS),
+    ("ambit-controller get poddisruptionbudgets.policy", WAYPOINTS),
+    ("ambit-controller create poddisruptionbudgets.policy", WAYPOINTS),
+    ("ambit-controller patch poddisruptionbudgets.policy", WAYPOINTS),
+    ("ambit-controller delete poddisruptionbudgets.policy", WAYPOINTS),
+    ("ambit-controller get horizontalpodautoscalers.autoscaling", WAYPOINTS),
+    ("ambit-controller create horizontalpodautoscalers.autoscaling", WAYPOINTS),
+    ("ambit-controller patch horizontalpodautoscalers.autoscaling", WAYPOINTS),
+    ("ambit-controller delete horizontalpodautoscalers.autoscaling", WAYPOINTS),
+    ("ambit-controller get gateways.gateway.networking.k8s.io", WAYPOINTS),
+    ("ambit-controller patch gateways.gateway.networking.k8s.io/status", WAYPOINTS),
+    ("ambit-controller get configmaps", "a Gateway names parameters"),
     ("ambit-cni create events.events.k8s.io", "a pod cannot be taken in"),
     ("ambit-cni patch events.events.k8s.io", "a pod cannot be taken in, again"),
     ("ambit-controller list nodes", "lists are not streamed"),
@@ -78,6 +101,9 @@ const FOR_OTHER_DAYS: [(&str, &str); 41] = [
     ("ambit-cni get pods", "a pod starts before the watch has told of it"),
     ("ambit-cni get namespaces", "a pod starts before the watch has told of its namespace"),
 ];
+
+/// What waypoints are made of.
+const WAYPOINTS: &str = "a Gateway asks for a waypoint";
 
 /// Fails if a right is granted that was neither used nor is for another day.
 pub(crate) fn none_is_idle(scene: &Scene<'_>) -> anyhow::Result<String> {

@@ -1,7 +1,7 @@
 //! A daemon's pages, asked for from outside its namespace. One request a connection, and nothing clever.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::netns::{Netns, NetnsError};
@@ -73,23 +73,26 @@ impl Admin {
     fn ask(&self, method: &str, path: &str) -> Result<Page, PageError> {
         let silent =
             |source| PageError::Silent { address: self.address, netns: self.netns.name().to_owned(), source };
-        let mut stream = self.netns.connect(self.address, LIMIT)?.map_err(silent)?;
-        let answer = stream
-            .set_read_timeout(Some(LIMIT))
-            .and_then(|()| {
-                // In HTTP/1.0 an answer has one piece and ends with its connection.
-                let request =
-                    format!("{method} {path} HTTP/1.0\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n");
-                stream.write_all(request.as_bytes())
-            })
-            .and_then(|()| {
-                let mut answer = Vec::new();
-                stream.take(LONGEST).read_to_end(&mut answer)?;
-                Ok(answer)
-            })
-            .map_err(silent)?;
-        parse(&answer).ok_or_else(|| silent(io::Error::other("that is not HTTP")))
+        let stream = self.netns.connect(self.address, LIMIT)?;
+        stream.and_then(|stream| exchange(stream, method, path, LIMIT)).map_err(silent)
     }
+}
+
+/// Whether a page says that all is well, within `limit` for each step.
+pub(crate) fn is_well(netns: &Netns, address: SocketAddr, path: &str, limit: Duration) -> bool {
+    let stream = netns.connect(address, limit);
+    let page = stream.map(|stream| stream.and_then(|stream| exchange(stream, "GET", path, limit)));
+    page.is_ok_and(|page| page.is_ok_and(|page| (200..400).contains(&page.status)))
+}
+
+fn exchange(mut stream: TcpStream, method: &str, path: &str, limit: Duration) -> io::Result<Page> {
+    stream.set_read_timeout(Some(limit))?;
+    // In HTTP/1.0 an answer has one piece and ends with its connection.
+    let request = format!("{method} {path} HTTP/1.0\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(LONGEST).read_to_end(&mut answer)?;
+    parse(&answer).ok_or_else(|| io::Error::other("that is not HTTP"))
 }
 
 fn parse(answer: &[u8]) -> Option<Page> {

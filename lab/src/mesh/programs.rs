@@ -12,6 +12,7 @@ use crate::process::Program;
 const CONTROLLER: &str = "controller";
 const AGENT: &str = "ambit-cni-agent";
 const TUNNEL: &str = "ztunnel";
+const WAYPOINT: &str = "waypoint";
 const APP: &str = "ambit-lab-app";
 
 /// The programs of the mesh.
@@ -23,6 +24,8 @@ pub struct Binaries {
     pub agent: PathBuf,
     /// The tunnel.
     pub tunnel: PathBuf,
+    /// The waypoint. Only a mesh with a Gateway runs it, so it is not looked for before.
+    pub waypoint: PathBuf,
     /// The lab's application.
     pub app: PathBuf,
 }
@@ -66,6 +69,7 @@ impl Binaries {
             controller: dir.join(CONTROLLER),
             agent: dir.join(AGENT),
             tunnel: dir.join(TUNNEL),
+            waypoint: dir.join(WAYPOINT),
             app: dir.join(APP),
         })
     }
@@ -97,8 +101,19 @@ pub(super) fn controller(settings: &Settings, node: &Node) -> Daemon {
         .arg(format!("--listen={wildcard}:{CONTROLLER_PORT}"))
         .arg(format!("--admin={admin}"));
     let names = node.ips().iter().map(|ip| format!("--name={ip}"));
-    let program = program.args(names).args(&settings.controller);
+    let address = address_of(node);
+    let program = program
+        .args(names)
+        // One process is one instance: the lab has no nodes that fail.
+        .args(["--waypoint-image=ambit/waypoint", "--waypoint-deployment={spec: {replicas: 1}}"])
+        .arg(format!("--waypoint-control-plane={address}"))
+        .args(&settings.controller);
     Daemon::new(Kind::Controller, node, program, Admin::new(node.netns(), admin), None)
+}
+
+/// Where the controller on that node is found.
+fn address_of(node: &Node) -> String {
+    at(node, CONTROLLER_PORT).map(|at| format!("https://{at}")).unwrap_or_default()
 }
 
 pub(super) fn agent(settings: &Settings, node: &Node) -> Daemon {
@@ -118,7 +133,7 @@ pub(super) fn tunnel(settings: &Settings, node: &Node, controller: &Node, slot: 
     let admin = local(slot.port(15000));
     let metrics = local(slot.port(15020));
     let ready = local(slot.port(15021));
-    let address = at(controller, CONTROLLER_PORT).map(|at| format!("https://{at}")).unwrap_or_default();
+    let address = address_of(controller);
     let root = settings.root_cert();
     let own = node.ips().first().map(ToString::to_string).unwrap_or_default();
     let program = Program::new(&settings.binaries.tunnel)

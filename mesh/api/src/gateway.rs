@@ -1,10 +1,23 @@
 //! Gateway API: what the mesh reads of `Gateway` and `GatewayClass`.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::kind::custom_kind;
+
+/// The classes whose gateways are waypoints of ours unless their GatewayClass names another controller.
+pub const WAYPOINT_CLASSES: [&str; 2] = ["ambit-waypoint", "istio-waypoint"];
+/// As whom a GatewayClass names us.
+pub const WAYPOINT_CONTROLLER: &str = "ambit.io/waypoint-controller";
+/// As whom a GatewayClass names Istio, which makes waypoints too.
+pub const ISTIO_WAYPOINT_CONTROLLER: &str = "istio.io/mesh-controller";
+/// The protocol of a waypoint's listener.
+pub const HBONE: &str = "HBONE";
+/// The port of that listener.
+pub const HBONE_PORT: u16 = 15008;
 
 custom_kind! {
     /// A gateway; a waypoint is one too. Its `status.addresses` is read with [`GatewayStatus`].
@@ -27,6 +40,36 @@ pub struct GatewaySpec {
     /// Wanted addresses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<GatewayAddress>,
+    /// What whoever makes its instances is to heed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub infrastructure: Option<Infrastructure>,
+}
+
+/// What whoever makes a gateway's instances is to heed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Infrastructure {
+    /// Labels of everything that is made.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of everything that is made.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// A ConfigMap of the gateway's namespace: what is laid over what is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parameters_ref: Option<ParametersRef>,
+}
+
+/// An object that holds parameters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ParametersRef {
+    /// Its API group; empty is Kubernetes' own.
+    pub group: String,
+    /// Its kind, `ConfigMap`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// The wish of a [`GatewayClass`].
@@ -59,6 +102,9 @@ pub struct AllowedRoutes {
     /// From which namespaces.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespaces: Option<RouteNamespaces>,
+    /// Of which kinds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<Value>,
 }
 
 /// Namespaces that may attach to a listener.

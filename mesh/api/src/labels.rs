@@ -9,6 +9,8 @@ pub const DATAPLANE_MODE_AMBIENT: &str = "ambient";
 /// Value of [`DATAPLANE_MODE`] that opts out.
 pub const DATAPLANE_MODE_NONE: &str = "none";
 
+/// Label of Pod, `false`: it gets no sidecar.
+pub const SIDECAR_INJECT: &str = "sidecar.istio.io/inject";
 /// Annotation of Pod, any value: it has a sidecar, and is never captured.
 pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 
@@ -58,6 +60,8 @@ pub const XFCC_INCLUDE_CLIENT_IDENTITY: &str = "ambient.istio.io/xfcc-include-cl
 
 /// Label of Pod and Service: the Gateway of which it is an instance.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+/// Label of Pod and Service: the class of that Gateway.
+pub const GATEWAY_CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 /// Label of Pod and Service: the controller that made it.
 pub const GATEWAY_MANAGED: &str = "gateway.istio.io/managed";
 /// Value of [`GATEWAY_MANAGED`] for waypoints.
@@ -97,6 +101,8 @@ pub const APP_KUBERNETES_VERSION: &str = "app.kubernetes.io/version";
 /// Label of Pod, third choice for the canonical revision.
 pub const VERSION: &str = "version";
 
+/// Label of everything that a control plane makes: its revision.
+pub const REVISION: &str = "istio.io/rev";
 /// Label of EndpointSlice: its Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label of Pod, written by a ReplicaSet's Deployment: the hash that ends the ReplicaSet's name.

@@ -1,7 +1,6 @@
 //! `ambit analyze`: what is wrong with objects, in files before they are applied or in a cluster.
 
 mod findings;
-mod live;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -14,6 +13,7 @@ use serde_json::json;
 
 use self::findings::{Finding, Given, Severity};
 use crate::cluster::ClusterArgs;
+use crate::cmd::live;
 use crate::output::{Format, Out, Tone};
 
 const ABOUT: &str = "The parsers are the controller's: what is refused here is refused there.

@@ -4,7 +4,7 @@ mod apply;
 mod charts;
 mod diff;
 mod inventory;
-mod object;
+pub(crate) mod object;
 mod prepare;
 mod remove;
 mod render;

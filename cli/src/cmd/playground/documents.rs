@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use ambit_api::directory::{Directory, Document, Loaded, ObjectKey, STATUS_FOLDER, read_text};
+use ambit_api::directory::{Directory, Document, Loaded, MADE_FOLDER, ObjectKey, STATUS_FOLDER, read_text};
 use ambit_lab::kubelet;
 use ambit_lab::manifest::EXPANDED_FROM;
 use anyhow::{Context as _, anyhow, bail};
@@ -294,10 +294,10 @@ fn ended(text: &str) -> String {
 pub(crate) fn is_empty(directory: &Path) -> bool {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut names = entries.map(|entry| entry.file_name());
-    names.all(|name| name == STATUS_FOLDER)
+    names.all(|name| name == STATUS_FOLDER || name == MADE_FOLDER)
 }
 
-/// Removes what a lab that was killed has left among the user's YAML: replicas, statuses, its nodes.
+/// Removes what a lab that was killed has left among the user's YAML: replicas, waypoints, statuses, its nodes.
 pub(crate) fn take_back(directory: &Path, nodes: &[Node]) {
     let Ok(documents) = Documents::open(directory) else { return };
     let Ok(loaded) = documents.load() else { return };
@@ -313,8 +313,10 @@ pub(crate) fn take_back(directory: &Path, nodes: &[Node]) {
     let left = loaded.objects.iter().filter(|document| is_replica(document) || is_node(document));
     let files: BTreeSet<_> = left.map(|document| directory.join(&document.file)).collect();
     let status = directory.join(STATUS_FOLDER);
+    let made = directory.join(MADE_FOLDER);
     let agents = nodes.iter().map(|node| status.join(format!("agent-{}", node.name)));
-    for folder in agents.chain([status.join(kubelet::WRITER)]) {
+    let others = [status.join(kubelet::WRITER), status.join("controller"), made.join("controller")];
+    for folder in agents.chain(others) {
         // What is not there need not be removed.
         let _ = fs::remove_dir_all(folder);
     }
@@ -322,7 +324,7 @@ pub(crate) fn take_back(directory: &Path, nodes: &[Node]) {
         let _ = fs::remove_file(file);
     }
     // Only if nothing of others is in them.
-    for folder in [directory.join("pods"), status] {
+    for folder in [directory.join("pods"), made, status] {
         let _ = fs::remove_dir(folder);
     }
 }

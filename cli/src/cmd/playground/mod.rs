@@ -2,7 +2,7 @@
 //! and change the YAML that it follows.
 
 mod change;
-mod documents;
+pub(crate) mod documents;
 mod logs;
 mod look;
 mod progress;

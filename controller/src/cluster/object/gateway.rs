@@ -23,6 +23,10 @@ pub struct Gateway {
     pub traffic: Option<TrafficType>,
     /// How its process is handed connections, if it says so itself.
     pub binding: Option<Binding>,
+    /// Whether it names addresses of its own: somebody else runs its instances.
+    pub has_own_addresses: bool,
+    /// What whoever makes its instances is to heed.
+    pub infrastructure: api::Infrastructure,
 }
 
 /// What the mesh needs of a GatewayClass.
@@ -41,12 +45,16 @@ pub struct GatewayClass {
 /// One listener of a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
+    /// Its name.
+    pub name: String,
     /// Its port.
     pub port: u32,
     /// `HBONE`, `istio.io/PROXY`, …
     pub protocol: String,
     /// Namespaces whose objects may attach.
     pub allowed: AllowedNamespaces,
+    /// Whether it names kinds of routes that may attach to it alone.
+    pub names_kinds: bool,
 }
 
 /// Namespaces whose objects may attach to a listener.
@@ -123,6 +131,8 @@ impl Gateway {
             reach: parse_reach(&status.addresses)?,
             traffic: parse_traffic(&meta.labels)?,
             binding: parse_binding(&meta.annotations)?,
+            has_own_addresses: !object.spec.addresses.is_empty(),
+            infrastructure: object.spec.infrastructure.unwrap_or_default(),
             meta,
         })
     }
@@ -142,7 +152,8 @@ impl GatewayClass {
 
 fn parse_listener(listener: api::Listener) -> Result<Listener, Rejection> {
     let field = "spec.listeners[].allowedRoutes.namespaces.selector";
-    let namespaces = listener.allowed_routes.and_then(|routes| routes.namespaces).unwrap_or_default();
+    let routes = listener.allowed_routes.unwrap_or_default();
+    let namespaces = routes.namespaces.unwrap_or_default();
     let allowed = match namespaces.from {
         api::FromNamespaces::Same => AllowedNamespaces::Same,
         api::FromNamespaces::All => AllowedNamespaces::All,
@@ -157,7 +168,13 @@ fn parse_listener(listener: api::Listener) -> Result<Listener, Rejection> {
             }
         },
     };
-    Ok(Listener { port: listener.port, protocol: listener.protocol, allowed })
+    Ok(Listener {
+        name: listener.name,
+        port: listener.port,
+        protocol: listener.protocol,
+        allowed,
+        names_kinds: !routes.kinds.is_empty(),
+    })
 }
 
 /// A host name is preferred: it follows the family of the request. Addresses of other kinds than the two are others'

@@ -11,6 +11,11 @@ istio.io/rev: {{ .Values.global.revision | default "default" | quote }}
 {{- .Values.image | default (printf "%s/controller:%s" .Values.global.hub $tag) -}}
 {{- end }}
 
+{{- define "ambit.controller.waypoint" -}}
+{{- $tag := .Values.global.tag | default .Chart.AppVersion -}}
+{{- .Values.waypoint.image | default (printf "%s/waypoint:%s" .Values.global.hub $tag) -}}
+{{- end }}
+
 {{- /* Ends the names of a revision's objects. */ -}}
 {{- define "ambit.controller.revision" -}}
 {{- with .Values.global.revision }}-{{ . }}{{ end }}

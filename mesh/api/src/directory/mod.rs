@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DIR/**/*.yaml|yml|json                          objects, written by users; several documents a file
+//! DIR/made/<writer>/<Kind>.<namespace>.<name>.yaml     objects, made by machines for an object
 //! DIR/status/<writer>/<Kind>.<namespace>.<name>.yaml   overlays, written by machines
 //! ```
 //!
@@ -37,6 +38,8 @@ pub const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 pub const MAX_OBJECTS: usize = 100_000;
 /// The folder of overlays inside the directory.
 pub const STATUS_FOLDER: &str = "status";
+/// The folder of objects that machines make. Whatever is in it may be removed by who made it.
+pub const MADE_FOLDER: &str = "made";
 
 /// A directory of objects.
 #[derive(Debug)]
@@ -83,6 +86,25 @@ impl Directory {
         self.remove(&overlay::file_of(writer, key)?)
     }
 
+    /// Writes the objects that `writer` makes for another one, in place of those that it made before.
+    pub fn make(&self, writer: &str, key: &ObjectKey, objects: &[Value]) -> Result<(), DirectoryError> {
+        let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+        self.put(&made_for(writer, key)?, &list)
+    }
+
+    /// Removes the objects that `writer` made for another one. It is no error if there were none.
+    pub fn unmake(&self, writer: &str, key: &ObjectKey) -> Result<(), DirectoryError> {
+        self.remove(&made_for(writer, key)?)
+    }
+
+    /// For which objects `writer` has made others, and of which it has an overlay, whether these are there or not.
+    pub fn written(&self, writer: &str) -> BTreeSet<ObjectKey> {
+        let folders = [MADE_FOLDER, STATUS_FOLDER].map(|folder| self.path.join(folder).join(writer));
+        let files =
+            folders.iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten());
+        files.filter_map(|file| overlay::key_of(file.file_name().to_str()?)).collect()
+    }
+
     /// Writes one document to a file (its path is relative to the directory), atomically: a reader sees the
     /// old file or the new one. Folders are made on the way.
     pub fn put(&self, file: &Path, document: &Value) -> Result<(), DirectoryError> {
@@ -116,6 +138,16 @@ impl Directory {
             Err(DirectoryError::BadName { name: file.display().to_string() })
         }
     }
+}
+
+/// Where the objects are that `writer` makes for another one.
+pub fn made_for(writer: &str, key: &ObjectKey) -> Result<PathBuf, DirectoryError> {
+    overlay::file_in(MADE_FOLDER, writer, key)
+}
+
+/// Reads one YAML value: a piece of an object, say, that another object holds as text.
+pub fn read_value(text: &str) -> Result<Value, String> {
+    document::parse_yaml(text).map(Option::unwrap_or_default).map_err(|error| error.what)
 }
 
 /// What a directory holds.

@@ -15,6 +15,11 @@ pub(super) struct Overlay {
 
 /// The file of a writer's overlay, relative to the directory.
 pub(super) fn file_of(writer: &str, key: &ObjectKey) -> Result<PathBuf, DirectoryError> {
+    file_in(STATUS_FOLDER, writer, key)
+}
+
+/// The file in which a writer says something about an object, relative to the directory.
+pub(super) fn file_in(folder: &str, writer: &str, key: &ObjectKey) -> Result<PathBuf, DirectoryError> {
     for part in [writer, &key.kind, &key.name] {
         if !is_plain(part) {
             return Err(DirectoryError::BadName { name: part.to_owned() });
@@ -25,7 +30,7 @@ pub(super) fn file_of(writer: &str, key: &ObjectKey) -> Result<PathBuf, Director
         return Err(DirectoryError::BadName { name: key.to_string() });
     }
     let file = format!("{}.{}.{}.yaml", key.kind, key.namespace, key.name);
-    Ok(Path::new(STATUS_FOLDER).join(writer).join(file))
+    Ok(Path::new(folder).join(writer).join(file))
 }
 
 /// The object that a file of overlays is for.

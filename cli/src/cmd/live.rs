@@ -28,7 +28,7 @@ const BUILT_IN: [&str; 5] = [
 ];
 
 /// All of them. A kind that is not installed has none.
-pub(super) async fn documents(client: &Client) -> anyhow::Result<Vec<Document>> {
+pub(crate) async fn documents(client: &Client) -> anyhow::Result<Vec<Document>> {
     let mut documents = Vec::new();
     for path in BUILT_IN {
         let objects: Option<Vec<Value>> = objects::list(client, path, "").await?;
