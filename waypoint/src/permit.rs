@@ -28,7 +28,8 @@ impl Permit {
             let (service, reason) = (service.to_string(), reason.to_owned());
             return Err(Refusal::BrokenConfig { service, reason });
         }
-        let facts = Facts { peer: client.identity.as_ref(), source: client.address.ip(), destination, seen: None };
+        let facts =
+            Facts { peer: client.identity.as_ref(), source: client.address.ip(), destination, seen: None };
         match check([], &facts) {
             Verdict::Allow(granted_by) => Ok(Self { granted_by }),
             Verdict::Deny(by) => Err(Refusal::Denied(by)),
