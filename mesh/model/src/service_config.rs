@@ -213,7 +213,7 @@ mod tests {
     fn routes_of_a_client_stand_in_place_of_those_of_any_kind() {
         let ours = vec![stream("own", &[])];
         let theirs = vec![http("theirs", &[443], "guest")];
-        let config = config(Parts { http: theirs, stream: ours });
+        let config = config(Parts { http: theirs, stream: ours, ..Parts::default() });
         assert!(config.routes(443, &"shop".into()).is_none());
         assert!(matches!(config.stream(443, &"shop".into(), None), Streams::Route(_)));
         assert_eq!(taken(&config, 443, "guest"), Some("theirs"));
