@@ -13,6 +13,7 @@ use crate::{
     accept::arrival::{Arrival, Client},
     access::Record,
     body::{Answer, Ending, Passed, Source},
+    caller,
     hygiene::{self, InvalidHead, Received},
     io::Heads,
     mirror::Mirrors,
@@ -141,8 +142,11 @@ impl Proxy {
         let mesh = self.shared().mesh.current();
         let target = Target::find(&mesh, &tunnel.arrival)?;
         record.meant_for(target.service());
+        let rules = target.config().map(|config| config.authentication()).unwrap_or_default();
+        let claims = caller::identify(rules, &self.shared().keys, &mut asked.head).await?;
+        let request = (&asked.head, &asked.received);
         let _permit =
-            Permit::request(target.config(), &tunnel.client, asked.address, &asked.head, &asked.received)?;
+            Permit::request(target.config(), &tunnel.client, asked.address, request, claims.as_ref())?;
         let plan = match plan(&mesh, &target, &tunnel.client.namespace(), &mut asked.head)? {
             Planned::Go(plan) => plan,
             Planned::Answer(response) => return Ok(Reply::Here(response)),

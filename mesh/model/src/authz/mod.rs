@@ -84,6 +84,18 @@ impl Policy {
         }
     }
 
+    /// Whether it asks for the paths of requests, so that it matters how an application reads them.
+    pub fn compares_paths(&self) -> bool {
+        let rules = match &self.content {
+            Content::Rules { rules, .. } | Content::Custom { rules, .. } | Content::Audit { rules } => rules,
+            Content::Undecodable { .. } => return false,
+        };
+        let matches = rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.matches);
+        matches
+            .filter_map(|one| one.request.as_ref())
+            .any(|request| !request.paths.is_empty() || !request.not_paths.is_empty())
+    }
+
     /// Why it denies: it could not be understood.
     pub fn broken(&self) -> Option<&str> {
         match &self.content {
