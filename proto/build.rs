@@ -2,22 +2,24 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 6] = [
-    "workload.proto",
-    "authorization.proto",
-    "zds.proto",
-    "citadel.proto",
-    "discovery.proto",
-    "waypoint.proto",
-];
+const UPSTREAM: [&str; 5] =
+    ["workload.proto", "authorization.proto", "zds.proto", "citadel.proto", "discovery.proto"];
+
+/// Our own, which speaks of policies in the words of `authorization.proto`.
+const OWN: [&str; 1] = ["waypoint.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from("proto");
-    let files: Vec<PathBuf> = FILES.iter().map(|name| root.join(name)).collect();
-    for file in &files {
-        println!("cargo:rerun-if-changed={}", file.display());
+    for name in UPSTREAM.iter().chain(&OWN) {
+        println!("cargo:rerun-if-changed={}", root.join(name).display());
     }
-    let descriptors = protox::compile(&files, [&root])?;
+    // First, since nothing of the packages that it mentions is made here; next, they are.
+    let descriptors = protox::compile(OWN.map(|name| root.join(name)), [&root])?;
+    tonic_prost_build::configure()
+        .extern_path(".istio.security", "crate::security")
+        .extern_path(".istio.workload", "crate::workload")
+        .compile_fds(descriptors)?;
+    let descriptors = protox::compile(UPSTREAM.map(|name| root.join(name)), [&root])?;
     // Resources are received by the hundred thousand and most of their bytes fields are addresses:
     // `Bytes` shares the message's buffer where `Vec` would allocate one each.
     // Sorted maps make equal resources equal bytes: versions are hashes of them.

@@ -47,6 +47,7 @@ impl Judgement {
             peer: Some(&self.peer),
             source: IpAddr::V4(address(1)),
             destination: SocketAddr::from((address(2), 8080)),
+            seen: None,
         };
         check(self.policies.iter().map(Arc::as_ref), &facts)
     }

@@ -24,7 +24,9 @@ fn yaml(namespace: &str, spec: &str) -> String {
 fn rules(spec: &str) -> Vec<Rule> {
     match authorization(&cluster(&yaml("shop", spec)), "shop", "p").unwrap().content {
         Content::Rules { rules, .. } => rules,
-        other @ Content::Undecodable { .. } => unreachable!("{other:?}"),
+        other @ (Content::Custom { .. } | Content::Audit { .. } | Content::Undecodable { .. }) => {
+            unreachable!("{other:?}")
+        }
     }
 }
 

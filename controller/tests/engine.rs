@@ -10,7 +10,7 @@ use ambit_controller::cluster::Settings;
 use ambit_controller::engine::Engine;
 use ambit_controller::publish::Sink;
 use ambit_controller::source::Event;
-use ambit_wire::codec::{ADDRESS, WORKLOAD};
+use ambit_wire::codec::{AUTHORIZATION, SERVICE_CONFIG, WORKLOAD};
 use ambit_wire::xds::Resource;
 use support::{objects, pod_yaml};
 use tokio::sync::mpsc;
@@ -36,7 +36,16 @@ impl Sink for Tape {
             tape.push(format!("-{name}"));
         }
         for resource in upserts {
-            assert_eq!(resource.version.is_empty(), type_url != ADDRESS, "only policies go without version");
+            assert_eq!(
+                resource.version.is_empty(),
+                type_url == AUTHORIZATION,
+                "only policies go without version"
+            );
+            assert_eq!(
+                resource.owner.is_empty(),
+                type_url != SERVICE_CONFIG,
+                "only waypoints own what they know"
+            );
             tape.push(format!("+{}", resource.name));
         }
     }
@@ -214,4 +223,24 @@ fn what_is_labelled_as_an_instance_changes_with_its_gateway() {
         told,
         [format!("{prefix}/ServiceEntry/shop/ext/192.0.2.2"), format!("{prefix}/WorkloadEntry/shop/vm")]
     );
+}
+
+#[test]
+fn a_waypoint_knows_a_service_before_tunnels_bring_it_requests_and_until_they_no_longer_do() {
+    let gate = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: gate, namespace: infra}\n\
+                spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, \
+                allowedRoutes: {namespaces: {from: All}}}]}\nstatus: {addresses: [{value: 10.5.0.1}]}\n---\n";
+    let service = |labels: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop, labels: {{{labels}}}}}\n\
+             spec: {{clusterIP: 10.1.0.1, ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let (mut engine, tape) = synced(&(gate.to_owned() + &service("")));
+    let web = "shop/web.shop.svc.cluster.local";
+    let config = format!("infra/gate/{web}");
+    engine.absorb(upserts(&service("istio.io/use-waypoint: gate, istio.io/use-waypoint-namespace: infra")));
+    assert_eq!(tape.take(), [format!("+{config}"), format!("+{web}")]);
+    engine.absorb(upserts(&service("")));
+    assert_eq!(tape.take(), [format!("+{web}"), format!("-{config}")]);
 }

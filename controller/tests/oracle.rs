@@ -198,6 +198,10 @@ fn any_object() -> impl Strategy<Value = Value> {
     ]
 }
 
+fn set(object: &mut Value, field: &str, value: Value) {
+    object.as_object_mut().unwrap().insert(field.to_owned(), value);
+}
+
 /// Of services that may be there or not, of either kind, under names of either kind.
 fn parent() -> impl Strategy<Value = Value> {
     let port = prop::option::of(prop::sample::select(&[80, 81][..]));
@@ -211,7 +215,7 @@ fn parent() -> impl Strategy<Value = Value> {
         let mut parent = json!({"group": group, "kind": kind, "name": name});
         let fields = [("namespace", namespace.map(|one| json!(one))), ("port", port.map(|one| json!(one)))];
         for (field, value) in fields.into_iter().filter_map(|(field, value)| Some((field, value?))) {
-            parent[field] = value;
+            set(&mut parent, field, value);
         }
         parent
     })
@@ -223,7 +227,7 @@ fn backend() -> impl Strategy<Value = Value> {
             let group = if kind == "ServiceEntry" { "networking.istio.io" } else { "" };
             let mut backend = json!({"group": group, "kind": kind, "name": name, "port": 80});
             if let Some(namespace) = namespace {
-                backend["namespace"] = json!(namespace);
+                set(&mut backend, "namespace", json!(namespace));
             }
             backend
         },
@@ -243,7 +247,7 @@ fn any_route() -> impl Strategy<Value = Value> {
             };
             let mut rule = json!({"backendRefs": backends});
             if matches!(kind, "HTTPRoute" | "GRPCRoute") {
-                rule["filters"] = filters;
+                set(&mut rule, "filters", filters);
             }
             let spec = json!({"parentRefs": parents, "rules": [rule]});
             shape("gateway.networking.k8s.io/v1", kind, meta, spec, json!({}))
@@ -259,7 +263,7 @@ fn any_grant() -> impl Strategy<Value = Value> {
             let group = if to == "Service" { "" } else { "networking.istio.io" };
             let mut to = json!({"group": group, "kind": to});
             if let Some(name) = name {
-                to["name"] = json!(name);
+                set(&mut to, "name", json!(name));
             }
             let from = json!({"group": "gateway.networking.k8s.io", "kind": kind, "namespace": namespace});
             let spec = json!({"from": [from], "to": [to]});

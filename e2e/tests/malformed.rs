@@ -504,7 +504,7 @@ fn lets_in(mesh: &Snapshot, namespace: &str, app: &str, peer: Option<&str>) -> a
     let workload = workload.with_context(|| format!("{namespace} has no {app}"))?;
     let peer = peer.map(|namespace| Identity::new("cluster.local", namespace, "default"));
     let destination = SocketAddr::new(workload.addresses[0], 80);
-    let facts = Facts { peer: peer.as_ref(), source: IpAddr::from([10, 9, 9, 9]), destination };
+    let facts = Facts { peer: peer.as_ref(), source: IpAddr::from([10, 9, 9, 9]), destination, seen: None };
     Ok(check(mesh.policies_on(workload), &facts).is_allowed())
 }
 

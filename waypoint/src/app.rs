@@ -35,6 +35,7 @@ use tokio::{net::TcpListener, runtime::Handle, sync::Semaphore};
 use crate::{
     accept::Accept,
     admin,
+    caller::{fetch::Fetch, keys::KeyStore},
     config::Config,
     metrics::Metrics,
     request::Proxy,
@@ -77,6 +78,7 @@ pub async fn run(config: Config, logs: LogControl) -> anyhow::Result<()> {
         certificates,
         revocation,
         metrics,
+        keys: KeyStore::new(Fetch::with_system_roots()),
         endpoints: Endpoints::default(),
         budgets: Budgets::default(),
         handshakes: Semaphore::new(config.limits.handshakes),

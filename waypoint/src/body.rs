@@ -271,6 +271,8 @@ impl Keeping {
             self.lost = true;
             self.pieces = Vec::new();
         }
+        // Whoever knows a body's length asks no further than that.
+        self.complete |= self.rest.body.is_end_stream();
         Ok(frame)
     }
 }

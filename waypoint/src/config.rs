@@ -13,7 +13,7 @@ use ambit_proxy::config::{
     Ca, Files, Keepalive, Logging, Own, Pages, Tls, Xds, drain, hbone, proxy_config, worker_threads,
 };
 use ambit_runtime::env::Env;
-use ambit_wire::hbone::Settings as Hbone;
+use ambit_wire::{hbone::Settings as Hbone, xds::node::NodeKind};
 
 /// Everything that the operator decides.
 #[derive(Clone, Debug)]
@@ -72,7 +72,7 @@ impl Config {
     /// Reads all of it. Mistakes are kept in `env`, whose `finish` names every one.
     pub fn read(env: &mut Env, files: &dyn Files) -> Self {
         let proxy = proxy_config(env, files);
-        let own = Own::read(env, &proxy);
+        let own = Own::read(env, &proxy, NodeKind::Waypoint);
         let identity = own.identity.clone().unwrap_or_else(|| {
             env.reject(
                 "SERVICE_ACCOUNT",

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -44,32 +44,31 @@ pub struct TunnelIo {
 struct Patience {
     limit: Duration,
     heads: Heads,
-    timer: Option<Pin<Box<Sleep>>>,
+    /// Of the head with this number.
+    timer: Option<(u64, Pin<Box<Sleep>>)>,
 }
 
-/// Whether what is read now belongs to the head of a request; told by whoever answers requests.
-#[derive(Clone, Debug)]
-pub struct Heads(Arc<AtomicBool>);
-
-impl Default for Heads {
-    fn default() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
-    }
-}
+/// Whether what is read now belongs to the head of a request; told by whoever answers requests. It counts: odd, a head
+/// has come, and what follows is its body; even, what comes next is a head.
+#[derive(Clone, Debug, Default)]
+pub struct Heads(Arc<AtomicU64>);
 
 impl Heads {
-    /// A head has come; what follows is its body.
+    /// A head has come.
     pub fn came(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.0.fetch_or(1, Ordering::Relaxed);
     }
 
     /// What comes next is a head.
     pub fn awaited(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        // From odd to the next even number, and from even to itself.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| Some(count + (count & 1)));
     }
 
-    fn are_awaited(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// The number of the head that is awaited.
+    fn under_way(&self) -> Option<u64> {
+        let count = self.0.load(Ordering::Relaxed);
+        (count & 1 == 0).then_some(count)
     }
 }
 
@@ -89,14 +88,13 @@ impl TunnelIo {
 impl Patience {
     /// An error when the head under way has taken too long.
     fn check(&mut self, cx: &mut Context<'_>, came: bool) -> io::Result<()> {
-        if !self.heads.are_awaited() {
-            self.timer = None;
-            return Ok(());
-        }
+        let under_way = self.heads.under_way();
+        self.timer.take_if(|(of, _)| Some(*of) != under_way);
+        let Some(number) = under_way else { return Ok(()) };
         if came && self.timer.is_none() {
-            self.timer = Some(Box::pin(tokio::time::sleep(self.limit)));
+            self.timer = Some((number, Box::pin(tokio::time::sleep(self.limit))));
         }
-        match self.timer.as_mut().map(|timer| timer.as_mut().poll(cx)) {
+        match self.timer.as_mut().map(|(_, timer)| timer.as_mut().poll(cx)) {
             Some(Poll::Ready(())) => Err(io::ErrorKind::TimedOut.into()),
             Some(Poll::Pending) | None => Ok(()),
         }
@@ -109,12 +107,12 @@ impl Read for TunnelIo {
         cx: &mut Context<'_>,
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.unread.is_empty() {
-            let piece = self.stream.poll_data(cx);
-            let came = piece.is_ready();
-            if let Some(patience) = &mut self.patience {
-                patience.check(cx, came)?;
-            }
+        let piece = self.unread.is_empty().then(|| self.stream.poll_data(cx));
+        let came = piece.as_ref().is_none_or(Poll::is_ready);
+        if let Some(patience) = &mut self.patience {
+            patience.check(cx, came)?;
+        }
+        if let Some(piece) = piece {
             match ready!(piece) {
                 None => return Poll::Ready(Ok(())),
                 Some(piece) => self.unread = piece?,

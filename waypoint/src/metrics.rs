@@ -297,7 +297,8 @@ impl Collector for Requests {
         for one in &all {
             one.count.encode(family.encode_family(&one.labels)?)?;
         }
-        let histograms: [(&str, &str, fn(&Request) -> &Histogram); 3] = [
+        type Of = fn(&Request) -> &Histogram;
+        let histograms: [(&str, &str, Of); 3] = [
             ("istio_request_duration_milliseconds", "Time to the end of the response", |one| &one.duration),
             ("istio_request_bytes", "Bytes of requests' bodies", |one| &one.received),
             ("istio_response_bytes", "Bytes of responses' bodies", |one| &one.sent),

@@ -161,7 +161,7 @@ fn goal(mesh: &Snapshot, name: Option<&str>, tunnel: &Tunnel) -> Result<Goal, Re
     let Tunnel { arrival, client } = tunnel;
     let target = Target::find(mesh, arrival)?;
     let config = target.config();
-    Permit::connection(config, client, asked_address(&arrival.asked))?;
+    Permit::connection(config, client, asked_address(&arrival.asked), name)?;
     let Some(config) = config else { return Ok(target.goal()) };
     let route = match config.stream(arrival.port, &client.namespace(), name) {
         Streams::None => return Ok(target.goal()),

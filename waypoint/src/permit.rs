@@ -3,13 +3,17 @@
 use std::net::SocketAddr;
 
 use ambit_model::{
-    authz::{By, Facts, Verdict, check},
+    authz::{self, By, Facts, Policy, Request, Ruling, Seen, Verdict, audited, dry_run},
+    claims::Claims,
     service_config::ServiceConfig,
 };
-
 use http::request::Parts;
 
-use crate::{accept::arrival::Client, hygiene::Received, refusal::Refusal};
+use crate::{
+    accept::arrival::Client,
+    hygiene::{InvalidHead, Received},
+    refusal::Refusal,
+};
 
 /// The right of one connection or request to be sent on.
 #[derive(Clone, Debug)]
@@ -19,35 +23,86 @@ pub struct Permit {
 
 impl Permit {
     /// Judges a connection of `client` to `destination`, of which no request is seen, by what applies to its service.
+    /// `server_name` is what its TLS greets.
     pub fn connection(
         config: Option<&ServiceConfig>,
         client: &Client,
         destination: SocketAddr,
+        server_name: Option<&str>,
     ) -> Result<Self, Refusal> {
-        if let Some((service, reason)) = config.and_then(|config| Some((config.key(), config.broken()?))) {
-            let (service, reason) = (service.to_string(), reason.to_owned());
-            return Err(Refusal::BrokenConfig { service, reason });
-        }
-        let facts = Facts { peer: client.identity.as_ref(), source: client.address.ip(), destination };
-        match check([], &facts) {
-            Verdict::Allow(granted_by) => Ok(Self { granted_by }),
-            Verdict::Deny(by) => Err(Refusal::Denied(by)),
-        }
+        let seen = Seen { remote: client.address.ip(), server_name, request: None };
+        Self::judge(config, client, destination, &seen)
     }
 
-    /// Judges a request of `client` to `destination`, by what applies to its service.
+    /// Judges a request of `client` to `destination`, by what applies to its service; `claims` are those of its
+    /// verified token.
     pub fn request(
         config: Option<&ServiceConfig>,
         client: &Client,
         destination: SocketAddr,
-        _head: &Parts,
-        _received: &Received,
+        (head, received): (&Parts, &Received),
+        claims: Option<&Claims>,
     ) -> Result<Self, Refusal> {
-        Self::connection(config, client, destination)
+        // To a policy that compares paths, this one would be another than to the application.
+        if received.path_is_ambiguous
+            && config.is_some_and(|config| config.policies().any(Policy::compares_paths))
+        {
+            return Err(Refusal::BadRequest(InvalidHead::Ambiguous));
+        }
+        let host = head.uri.authority().map_or("", |authority| authority.as_str());
+        let request = Request {
+            host: without_last_dot(host),
+            method: &head.method,
+            path: head.uri.path(),
+            headers: &head.headers,
+            claims,
+        };
+        let seen = Seen { remote: client.address.ip(), server_name: None, request: Some(&request) };
+        Self::judge(config, client, destination, &seen)
+    }
+
+    fn judge(
+        config: Option<&ServiceConfig>,
+        client: &Client,
+        destination: SocketAddr,
+        seen: &Seen<'_>,
+    ) -> Result<Self, Refusal> {
+        let Some(config) = config else { return Ok(Self { granted_by: By::NoAllowPolicy }) };
+        if let Some(reason) = config.broken() {
+            let (service, reason) = (config.key().to_string(), reason.to_owned());
+            return Err(Refusal::BrokenConfig { service, reason });
+        }
+        let facts = Facts {
+            peer: client.identity.as_ref(),
+            source: client.address.ip(),
+            destination,
+            seen: Some(seen),
+        };
+        for (policy, action) in dry_run(config.policies(), &facts) {
+            tracing::info!(target: "access", policy = %policy, action = ?action, src.addr = %client.address, "dry-run policy matched; not enforced");
+        }
+        for policy in audited(config.policies(), &facts) {
+            tracing::info!(target: "access", policy = %policy, src.addr = %client.address, "audit policy matched");
+        }
+        let Ruling { ask, then } = authz::judge(config.policies(), &facts);
+        match (ask.into_iter().next(), then) {
+            (_, Verdict::Deny(by)) => Err(Refusal::Denied(by)),
+            // Nobody is known here who could be asked; unknown means deny.
+            (Some(ask), Verdict::Allow(_)) => Err(Refusal::NoAuthorizer {
+                provider: ask.provider.to_string(),
+                policy: ask.policy.to_string(),
+            }),
+            (None, Verdict::Allow(granted_by)) => Ok(Self { granted_by }),
+        }
     }
 
     /// Why it was granted.
     pub fn granted_by(&self) -> &By {
         &self.granted_by
     }
+}
+
+/// `web.` is `web`.
+fn without_last_dot(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
 }

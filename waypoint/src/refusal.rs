@@ -42,6 +42,17 @@ pub enum Refusal {
     /// A policy forbids it.
     #[error("denied by policy: {0}")]
     Denied(By),
+    /// A policy wants somebody to be asked who is not known here.
+    #[error("{policy} asks {provider}, which is not configured in the mesh")]
+    NoAuthorizer {
+        /// Who is to be asked.
+        provider: String,
+        /// By which policy.
+        policy: String,
+    },
+    /// It shows tokens, and none of them is believed.
+    #[error("no token of the request is believed: {0}")]
+    Unauthenticated(String),
     /// The service has no endpoint that takes traffic.
     #[error("no healthy upstream: {service} has no endpoint for port {port}")]
     NoEndpoint {
@@ -117,6 +128,8 @@ impl Refusal {
             Self::NoRoute(_) => "no_route",
             Self::InvalidBackend(_) => "invalid_backend",
             Self::Denied(_) => "denied",
+            Self::NoAuthorizer { .. } => "no_authorizer",
+            Self::Unauthenticated(_) => "unauthenticated",
             Self::NoEndpoint { .. } => "no_endpoint",
             Self::Connect { .. } => "connect",
             Self::TunnelStatus { .. } => "tunnel_status",
@@ -138,7 +151,7 @@ impl Refusal {
             Self::NotConnect(_) | Self::BadAuthority(_) | Self::BadRequest(_) => "DPE",
             Self::NotServed(_) | Self::NoRoute(_) => "NR",
             Self::BrokenConfig { .. } | Self::InvalidBackend(_) => "NC",
-            Self::Denied(_) => "UAEX",
+            Self::Denied(_) | Self::NoAuthorizer { .. } | Self::Unauthenticated(_) => "UAEX",
             Self::NoEndpoint { .. } => "UH",
             Self::Connect { .. }
             | Self::TunnelStatus { .. }
@@ -159,7 +172,8 @@ impl Refusal {
             Self::BadRequest(invalid) => invalid.status(),
             Self::NotServed(_) | Self::NoRoute(_) => StatusCode::NOT_FOUND,
             Self::BrokenConfig { .. } | Self::InvalidBackend(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Denied(_) => StatusCode::FORBIDDEN,
+            Self::Denied(_) | Self::NoAuthorizer { .. } => StatusCode::FORBIDDEN,
+            Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::NoEndpoint { .. }
             | Self::Connect { .. }
             | Self::TunnelStatus { .. }
@@ -177,7 +191,8 @@ impl Refusal {
     /// The text of the response. What is denied is not told by which policy.
     pub fn body(&self) -> &'static str {
         match self {
-            Self::Denied(_) => "RBAC: access denied",
+            Self::Denied(_) | Self::NoAuthorizer { .. } => "RBAC: access denied",
+            Self::Unauthenticated(_) => "Jwt verification fails",
             Self::NoEndpoint { .. } => "no healthy upstream",
             Self::TimedOut(_) => "upstream request timeout",
             Self::Connect { .. }
@@ -215,6 +230,12 @@ impl Refusal {
             Self::BadRequest(_) => "the client breaks the protocol; the error names how",
             Self::NoRoute(_) => "add a rule that matches, or one without matches for everything else",
             Self::InvalidBackend(_) => "look at the condition ResolvedRefs of the route",
+            Self::NoAuthorizer { .. } => {
+                "name the provider in the mesh's extensionProviders, or remove the policy"
+            }
+            Self::Unauthenticated(_) => {
+                "the error names what is wrong with the token, or who does not answer for its keys"
+            }
             Self::Denied(_) => "ambit analyze tells which AuthorizationPolicy decides",
             Self::NoEndpoint { .. } => "are pods of the service ready, and do they have the target port?",
             Self::Connect { .. } => {

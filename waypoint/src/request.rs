@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use ambit_model::snapshot::Snapshot;
-use http::{HeaderValue, Request, Response, StatusCode, Version as Spoken, header, request, response};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version as Spoken, header, request, response,
+};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::time::Instant;
 
@@ -11,6 +13,7 @@ use crate::{
     accept::arrival::{Arrival, Client},
     access::Record,
     body::{Answer, Ending, Passed, Source},
+    caller,
     hygiene::{self, InvalidHead, Received},
     io::Heads,
     mirror::Mirrors,
@@ -97,7 +100,9 @@ impl Proxy {
         heads: Option<Heads>,
         mut request: Request<Incoming>,
     ) -> Response<Answer> {
-        let wish = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let may_switch =
+            request.headers().contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
+        let wish = may_switch.then(|| hyper::upgrade::on(&mut request));
         let mut record =
             Record::open(&self.shared().metrics, &tunnel.client, &tunnel.arrival.asked, &request);
         let told = self.story(tunnel, request, &mut record).await;
@@ -118,7 +123,10 @@ impl Proxy {
                 let idle = self.shared().settings.limits.idle;
                 Response::from_parts(head, Answer::upstream(body, idle, deadline, ending))
             }
-            Err(refusal) => refused(refusal, ending(record)),
+            Err(refusal) => {
+                wish.into_iter().for_each(upgrade::decline);
+                refused(refusal, ending(record))
+            }
         }
     }
 
@@ -134,8 +142,11 @@ impl Proxy {
         let mesh = self.shared().mesh.current();
         let target = Target::find(&mesh, &tunnel.arrival)?;
         record.meant_for(target.service());
+        let rules = target.config().map(|config| config.authentication()).unwrap_or_default();
+        let claims = caller::identify(rules, &self.shared().keys, &mut asked.head).await?;
+        let request = (&asked.head, &asked.received);
         let _permit =
-            Permit::request(target.config(), &tunnel.client, asked.address, &asked.head, &asked.received)?;
+            Permit::request(target.config(), &tunnel.client, asked.address, request, claims.as_ref())?;
         let plan = match plan(&mesh, &target, &tunnel.client.namespace(), &mut asked.head)? {
             Planned::Go(plan) => plan,
             Planned::Answer(response) => return Ok(Reply::Here(response)),

@@ -16,6 +16,7 @@ use ambit_wire::{
 use tokio::sync::Semaphore;
 
 use crate::{
+    caller::keys::KeyStore,
     config::Limits,
     metrics::Metrics,
     upstream::{budgets::Budgets, endpoints::Endpoints},
@@ -32,6 +33,8 @@ pub struct Shared {
     pub revocation: Revocation,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// The keys of those who issue tokens.
+    pub keys: KeyStore,
     /// How endpoints do.
     pub endpoints: Endpoints,
     /// How much may be repeated.

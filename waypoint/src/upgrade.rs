@@ -3,11 +3,23 @@
 use ambit_runtime::task;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::{
     body::{Answer, Ending},
     refusal::Refusal,
 };
+
+/// Ends the connection of a client whose wish is not granted. After a CONNECT there is no more HTTP on it, whatever it is
+/// told; it hears that to its end.
+pub fn decline(client: OnUpgrade) {
+    task::spawn("declined upgrade", async move {
+        if let Ok(client) = client.await {
+            // Who has gone need not be told.
+            let _ = TokioIo::new(client).shutdown().await;
+        }
+    });
+}
 
 /// The body of a 101: none. When both sides have switched, bytes move until one is done with it; then the request is
 /// recorded as what it was.

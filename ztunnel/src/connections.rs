@@ -77,7 +77,12 @@ impl Open {
     }
 
     fn facts(&self) -> Facts<'_> {
-        Facts { peer: self.peer.as_ref(), source: self.source.ip(), destination: self.destination }
+        Facts {
+            peer: self.peer.as_ref(),
+            source: self.source.ip(),
+            destination: self.destination,
+            seen: None,
+        }
     }
 }
 

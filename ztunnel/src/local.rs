@@ -454,6 +454,7 @@ impl LocalMatch {
             not_destination_ips: self.not_destination_ips,
             destination_ports: self.destination_ports,
             not_destination_ports: self.not_destination_ports,
+            request: None,
         }
     }
 }

@@ -585,6 +585,33 @@ mod tests {
     }
 
     #[test]
+    fn routes_of_services_are_judged_and_those_of_gateways_are_not() {
+        let of = |spec: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: a}}\nspec: \
+                 {spec}\n"
+            )
+        };
+        let web = "parentRefs: [{group: '', kind: Service, name: web}]";
+        let bad = "rules: [{filters: [{type: ExtensionRef}]}]";
+        for (spec, expected) in [
+            (format!("{{{web}, rules: [{{backendRefs: [{{name: web, port: 80}}]}}]}}"), "admitted"),
+            (format!("{{{web}, {bad}}}"), "refused: spec.rules[0].filters[0].type"),
+            (format!("{{parentRefs: [{{name: front}}], {bad}}}"), "admitted"),
+            (
+                format!("{{{web}, hostnames: [a.example]}}"),
+                "hostnames are not compared for parents that are services; match the header Host",
+            ),
+            (
+                "{parentRefs: [{kind: Service, name: web}]}".to_owned(),
+                "a parent is a Service of a group that has none; write group: \"\"",
+            ),
+        ] {
+            assert_eq!(told(&Settings::default(), &of(&spec)), expected, "{spec}");
+        }
+    }
+
+    #[test]
     fn other_kinds_are_none_of_its_business() {
         let yaml = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: 7\n";
         assert_eq!(told(&Settings::default(), yaml), "not ours");

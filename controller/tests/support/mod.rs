@@ -135,6 +135,7 @@ pub fn verdict_from(cluster: &Cluster, to: &Workload, port: u16, from: Option<&s
         peer: peer.as_ref(),
         source: ip.parse().unwrap(),
         destination: (*to.addresses.first().unwrap(), port).into(),
+        seen: None,
     };
     let all = policies(cluster);
     let applies = |policy: &&Policy| match policy.scope {

@@ -15,14 +15,18 @@
 //! | [`snapshot`] | what does this process know, at one instant? |
 //! | [`answer`] | how does a decision say that it lacks a fact? |
 //! | [`balance`] | which endpoint? |
-//! | [`authz`] | may this connection be? |
+//! | [`authn`] | which tokens does a request bring, and do they hold? |
+//! | [`authz`] | may this connection, or this request, be? |
+//! | [`claims`] | what does a verified token say of its bearer? |
 //! | [`route`] | which route does a request take, and what is done to it? |
 //! | [`service_config`] | what applies to one service at its waypoint? |
 
 pub mod address;
 pub mod answer;
+pub mod authn;
 pub mod authz;
 pub mod balance;
+pub mod claims;
 pub mod gateway;
 pub mod identity;
 pub mod name;

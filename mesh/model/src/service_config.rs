@@ -5,14 +5,20 @@
 //! | question | answered by |
 //! |---|---|
 //! | does this waypoint know what applies at all? | [`ServiceConfig::broken`] |
+//! | who is the bearer of its token? | [`ServiceConfig::authentication`], then [`authn`](crate::authn) |
+//! | may it be? | [`ServiceConfig::policies`], then [`authz::judge`](crate::authz::judge()) |
 //! | which routes compete for it? | [`ServiceConfig::routes`], then [`route::select`](crate::route::select()) |
 //! | where does a connection go that is no HTTP? | [`ServiceConfig::stream`] |
 //!
 //! Routes of the client's own namespace (consumer routes, GEP-1426) stand in place of the service's own.
 
+use std::sync::Arc;
+
 use hashbrown::HashMap;
 
 use crate::{
+    authn::TokenRule,
+    authz::Policy,
     name::{Namespace, ServiceKey},
     route::{Route, RouteTable, StreamRoute, StreamTable},
 };
@@ -34,6 +40,10 @@ pub struct Parts {
     pub http: Vec<Attached<Route>>,
     /// TLSRoutes and TCPRoutes.
     pub stream: Vec<Attached<StreamRoute>>,
+    /// Who may come in. Their scope is this service, whatever it says.
+    pub policies: Vec<Arc<Policy>>,
+    /// Whose tokens are believed.
+    pub authentication: Vec<TokenRule>,
 }
 
 /// A route, and to what of the service it is attached.
@@ -82,6 +92,16 @@ impl ServiceConfig {
     /// Why nothing is let through: what applies could not be understood.
     pub fn broken(&self) -> Option<&str> {
         self.broken.as_deref()
+    }
+
+    /// Whose tokens requests to it may bring.
+    pub fn authentication(&self) -> &[TokenRule] {
+        &self.parts.authentication
+    }
+
+    /// The policies that judge connections and requests to it.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.parts.policies.iter().map(Arc::as_ref)
     }
 
     /// The routes that compete for requests of clients of `client` to `port`. `None`: there are none, and
@@ -193,7 +213,7 @@ mod tests {
     fn routes_of_a_client_stand_in_place_of_those_of_any_kind() {
         let ours = vec![stream("own", &[])];
         let theirs = vec![http("theirs", &[443], "guest")];
-        let config = config(Parts { http: theirs, stream: ours });
+        let config = config(Parts { http: theirs, stream: ours, ..Parts::default() });
         assert!(config.routes(443, &"shop".into()).is_none());
         assert!(matches!(config.stream(443, &"shop".into(), None), Streams::Route(_)));
         assert_eq!(taken(&config, 443, "guest"), Some("theirs"));

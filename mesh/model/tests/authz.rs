@@ -44,6 +44,7 @@ fn facts(peer: Option<&Identity>) -> Facts<'_> {
         peer,
         source: "10.0.0.9".parse().expect("an address"),
         destination: "10.0.0.1:8080".parse().expect("an address"),
+        seen: None,
     }
 }
 
@@ -210,6 +211,7 @@ proptest! {
             peer: known.then_some(&peer),
             source: "10.0.0.9".parse().expect("an address"),
             destination: (std::net::Ipv4Addr::LOCALHOST, port).into(),
+            seen: None,
         };
         let before = check(&[allow(rules.clone())], &facts).is_allowed();
         // A clause with a single match would turn into one that matches everything: that one is not
@@ -234,6 +236,7 @@ proptest! {
             peer: None,
             source: "10.0.0.9".parse().expect("an address"),
             destination: (std::net::Ipv4Addr::LOCALHOST, port).into(),
+            seen: None,
         };
         let before = check(&[allow(first.clone())], &facts).is_allowed();
         let after = check(&[allow(first), deny(second)], &facts).is_allowed();

@@ -13,7 +13,7 @@ use std::{
 
 use ambit_model::{
     answer::{Answer, Asked, Missing},
-    authz::{Content, Policy},
+    authz::Policy,
     name::Node,
     service_config::ServiceConfig,
     snapshot::{Removal, Snapshot, Update},
@@ -211,7 +211,8 @@ impl Discovery {
             Kind::ServiceConfig => {
                 let read = body.ok_or_else(missing);
                 let read = read.and_then(|body| codec::decode_service_config(body, &mut self.names));
-                read.and_then(|config| named(&name, config)).map(config).map_err(|error| {
+                let read = read.and_then(|config| named(&name, config)).inspect(warn_of_denials);
+                read.map(config).map_err(|error| {
                     let broken = codec::service_config_key(&name)
                         .map(|key| ServiceConfig::undecodable(key, &error.to_string()));
                     (error, broken.map(config))
@@ -224,10 +225,7 @@ impl Discovery {
     fn stand_in(&self, denial: Update) -> Option<Update> {
         let known = self.writer.current.load();
         let has_good = match &denial {
-            Update::Policy(policy) => match known.policy(&policy.key).map(|known| &known.content) {
-                Some(Content::Rules { .. }) => true,
-                Some(Content::Undecodable { .. }) | None => false,
-            },
+            Update::Policy(policy) => known.policy(&policy.key).is_some_and(|known| known.broken().is_none()),
             Update::Config(config) => {
                 known.config(config.key()).is_some_and(|known| known.broken().is_none())
             }
@@ -244,6 +242,18 @@ fn policy(policy: Policy) -> Update {
 
 fn config(config: ServiceConfig) -> Update {
     Update::Config(Arc::new(config))
+}
+
+/// A policy that is not understood denies, and the rest of what applies is taken; so nobody else says it.
+fn warn_of_denials(config: &ServiceConfig) {
+    for policy in config.policies() {
+        if let Some(reason) = policy.broken() {
+            tracing::warn!(
+                service = %config.key(), policy = %policy.key, error = %reason,
+                "Denies all requests by a policy that could not be understood"
+            );
+        }
+    }
 }
 
 /// What is stored under one name must be removable under that name.

@@ -148,17 +148,17 @@ impl Accept {
     async fn carry(&self, mut stream: TunnelStream, tunnel: Arc<Tunnel>, drain: Watch) {
         let Arrival { protocol, .. } = &tunnel.arrival;
         match protocol {
-            Some(AppProtocol::Http11) => self.http1(stream, Bytes::new(), tunnel, drain).await,
-            Some(AppProtocol::Tcp) => opaque::carry(&self.proxy, stream, Bytes::new(), None, &tunnel).await,
-            Some(AppProtocol::Http2 | AppProtocol::Grpc) => {
-                // A client may speak HTTP/1.1 to a server that speaks both.
-                match begin(&mut stream, Beginning::default()).await {
-                    (Carried::Http1, first) => self.http1(stream, first, tunnel, drain).await,
-                    (Carried::Http2 | Carried::Tls | Carried::Bytes, first) => {
-                        self.http2(stream, first, tunnel, drain).await;
+            // Whatever the server speaks, a client may begin with either version.
+            Some(AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc) => {
+                let idle = self.proxy.shared().settings.limits.idle;
+                match begin(&mut stream, Beginning::default(), idle).await {
+                    (Carried::Http2, first) => self.http2(stream, first, tunnel, drain).await,
+                    (Carried::Http1 | Carried::Tls | Carried::Bytes, first) => {
+                        self.http1(stream, first, tunnel, drain).await;
                     }
                 }
             }
+            Some(AppProtocol::Tcp) => opaque::carry(&self.proxy, stream, Bytes::new(), None, &tunnel).await,
             Some(AppProtocol::Tls) => self.tls(stream, Bytes::new(), &tunnel).await,
             None => self.unknown(stream, tunnel, drain).await,
         }
@@ -177,7 +177,7 @@ impl Accept {
         let (carried, first) = match piece {
             Some(Ok(piece)) => match beginning.add(&piece) {
                 Some(carried) => (carried, beginning.take()),
-                None => begin(&mut stream, beginning).await,
+                None => begin(&mut stream, beginning, BEGINNING).await,
             },
             // It has said all it has to say, which is nothing; the server may still answer.
             None => (Carried::Bytes, Bytes::new()),
@@ -220,10 +220,10 @@ impl Accept {
     }
 }
 
-/// Reads until it is known what a stream carries whose client has the word.
-async fn begin(stream: &mut TunnelStream, mut beginning: Beginning) -> (Carried, Bytes) {
+/// Reads until it is known what a stream carries whose client has the word; at most `limit` between two pieces.
+async fn begin(stream: &mut TunnelStream, mut beginning: Beginning, limit: Duration) -> (Carried, Bytes) {
     loop {
-        match timeout(BEGINNING, stream.data()).await {
+        match timeout(limit, stream.data()).await {
             Ok(Some(Ok(piece))) => {
                 if let Some(carried) = beginning.add(&piece) {
                     return (carried, beginning.take());

@@ -65,7 +65,7 @@ impl Upstream {
                 let now = shared.settings.started.elapsed();
                 let known = mesh.endpoints(&service.key()).ok_or_else(none)?;
                 let choose = |tried: &[Uid]| {
-                    shared.endpoints.choose(service, known, *port, own.into(), tried, now, &mut dice())
+                    shared.endpoints.choose((service, *port), known, own.into(), tried, now, &mut dice())
                 };
                 let (pick, doing) = choose(tried).or_else(|| choose(&[])).ok_or_else(none)?;
                 let workload = pick.endpoint.workload.clone();

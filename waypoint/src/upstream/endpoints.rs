@@ -111,9 +111,8 @@ impl Endpoints {
     /// whoever was asked in vain is asked again only by another request.
     pub fn choose<'s>(
         &self,
-        service: &Service,
+        (service, port): (&Service, u16),
         known: &'s Known,
-        port: u16,
         caller: Caller<'_>,
         tried: &[Uid],
         now: Duration,

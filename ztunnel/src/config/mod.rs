@@ -22,7 +22,7 @@ pub use ambit_proxy::config::{
 };
 use ambit_proxy::config::{drain, hbone, proxy_config, worker_threads};
 use ambit_runtime::env::Env;
-use ambit_wire::hbone::Settings as Hbone;
+use ambit_wire::{hbone::Settings as Hbone, xds::node::NodeKind};
 
 pub use self::traffic::{Dns, DnsListen, Limits, Ports, SameNode};
 
@@ -126,7 +126,7 @@ impl Config {
     /// Reads all of it. Mistakes are kept in `env`, whose `finish` names every one.
     pub fn read(env: &mut Env, files: &dyn Files) -> Self {
         let proxy = proxy_config(env, files);
-        let own = Own::read(env, &proxy);
+        let own = Own::read(env, &proxy, NodeKind::Ztunnel);
         let ipv6 = env.flag("IPV6_ENABLED").or(true);
         let wildcard: IpAddr = if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         let config = Self {

@@ -47,7 +47,7 @@ pub fn selected(policy: Policy) -> Policy {
 pub fn tried_out(policy: Policy) -> Policy {
     let content = match policy.content {
         Content::Rules { action, rules, .. } => Content::Rules { action, rules, dry_run: true },
-        undecodable @ Content::Undecodable { .. } => undecodable,
+        other @ (Content::Custom { .. } | Content::Audit { .. } | Content::Undecodable { .. }) => other,
     };
     Policy { content, ..policy }
 }

@@ -295,11 +295,11 @@ fn severity(cluster: &Cluster, key: &Key, condition: &Condition, complete: bool)
     // What is not found may be somewhere else than in the files.
     let absent = if complete { Severity::Error } else { Severity::Warning };
     match (condition.kind, condition.status, condition.reason) {
+        // It waits for a waypoint, as what is bound to one does.
+        ("ResolvedWaypoints", false, _) => Some(Severity::Warning),
         (_, false, "TargetNotFound" | "NoMatchingParent" | "BackendNotFound" | "RefNotPermitted") => {
             Some(absent)
         }
-        // It waits for a waypoint, as what is bound to one does.
-        ("ResolvedWaypoints", false, _) => Some(Severity::Warning),
         (_, _, "PartiallyInvalid") => Some(Severity::Warning),
         ("istio.io/WaypointBound", false, _) | ("istio.io/WaypointMissing", true, _) => {
             Some(Severity::Warning)
@@ -484,5 +484,25 @@ metadata: {name: x}
                        spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
         let with = Given { around: given(gateway, true).documents, ..given(policy, true) };
         assert_eq!(shown(&find(&with, Settings::default())), [""; 0]);
+    }
+    #[test]
+    fn routes_are_told_what_does_not_apply_and_whom_they_do_not_reach() {
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n";
+        let route = |parent: &str, backend: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: shop}}\n\
+                 spec: {{parentRefs: [{{group: '', kind: Service, name: {parent}}}], rules: [{{backendRefs: [{{name: {backend}, port: 80}}]}}]}}\n"
+            )
+        };
+        let fields = |parent: &str, backend: &str, complete: bool| {
+            let text = format!("{service}---\n{}", route(parent, backend));
+            let found = find(&given(&text, complete), Settings::default());
+            found.iter().map(|one| format!("{} {}", one.severity.word(), one.field)).collect::<Vec<_>>()
+        };
+        let no_waypoint = "warning condition ResolvedWaypoints";
+        assert_eq!(fields("web", "web", true), [no_waypoint]);
+        assert_eq!(fields("web", "gone", true), ["error spec.rules", no_waypoint]);
+        assert_eq!(fields("web", "gone", false), [no_waypoint, "warning spec.rules"]);
+        assert_eq!(fields("gone", "web", true), ["error spec.parentRefs", no_waypoint]);
     }
 }

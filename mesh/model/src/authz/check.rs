@@ -1,12 +1,15 @@
-//! Judges one connection.
+//! Judges one connection, or one request of it.
 
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Action, Content, Policy};
-use crate::{identity::Identity, name::PolicyKey};
+use super::{Action, Content, Policy, Rule, Seen, rule::InDoubt};
+use crate::{
+    identity::Identity,
+    name::{Label, PolicyKey},
+};
 
 /// What is known of a connection when it is judged.
 #[derive(Clone, Copy, Debug)]
@@ -17,36 +20,64 @@ pub struct Facts<'a> {
     pub source: IpAddr,
     /// The application's address and port, after translation.
     pub destination: SocketAddr,
+    /// What was seen beyond that; nothing at a tunnel.
+    pub seen: Option<&'a Seen<'a>>,
 }
 
 /// May this connection be? Total: any policies, any facts. See the truth table above this module.
+///
+/// Where nobody can be asked, a CUSTOM policy that matches denies.
 pub fn check<'p>(policies: impl IntoIterator<Item = &'p Policy>, facts: &Facts<'_>) -> Verdict {
+    let Ruling { ask, then } = judge(policies, facts);
+    match ask.into_iter().next() {
+        Some(Ask { policy, .. }) if then.is_allowed() => Verdict::Deny(By::Policy(policy)),
+        Some(_) | None => then,
+    }
+}
+
+/// May this request be, and who is asked about it first?
+pub fn judge<'p>(policies: impl IntoIterator<Item = &'p Policy>, facts: &Facts<'_>) -> Ruling {
+    let mut ask: Vec<Ask> = Vec::new();
     let mut allowed_by = None;
     let mut allow_exists = false;
     let mut denied_by = None;
     for policy in policies {
         match &policy.content {
-            Content::Undecodable { .. } => return Verdict::Deny(By::Undecodable(policy.key.clone())),
-            Content::Rules { dry_run: true, .. } => {}
+            Content::Undecodable { .. } => {
+                let then = Verdict::Deny(By::Undecodable(policy.key.clone()));
+                return Ruling { ask: Vec::new(), then };
+            }
+            Content::Rules { dry_run: true, .. } | Content::Audit { .. } => {}
             Content::Rules { action: Action::Deny, rules, dry_run: false } => {
-                if denied_by.is_none() && rules.iter().any(|rule| rule.matches(facts)) {
+                if denied_by.is_none() && any(rules, facts, InDoubt::Matches) {
                     denied_by = Some(&policy.key);
                 }
             }
             Content::Rules { action: Action::Allow, rules, dry_run: false } => {
                 allow_exists = true;
-                if allowed_by.is_none() && rules.iter().any(|rule| rule.matches(facts)) {
+                if allowed_by.is_none() && any(rules, facts, InDoubt::DoesNotMatch) {
                     allowed_by = Some(&policy.key);
+                }
+            }
+            Content::Custom { provider, rules } => {
+                let is_new = !ask.iter().any(|one| one.provider == *provider);
+                if is_new && any(rules, facts, InDoubt::Matches) {
+                    ask.push(Ask { provider: provider.clone(), policy: policy.key.clone() });
                 }
             }
         }
     }
-    match (denied_by, allow_exists, allowed_by) {
+    let then = match (denied_by, allow_exists, allowed_by) {
         (Some(key), _, _) => Verdict::Deny(By::Policy(key.clone())),
         (None, false, _) => Verdict::Allow(By::NoAllowPolicy),
         (None, true, Some(key)) => Verdict::Allow(By::Policy(key.clone())),
         (None, true, None) => Verdict::Deny(By::NoneAllowed),
-    }
+    };
+    Ruling { ask, then }
+}
+
+fn any(rules: &[Rule], facts: &Facts<'_>, in_doubt: InDoubt) -> bool {
+    rules.iter().any(|rule| rule.matches(facts, in_doubt))
 }
 
 /// The dry-run policies that match, with what they would have done.
@@ -59,10 +90,49 @@ where
 {
     policies.into_iter().filter_map(move |policy| match &policy.content {
         Content::Rules { action, rules, dry_run: true } => {
-            rules.iter().any(|rule| rule.matches(facts)).then_some((&policy.key, *action))
+            let in_doubt = match action {
+                Action::Allow => InDoubt::DoesNotMatch,
+                Action::Deny => InDoubt::Matches,
+            };
+            any(rules, facts, in_doubt).then_some((&policy.key, *action))
         }
-        Content::Rules { dry_run: false, .. } | Content::Undecodable { .. } => None,
+        Content::Rules { dry_run: false, .. }
+        | Content::Custom { .. }
+        | Content::Audit { .. }
+        | Content::Undecodable { .. } => None,
     })
+}
+
+/// The AUDIT policies that match: they want it written down.
+pub fn audited<'p, 'f>(
+    policies: impl IntoIterator<Item = &'p Policy> + 'f,
+    facts: &'f Facts<'_>,
+) -> impl Iterator<Item = &'p PolicyKey> + 'f
+where
+    'p: 'f,
+{
+    policies.into_iter().filter_map(move |policy| match &policy.content {
+        Content::Audit { rules } => any(rules, facts, InDoubt::Matches).then_some(&policy.key),
+        Content::Rules { .. } | Content::Custom { .. } | Content::Undecodable { .. } => None,
+    })
+}
+
+/// What is to be done with a request: ask, and if nobody denies, follow the verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    /// Who is asked first; one that denies is the end.
+    pub ask: Vec<Ask>,
+    /// What all other policies say.
+    pub then: Verdict,
+}
+
+/// An external authorizer that has a say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// Its name in the configuration of the mesh.
+    pub provider: Label,
+    /// The CUSTOM policy that matched, the first of several.
+    pub policy: PolicyKey,
 }
 
 /// The outcome, with its reason.

@@ -34,15 +34,45 @@ impl Text {
         }
     }
 
+    /// The same, of bytes that may be no text.
+    pub(super) fn matches_bytes(&self, bytes: &[u8]) -> bool {
+        match self {
+            Self::Exact(exact) => bytes == exact.as_str().as_bytes(),
+            Self::Prefix(prefix) => bytes.starts_with(prefix.as_str().as_bytes()),
+            Self::Suffix(suffix) => bytes.ends_with(suffix.as_str().as_bytes()),
+            Self::Presence => !bytes.is_empty(),
+        }
+    }
+
+    /// Whether `text` is as asked, in letters of any case.
+    pub(super) fn matches_without_case(&self, text: &str) -> bool {
+        let text = text.as_bytes();
+        let is = |part: Option<&[u8]>, asked: &Label| {
+            part.is_some_and(|part| part.eq_ignore_ascii_case(asked.as_str().as_bytes()))
+        };
+        match self {
+            Self::Exact(exact) => is(Some(text), exact),
+            Self::Prefix(prefix) => is(text.get(..prefix.as_str().len()), prefix),
+            Self::Suffix(suffix) => {
+                let begin = text.len().checked_sub(suffix.as_str().len());
+                is(begin.and_then(|begin| text.get(begin..)), suffix)
+            }
+            Self::Presence => !text.is_empty(),
+        }
+    }
+
     /// Whether a peer's principal is as asked: its SPIFFE URI without the scheme, compared piece by
     /// piece so that no text is built for a connection. Without identity nothing matches.
     pub(super) fn matches_principal(&self, peer: Option<&Identity>) -> bool {
-        let Some(peer) = peer else { return false };
-        let pieces = principal_pieces(peer);
+        peer.is_some_and(|peer| self.matches_pieces(&principal_pieces(peer)))
+    }
+
+    /// Whether the text of these pieces, one of them not empty, is as asked.
+    pub(super) fn matches_pieces(&self, pieces: &[&str]) -> bool {
         match self {
-            Self::Exact(exact) => strip_pieces(exact.as_str(), &pieces) == Some(""),
-            Self::Prefix(prefix) => begins(prefix.as_str(), &pieces),
-            Self::Suffix(suffix) => ends(suffix.as_str(), &pieces),
+            Self::Exact(exact) => strip_pieces(exact.as_str(), pieces) == Some(""),
+            Self::Prefix(prefix) => begins(prefix.as_str(), pieces),
+            Self::Suffix(suffix) => ends(suffix.as_str(), pieces),
             Self::Presence => true,
         }
     }
@@ -136,6 +166,19 @@ mod tests {
                         "{} against {}", matcher, text
                     );
                 }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn case_is_overlooked_as_if_there_were_none(asked in "[aAbB]{0,3}", text in "[aAbB]{0,4}") {
+            let lower = asked.to_ascii_lowercase();
+            for kind in [Text::Exact, Text::Prefix, Text::Suffix] {
+                let expected = kind(lower.as_str().into()).matches(&text.to_ascii_lowercase());
+                prop_assert_eq!(kind(asked.as_str().into()).matches_without_case(&text), expected);
+                let bytes = kind(asked.as_str().into()).matches_bytes(text.as_bytes());
+                prop_assert_eq!(bytes, kind(asked.as_str().into()).matches(&text));
             }
         }
     }

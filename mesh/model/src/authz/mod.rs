@@ -14,6 +14,9 @@
 //! | no | no | yes | yes | allow |
 //! | no | no | yes | no | deny |
 //!
+//! Before it, the providers of all CUSTOM policies that match are asked ([`judge()`]); one that denies is
+//! the end. Where nobody can be asked, such a policy denies ([`check()`]). AUDIT decides nothing.
+//!
 //! # When a rule matches (protocols 6.3)
 //!
 //! | level | its parts | when it has none |
@@ -23,17 +26,35 @@
 //! | clause | any match | matches |
 //! | match | all fields | does not match |
 //! | field | any value; in a `not_` field: no value | unconstrained |
+//!
+//! # What is asked of a request ([`RequestMatch`])
+//!
+//! | what is asked | the request has it | it has not | nobody looked at a request |
+//! |---|---|---|---|
+//! | values | any of them compares | the field fails | an Allow fails, a Deny holds |
+//! | `not_` values | none of them compares | the field holds | an Allow fails, a Deny holds |
+//!
+//! A header that is not there, a claim without token, a principal without issuer or subject: the request
+//! has it not. Hosts, server names and names of headers are compared without case, all else with it. A path
+//! is compared without its query, and as it is sent on: whoever asks has normalised it before.
 
 mod check;
+mod condition;
 mod matcher;
+mod request;
 mod rule;
+mod template;
 
-pub use check::{By, Facts, Verdict, check, dry_run};
+pub use check::{Ask, By, Facts, Ruling, Verdict, audited, check, dry_run, judge};
+pub use condition::{Attribute, Condition, InvalidAttribute};
 pub use matcher::{AccountMatch, Text};
+pub use request::{PathMatch, Request, RequestMatch, Seen};
+use rule::InDoubt;
 pub use rule::{Clause, Match, Rule};
 use serde::Serialize;
+pub use template::{InvalidTemplate, PathTemplate};
 
-use crate::name::PolicyKey;
+use crate::name::{Label, PolicyKey};
 
 /// An authorization policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -59,7 +80,27 @@ impl Policy {
     pub fn is_dry_run(&self) -> bool {
         match &self.content {
             Content::Rules { dry_run, .. } => *dry_run,
-            Content::Undecodable { .. } => false,
+            Content::Custom { .. } | Content::Audit { .. } | Content::Undecodable { .. } => false,
+        }
+    }
+
+    /// Whether it asks for the paths of requests, so that it matters how an application reads them.
+    pub fn compares_paths(&self) -> bool {
+        let rules = match &self.content {
+            Content::Rules { rules, .. } | Content::Custom { rules, .. } | Content::Audit { rules } => rules,
+            Content::Undecodable { .. } => return false,
+        };
+        let matches = rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.matches);
+        matches
+            .filter_map(|one| one.request.as_ref())
+            .any(|request| !request.paths.is_empty() || !request.not_paths.is_empty())
+    }
+
+    /// Why it denies: it could not be understood.
+    pub fn broken(&self) -> Option<&str> {
+        match &self.content {
+            Content::Undecodable { reason } => Some(reason),
+            Content::Rules { .. } | Content::Custom { .. } | Content::Audit { .. } => None,
         }
     }
 }
@@ -76,6 +117,18 @@ pub enum Content {
         rules: Vec<Rule>,
         /// Judged for the record only.
         dry_run: bool,
+    },
+    /// About requests that match, somebody else is asked. Only waypoints can.
+    Custom {
+        /// Whom, by the name in the configuration of the mesh.
+        provider: Label,
+        /// Any may match.
+        rules: Vec<Rule>,
+    },
+    /// Requests that match are written down. Only waypoints do.
+    Audit {
+        /// Any may match.
+        rules: Vec<Rule>,
     },
     /// It was received, and could not be understood: unknown means deny.
     Undecodable {

@@ -5,7 +5,22 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{AccountMatch, Facts, Text};
+use super::{AccountMatch, Facts, RequestMatch, Text};
+
+/// What is said of a request where nobody has looked at one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InDoubt {
+    /// It is as asked: so a Deny asks.
+    Matches,
+    /// It is not: so an Allow asks.
+    DoesNotMatch,
+}
+
+impl InDoubt {
+    pub(super) fn answer(self) -> bool {
+        self == Self::Matches
+    }
+}
 
 /// All clauses must match; none to match means yes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -15,8 +30,8 @@ pub struct Rule {
 }
 
 impl Rule {
-    pub(super) fn matches(&self, facts: &Facts<'_>) -> bool {
-        self.clauses.iter().all(|clause| clause.matches(facts))
+    pub(super) fn matches(&self, facts: &Facts<'_>, in_doubt: InDoubt) -> bool {
+        self.clauses.iter().all(|clause| clause.matches(facts, in_doubt))
     }
 }
 
@@ -28,8 +43,8 @@ pub struct Clause {
 }
 
 impl Clause {
-    fn matches(&self, facts: &Facts<'_>) -> bool {
-        self.matches.is_empty() || self.matches.iter().any(|one| one.matches(facts))
+    fn matches(&self, facts: &Facts<'_>, in_doubt: InDoubt) -> bool {
+        self.matches.is_empty() || self.matches.iter().any(|one| one.matches(facts, in_doubt))
     }
 }
 
@@ -61,15 +76,28 @@ pub struct Match {
     pub destination_ports: Vec<u16>,
     /// Not the application's port.
     pub not_destination_ports: Vec<u16>,
+    /// What only a waypoint can compare. In a box: at a tunnel there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request: Option<Box<RequestMatch>>,
 }
 
 impl Match {
     /// Whether no field says anything.
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        let Self { namespaces, not_namespaces, principals, not_principals, .. } = self;
+        let Self { service_accounts, not_service_accounts, source_ips, not_source_ips, .. } = self;
+        let Self { destination_ips, not_destination_ips, destination_ports, not_destination_ports, .. } =
+            self;
+        let texts = [namespaces, not_namespaces, principals, not_principals];
+        let ranges = [source_ips, not_source_ips, destination_ips, not_destination_ips];
+        texts.iter().all(|list| list.is_empty())
+            && ranges.iter().all(|list| list.is_empty())
+            && [service_accounts, not_service_accounts].iter().all(|list| list.is_empty())
+            && [destination_ports, not_destination_ports].iter().all(|list| list.is_empty())
+            && self.request.as_ref().is_none_or(|request| request.is_empty())
     }
 
-    fn matches(&self, facts: &Facts<'_>) -> bool {
+    fn matches(&self, facts: &Facts<'_>, in_doubt: InDoubt) -> bool {
         let peer = facts.peer;
         let namespace = peer.map_or("", |peer| peer.namespace.as_str());
         !self.is_empty()
@@ -81,11 +109,12 @@ impl Match {
             && field(&self.destination_ports, &self.not_destination_ports, |port| {
                 *port == facts.destination.port()
             })
+            && self.request.as_ref().is_none_or(|request| request.matches(facts.seen, in_doubt))
     }
 }
 
 /// One field and its negation: empty lists do not constrain.
-fn field<T>(positive: &[T], negative: &[T], matches: impl Fn(&T) -> bool) -> bool {
+pub(super) fn field<T>(positive: &[T], negative: &[T], matches: impl Fn(&T) -> bool) -> bool {
     (positive.is_empty() || positive.iter().any(&matches)) && !negative.iter().any(&matches)
 }
 

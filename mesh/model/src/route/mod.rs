@@ -48,6 +48,7 @@ pub use select::{Chosen, Drawn, select};
 pub use session::{Lifetime, Session, SessionKey};
 pub use stream::{InvalidStreamRoute, StreamRoute, StreamTable};
 pub use table::{Entry, RouteTable};
+pub(crate) use text::percent_decoded;
 pub use text::{InvalidPattern, Pattern, Text};
 use thiserror::Error;
 

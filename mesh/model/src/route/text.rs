@@ -133,7 +133,7 @@ pub enum InvalidPattern {
 
 /// The bytes that `text` stands for: `%41` is `A`. What is no escape stands for itself, `+` too
 /// (RFC 3986; a space is `%20`).
-pub(super) fn percent_decoded(text: &str) -> impl Iterator<Item = u8> + '_ {
+pub(crate) fn percent_decoded(text: &str) -> impl Iterator<Item = u8> + '_ {
     let mut rest = text.as_bytes();
     std::iter::from_fn(move || {
         let (byte, after) = match rest {

@@ -84,13 +84,13 @@ pub enum Authority {
 
 impl Own {
     /// Reads it.
-    pub fn read(env: &mut Env, proxy: &ProxyConfig) -> Self {
+    pub fn read(env: &mut Env, proxy: &ProxyConfig, kind: NodeKind) -> Self {
         let text = |env: &mut Env, name: &str| env.string(name).or(String::new());
         let meta_cluster = env.string("ISTIO_META_CLUSTER_ID").optional();
         let cluster = env.string("CLUSTER_ID").optional();
         let cluster = meta_cluster.or(cluster).unwrap_or_else(|| "Kubernetes".to_owned());
         let info = NodeInfo {
-            kind: NodeKind::Ztunnel,
+            kind,
             instance_ip: text(env, "INSTANCE_IP"),
             pod_name: text(env, "POD_NAME"),
             pod_namespace: text(env, "POD_NAMESPACE"),

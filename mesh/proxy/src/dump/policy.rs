@@ -79,6 +79,9 @@ pub fn all(mesh: &Snapshot) -> Vec<Shown<'_>> {
 fn shown(policy: &Policy) -> Shown<'_> {
     let (action, rules, undecodable) = match &policy.content {
         Content::Rules { action, rules, .. } => (*action, rules.as_slice(), None),
+        // Where nobody can be asked, it denies what it matches.
+        Content::Custom { rules, .. } => (Action::Deny, rules.as_slice(), None),
+        Content::Audit { .. } => (Action::Allow, &[][..], None),
         Content::Undecodable { reason } => (Action::Deny, &[][..], Some(reason.as_str())),
     };
     Shown {

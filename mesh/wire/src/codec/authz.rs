@@ -7,7 +7,7 @@ use ambit_model::{
     authz::{AccountMatch, Action, Clause, Content, Match, Policy, Rule, Scope, Text},
     name::PolicyKey,
 };
-use ambit_proto::security as pb;
+use ambit_proto::{security as pb, workload::Extension};
 use bytes::Bytes;
 use ipnet::IpNet;
 use prost::Message;
@@ -74,7 +74,7 @@ fn decode_content(message: pb::Authorization, names: &mut Interner) -> Result<Co
     Ok(Content::Rules { action, rules, dry_run: message.dry_run })
 }
 
-fn decode_match(message: pb::Match, names: &mut Interner) -> Result<Match, InvalidResource> {
+pub(super) fn decode_match(message: pb::Match, names: &mut Interner) -> Result<Match, InvalidResource> {
     if !message.extensions.is_empty() {
         return Err(InvalidResource::field("extensions", "a condition of an unknown kind"));
     }
@@ -105,10 +105,11 @@ fn decode_match(message: pb::Match, names: &mut Interner) -> Result<Match, Inval
         not_destination_ips: decode_ranges("not_destination_ips", &message.not_destination_ips)?,
         destination_ports: decode_port_list("destination_ports", &message.destination_ports)?,
         not_destination_ports: decode_port_list("not_destination_ports", &message.not_destination_ports)?,
+        request: None,
     })
 }
 
-fn decode_text(
+pub(super) fn decode_text(
     field: &'static str,
     message: pb::StringMatch,
     names: &mut Interner,
@@ -123,7 +124,10 @@ fn decode_text(
     }
 }
 
-fn decode_ranges(field: &'static str, list: &[pb::Address]) -> Result<Vec<IpNet>, InvalidResource> {
+pub(super) fn decode_ranges(
+    field: &'static str,
+    list: &[pb::Address],
+) -> Result<Vec<IpNet>, InvalidResource> {
     let range = |address: &pb::Address| {
         let ip = decode_ip(field, &address.address)?;
         let invalid = || InvalidResource::field(field, format!("{ip}/{} is not a range", address.length));
@@ -140,10 +144,12 @@ fn decode_port_list(field: &'static str, list: &[u32]) -> Result<Vec<u16>, Inval
 pub(super) fn encode(policy: &Policy) -> pb::Authorization {
     // A rule without clauses matches everything.
     let everything = || (Action::Deny, vec![pb::Rule { clauses: Vec::new() }], false);
+    let encode = |rules: &[Rule]| rules.iter().map(encode_rule).collect();
     let (action, rules, dry_run) = match &policy.content {
-        Content::Rules { action, rules, dry_run } => {
-            (*action, rules.iter().map(encode_rule).collect(), *dry_run)
-        }
+        Content::Rules { action, rules, dry_run } => (*action, encode(rules), *dry_run),
+        // Nobody can be asked at a tunnel, and what is only written down decides nothing.
+        Content::Custom { rules, .. } => (Action::Deny, encode(rules), false),
+        Content::Audit { rules } => (Action::Allow, encode(rules), true),
         Content::Undecodable { .. } => everything(),
     };
     pb::Authorization {
@@ -167,11 +173,19 @@ pub(super) fn encode(policy: &Policy) -> pb::Authorization {
 }
 
 fn encode_rule(rule: &Rule) -> pb::Rule {
-    let clause = |clause: &Clause| pb::Clause { matches: clause.matches.iter().map(encode_match).collect() };
+    let clause = |clause: &Clause| pb::Clause { matches: clause.matches.iter().map(encode_whole).collect() };
     pb::Rule { clauses: rule.clauses.iter().map(clause).collect() }
 }
 
-fn encode_match(one: &Match) -> pb::Match {
+/// A tunnel is told that something is asked that it cannot compare, so that it refuses the policy rather
+/// than enforce another one.
+fn encode_whole(one: &Match) -> pb::Match {
+    let extensions = one.request.iter().map(|_| Extension::default()).collect();
+    pb::Match { extensions, ..encode_match(one) }
+}
+
+/// What is asked of the connection.
+pub(super) fn encode_match(one: &Match) -> pb::Match {
     let texts = |list: &[Text]| list.iter().map(encode_text).collect();
     let accounts = |list: &[AccountMatch]| {
         let account = |one: &AccountMatch| pb::ServiceAccountMatch {
@@ -180,23 +194,16 @@ fn encode_match(one: &Match) -> pb::Match {
         };
         list.iter().map(account).collect()
     };
-    let ranges = |list: &[IpNet]| {
-        let range = |range: &IpNet| pb::Address {
-            address: encode_ip(&range.addr()),
-            length: range.prefix_len().into(),
-        };
-        list.iter().map(range).collect()
-    };
     let ports = |list: &[u16]| list.iter().map(|port| u32::from(*port)).collect();
     pb::Match {
         namespaces: texts(&one.namespaces),
         not_namespaces: texts(&one.not_namespaces),
         principals: texts(&one.principals),
         not_principals: texts(&one.not_principals),
-        source_ips: ranges(&one.source_ips),
-        not_source_ips: ranges(&one.not_source_ips),
-        destination_ips: ranges(&one.destination_ips),
-        not_destination_ips: ranges(&one.not_destination_ips),
+        source_ips: encode_ranges(&one.source_ips),
+        not_source_ips: encode_ranges(&one.not_source_ips),
+        destination_ips: encode_ranges(&one.destination_ips),
+        not_destination_ips: encode_ranges(&one.not_destination_ips),
         destination_ports: ports(&one.destination_ports),
         not_destination_ports: ports(&one.not_destination_ports),
         service_accounts: accounts(&one.service_accounts),
@@ -205,7 +212,13 @@ fn encode_match(one: &Match) -> pb::Match {
     }
 }
 
-fn encode_text(text: &Text) -> pb::StringMatch {
+pub(super) fn encode_ranges(list: &[IpNet]) -> Vec<pb::Address> {
+    let range =
+        |range: &IpNet| pb::Address { address: encode_ip(&range.addr()), length: range.prefix_len().into() };
+    list.iter().map(range).collect()
+}
+
+pub(super) fn encode_text(text: &Text) -> pb::StringMatch {
     use pb::string_match::MatchType;
     let match_type = match text {
         Text::Exact(text) => MatchType::Exact(text.to_string()),

@@ -3,9 +3,11 @@
 //! Decoding is strict where leniency would widen access: a policy with one value that cannot be
 //! understood is refused whole, never narrowed. Encoding and decoding are inverse to each other.
 
+mod authn;
 mod authz;
 mod filter;
 mod interner;
+mod policy;
 mod route;
 mod service;
 mod service_config;
@@ -53,13 +55,13 @@ pub enum InvalidResource {
         /// The field, by its protobuf path.
         field: Cow<'static, str>,
         /// What is wrong with it.
-        reason: String,
+        reason: Box<str>,
     },
 }
 
 impl InvalidResource {
     fn field(field: impl Into<Cow<'static, str>>, reason: impl ToString) -> Self {
-        Self::Field { field: field.into(), reason: reason.to_string() }
+        Self::Field { field: field.into(), reason: reason.to_string().into() }
     }
 
     /// The same, of a message that is itself the field `place` of another.

@@ -1,5 +1,7 @@
 //! `ambit.waypoint.v1.ServiceConfig`: what applies to one service at its waypoint.
 
+use std::sync::Arc;
+
 use ambit_model::{
     name::{Namespace, ServiceKey},
     route::{Origin, Route, RouteKey, StreamRoute},
@@ -9,7 +11,7 @@ use ambit_proto::waypoint as pb;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Interner, InvalidResource, decode_each, decode_port, route};
+use super::{Interner, InvalidResource, authn, decode_each, decode_port, policy, route};
 
 /// The name of the resource with what applies to `service` at the waypoint `gateway_name`.
 pub fn service_config_name(gateway_namespace: &str, gateway_name: &str, service: &ServiceKey) -> String {
@@ -33,6 +35,8 @@ pub(super) fn decode(body: Bytes, names: &mut Interner) -> Result<ServiceConfig,
     let parts = Parts {
         http: decode_each("http_routes", message.http_routes, |one| decode_http(one, names))?,
         stream: decode_each("stream_routes", message.stream_routes, |one| decode_stream(one, names))?,
+        authentication: decode_each("authentication", message.authentication, authn::decode)?,
+        policies: message.policies.into_iter().map(|one| Arc::new(policy::decode(one, names))).collect(),
     };
     Ok(ServiceConfig::new(key, parts))
 }
@@ -119,6 +123,8 @@ pub(super) fn encode(config: &ServiceConfig) -> pb::ServiceConfig {
         hostname: config.key().hostname.to_string(),
         http_routes: parts.http.iter().map(encode_http).collect(),
         stream_routes: parts.stream.iter().map(encode_stream).collect(),
+        authentication: config.authentication().iter().map(authn::encode).collect(),
+        policies: config.policies().map(policy::encode).collect(),
         broken: config.broken().unwrap_or_default().to_owned(),
     }
 }

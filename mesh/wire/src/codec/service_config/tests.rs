@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ambit_model::authn::{AfterUse, Keys, TokenRule, TokenRuleParts};
 use ambit_model::route::{
     Backend, Cors, CorsParts, Destination, Filter, Filters, Fraction, HeaderEdit, Lifetime, Match, Mirror,
     NewHost, NewPath, Path, Redirect, RedirectStatus, Rewrite, Rule, Scheme, Session, SessionKey, Text,
@@ -11,7 +12,7 @@ use http::{HeaderName, Method};
 use proptest::{option, prelude::*, sample::select};
 
 use super::*;
-use crate::codec::{decode_service_config, encode_service_config};
+use crate::codec::{decode_service_config, encode_service_config, policy::tests::policy};
 
 fn decoded(body: Bytes) -> Result<ServiceConfig, InvalidResource> {
     decode_service_config(body, &mut Interner::default())
@@ -219,13 +220,49 @@ fn stream_route() -> impl Strategy<Value = StreamRoute> {
         .prop_map(|(origin, names, backends)| StreamRoute::new(origin, &names, backends).expect("a route"))
 }
 
+fn token_rule() -> impl Strategy<Value = TokenRule> {
+    let keys = prop_oneof![
+        Just(Keys::Discovered),
+        Just(Keys::Inline("{\"keys\": []}".into())),
+        Just(Keys::At("https://issuer/keys".into())),
+    ];
+    let some = |all: Vec<&'static str>| prop::sample::subsequence(all.clone(), 0..=all.len());
+    let places = (some(vec!["X-Jwt", "authorization"]), some(vec!["tok"]), some(vec!["a", "b"]));
+    let told = (select(vec!["", "x-payload"]), some(vec!["x-sub", "x-deep"]));
+    let token = select(vec![AfterUse::Removed, AfterUse::Forwarded]);
+    ("[a-z]{1,4}", some(vec!["shop", "pay"]), keys, places, told, token).prop_map(
+        |(issuer, audiences, keys, (headers, params, cookies), (payload_header, claim_headers), token)| {
+            let headers: Vec<_> = headers.into_iter().map(|name| (name, "Jwt ")).collect();
+            let claim_headers: Vec<_> = claim_headers.into_iter().map(|name| (name, "a.b")).collect();
+            let parts = TokenRuleParts {
+                issuer: &issuer,
+                audiences: &audiences,
+                headers: &headers,
+                params: &params,
+                cookies: &cookies,
+                token,
+                payload_header,
+                claim_headers: &claim_headers,
+            };
+            TokenRule::parse(&parts, keys).expect("a rule")
+        },
+    )
+}
+
 fn config() -> impl Strategy<Value = ServiceConfig> {
     let http = prop::collection::vec(attached(http_route()), 0..3);
     let stream = prop::collection::vec(attached(stream_route()), 0..3);
-    ("[a-z]{1,4}", "(\\*\\.)?[a-z]{1,4}(\\.[a-z]{1,4}){0,2}", http, stream).prop_map(
-        |(namespace, hostname, http, stream)| {
-            ServiceConfig::new(ServiceKey::new(namespace, hostname), Parts { http, stream })
-        },
+    let policies = prop::collection::vec(policy().prop_map(Arc::new), 0..3);
+    let authentication = prop::collection::vec(token_rule(), 0..3);
+    let parts =
+        (http, stream, policies, authentication).prop_map(|(http, stream, policies, authentication)| Parts {
+            http,
+            stream,
+            policies,
+            authentication,
+        });
+    ("[a-z]{1,4}", "(\\*\\.)?[a-z]{1,4}(\\.[a-z]{1,4}){0,2}", parts).prop_map(
+        |(namespace, hostname, parts)| ServiceConfig::new(ServiceKey::new(namespace, hostname), parts),
     )
 }
 
@@ -325,7 +362,7 @@ fn message() -> pb::ServiceConfig {
             backends: vec![pb::Backend { to: to(), weight: 1, filters: Vec::new() }],
             ..pb::StreamRoute::default()
         }],
-        broken: String::new(),
+        ..pb::ServiceConfig::default()
     }
 }
 
@@ -378,6 +415,13 @@ fn every_part_that_makes_no_sense_is_named() {
     let edit = |set| pb::HeaderEdit { set: vec![set], ..pb::HeaderEdit::default() };
     let pattern = |text: &str| pb::TextMatch { kind: Some(Text::Pattern(text.into())) };
     let call = |service| pb::GrpcCall { service: Some(service), method: None };
+    fn token(change: impl FnOnce(&mut pb::TokenRule)) -> pb::ServiceConfig {
+        let keys = Some(pb::token_rule::Keys::Discovery(pb::Discovery {}));
+        let mut rule = pb::TokenRule { issuer: "me".into(), keys, ..pb::TokenRule::default() };
+        change(&mut rule);
+        pb::ServiceConfig { authentication: vec![rule], ..message() }
+    }
+    let claim = |header: &str| pb::ClaimHeader { header: header.into(), claim: "sub".into() };
     let (first, matches) = ("http_routes[0].rules[0]", "http_routes[0].rules[0].matches[0]");
     let cases = [
         ("namespace".to_owned(), top(|one| one.namespace.clear())),
@@ -465,6 +509,15 @@ fn every_part_that_makes_no_sense_is_named() {
                 one.session.as_mut().expect("one").key = Some(pb::session::Key::Cookie(String::new()))
             }),
         ),
+        ("authentication[0].issuer".to_owned(), token(|one| one.issuer.clear())),
+        ("authentication[0].keys".to_owned(), token(|one| one.keys = None)),
+        (
+            "authentication[0].jwks".to_owned(),
+            token(|one| one.keys = Some(pb::token_rule::Keys::Jwks(String::new()))),
+        ),
+        ("authentication[0].places[0].kind".to_owned(), token(|one| one.places = vec![Default::default()])),
+        ("authentication[0].payload_header".to_owned(), token(|one| one.payload_header = "host".into())),
+        ("authentication[0].claim_headers".to_owned(), token(|one| one.claim_headers = vec![claim("te")])),
         (
             first.to_owned(),
             rule(|one| {

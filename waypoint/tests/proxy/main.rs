@@ -1,0 +1,19 @@
+//! The waypoint as its clients, applications and control plane see it.
+
+#![expect(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "a test: whatever fails here fails it"
+)]
+
+mod bytes;
+mod hostile;
+mod policies;
+mod requests;
+mod routes;
+mod world;
