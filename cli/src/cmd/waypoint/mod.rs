@@ -368,10 +368,7 @@ async fn status(
     out: &mut Out,
 ) -> anyhow::Result<ExitCode> {
     let limit = if args.wait { Duration::from_secs(args.patience.timeout) } else { Duration::ZERO };
-    let late = match wait(place, namespace, args.name.as_deref(), limit).await {
-        Ok(()) => None,
-        Err(late) => Some(late),
-    };
+    let late = wait(place, namespace, args.name.as_deref(), limit).await.err();
     let mut all = standings(&place.documents().await?);
     all.retain(|one| one.namespace == namespace);
     if let Some(name) = &args.name {
