@@ -74,7 +74,7 @@ const EVERYTHING: &[&[&str]] = &[
     &["controller.waypoint.enabled=false"],
     &[
         "controller.waypoint.replicas=3,controller.waypoint.image=x/y:z,controller.waypoint.tolerations[0].key=a",
-        "controller.waypoint.priorityClassName=high,controller.waypoint.affinity.nodeAffinity.x=y",
+        "controller.waypoint.priorityClassName=high,controller.waypoint.affinity.nodeAffinity.x=b",
         "controller.waypoint.resources=null,global.imagePullSecrets[0].name=hub",
     ],
     &["ztunnel.crl=true,ztunnel.onDemand=true,ztunnel.originalSource=false,ztunnel.workerThreads=3"],

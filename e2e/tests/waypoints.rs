@@ -293,7 +293,8 @@ impl Scene {
         let seen = self.until(&format!("{field} of {object}"), || {
             last = self.find(object)?.unwrap_or_default();
             let found = last.pointer(field).cloned().unwrap_or_default();
-            Ok(found.as_str() == Some(wanted) || found.to_string() == wanted)
+            let shown = found.as_str().map_or_else(|| found.to_string(), str::to_owned);
+            Ok(shown == wanted)
         });
         seen.with_context(|| format!("{object} is {last:#}, and {field} not {wanted:?}"))
     }
