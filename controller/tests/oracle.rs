@@ -272,11 +272,48 @@ fn any_grant() -> impl Strategy<Value = Value> {
     )
 }
 
+/// What policies of waypoints are attached to: it may be there or not, and in use or not.
+fn target() -> impl Strategy<Value = Value> {
+    let kind = pick(&["Service", "Service", "ServiceEntry", "Gateway", "Gateway", "GatewayClass"]);
+    (kind, pick(NAMES), pick(&["gate", "gate2"]), pick(&["istio-waypoint", "special"])).prop_map(
+        |(kind, name, gateway, class)| match kind {
+            "Service" => json!({"group": "", "kind": kind, "name": name}),
+            "ServiceEntry" => json!({"group": "networking.istio.io", "kind": kind, "name": name}),
+            "Gateway" => json!({"group": "gateway.networking.k8s.io", "kind": kind, "name": gateway}),
+            _ => json!({"group": "gateway.networking.k8s.io", "kind": kind, "name": class}),
+        },
+    )
+}
+
+fn any_attached_policy() -> impl Strategy<Value = Value> {
+    let targets = prop::collection::vec(target(), 1..3);
+    let action = pick(&["ALLOW", "DENY", "AUDIT", "CUSTOM"]);
+    (meta(), targets, action, pick(NAMES), any::<bool>()).prop_map(
+        |(mut meta, targets, action, word, of_tokens)| {
+            if of_tokens {
+                let rules = json!([{"issuer": format!("https://{word}.example")}]);
+                let spec = json!({"targetRefs": targets, "jwtRules": rules});
+                return shape("security.istio.io/v1", "RequestAuthentication", meta, spec, json!({}));
+            }
+            let rules = json!([{"to": [{"operation": {"paths": [format!("/{word}/*")]}}]}]);
+            let mut spec = json!({"targetRefs": targets, "action": action, "rules": rules});
+            if action == "CUSTOM" {
+                set(&mut spec, "provider", json!({"name": word}));
+            }
+            if matches!(action, "CUSTOM" | "AUDIT") {
+                set(&mut meta, "annotations", json!({}));
+            }
+            shape("security.istio.io/v1", "AuthorizationPolicy", meta, spec, json!({}))
+        },
+    )
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => any_object().prop_map(Step::Write),
         2 => any_route().prop_map(Step::Write),
         1 => any_grant().prop_map(Step::Write),
+        2 => any_attached_policy().prop_map(Step::Write),
         1 => any::<prop::sample::Index>().prop_map(Step::Erase),
     ]
 }

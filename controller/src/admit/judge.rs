@@ -442,6 +442,16 @@ mod tests {
                 "{action: AUDIT, targetRefs: [{kind: Service, group: '', name: s}], rules: [{}]}",
                 "admitted",
             ),
+            (
+                "a",
+                "{action: CUSTOM, targetRefs: [{kind: Service, group: '', name: s}], rules: [{}]}",
+                "refused: spec.provider.name",
+            ),
+            (
+                "a",
+                "{targetRefs: [{kind: Service, name: s}], rules: [{to: [{operation: {paths: ['{*}']}}]}]}",
+                "refused: spec.rules[0].to[0].operation.paths[0]",
+            ),
             ("a", "{targetRefs: [{kind: Pod, name: s}]}", "refused: spec.targetRefs[0].kind"),
             ("a", "{targetRefs: [{kind: Gateway, name: s}]}", "refused: spec.targetRefs[0].group"),
             (
@@ -543,6 +553,30 @@ mod tests {
             ),
         ] {
             assert_eq!(told(&Settings::default(), &of(namespace, spec)), expected, "{spec}");
+        }
+    }
+
+    #[test]
+    fn request_authentications_are_kept_out_or_warned_of_when_waypoints_cannot_do_as_they_say() {
+        let of = |spec: &str| {
+            format!(
+                "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: p, namespace: a}}\n\
+                 spec: {spec}\n"
+            )
+        };
+        let web = "targetRefs: [{kind: Service, group: '', name: web}]";
+        for (spec, expected) in [
+            (format!("{{{web}, jwtRules: [{{issuer: 'https://a'}}]}}"), "admitted"),
+            (format!("{{{web}, jwtRules: [{{issuer: a}}]}}"), "refused: spec.jwtRules[0].jwksUri"),
+            ("{targetRefs: [{kind: Gateway, name: g}]}".to_owned(), "refused: spec.targetRefs[0].group"),
+            (
+                "{targetRefs: [{kind: GatewayClass, group: gateway.networking.k8s.io, name: c}]}".to_owned(),
+                "refused: spec.targetRefs[0].kind",
+            ),
+            ("{selector: {matchLabels: {a: b}}}".to_owned(), APPLIES_TO_NOTHING),
+            (format!("{{{web}, jwtRules: [{{issuer: 'https://a', timeout: 1s}}]}}"), TIMEOUT_NOT_USED),
+        ] {
+            assert_eq!(told(&Settings::default(), &of(&spec)), expected, "{spec}");
         }
     }
 

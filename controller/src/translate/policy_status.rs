@@ -32,7 +32,16 @@ pub fn of_authorization(cluster: &Cluster, policy: &AuthorizationPolicy) -> Cond
         let message = format!("{reason}; until it is corrected, its targets' waypoints deny everything");
         return told(WAYPOINT_ACCEPTED, false, "Invalid", message);
     }
-    accepted_by_waypoints(cluster, &policy.meta.name.namespace, targets, "")
+    let remark = match &policy.content {
+        Content::Custom { provider, .. } => {
+            format!("; a waypoint that does not know {provider} denies what matches")
+        }
+        Content::Rules { dry_run: true, .. } => "; only tried out: it decides nothing".to_owned(),
+        Content::Rules { dry_run: false, .. } | Content::Audit { .. } | Content::Undecodable(_) => {
+            String::new()
+        }
+    };
+    accepted_by_waypoints(cluster, &policy.meta.name.namespace, targets, &remark)
 }
 
 /// What is said of a RequestAuthentication.
