@@ -163,6 +163,21 @@ fn a_playground_is_brought_up_used_changed_broken_and_taken_down() {
     until("everybody is let in again", || playground.ambit(&call).status.success().then_some(()));
     playground.ok(&["playground", "delete", "shop/ap/none"]);
 
+    // A waypoint for the namespace, ready before anything goes through it; and away again.
+    let applied = playground.ok(&["waypoint", "apply", "-n", "shop", "--enroll-namespace", "--wait"]);
+    assert!(applied.contains("waypoint shop/waypoint is ready"), "{applied}");
+    until("the service goes through it", || {
+        let status = playground.ok(&["waypoint", "status", "-n", "shop"]);
+        status.contains("Service shop/web").then_some(())
+    });
+    playground.ok(&call);
+    let gone = playground.ok(&["waypoint", "delete", "waypoint", "-n", "shop", "--cleanup"]);
+    assert!(gone.contains("Namespace shop names no waypoint any more"), "{gone}");
+    until("its pod is gone", || {
+        (!playground.ok(&["playground", "status"]).contains("waypoint-1")).then_some(())
+    });
+    playground.ok(&call);
+
     // Out of the mesh by a label, and in again, with the same pods.
     let meshed = || playground.ok(&["playground", "status"]).matches("enabled").count();
     assert_eq!(meshed(), 5);
@@ -204,6 +219,8 @@ fn what_a_killed_supervisor_leaves_is_swept_and_the_users_yaml_stays() {
     let yaml = dir.path().to_str().unwrap();
     playground.ok(&["playground", "up", "--dir", yaml]);
     let written = fs::read_to_string(dir.path().join("shop.yaml")).unwrap();
+    playground.ok(&["waypoint", "apply", "-n", "shop", "--wait"]);
+    assert!(dir.path().join("made").exists());
     let state = playground.json(&["playground", "status", "-o", "json"]);
     let supervisor = Pid::from_raw(state["pid"].as_i64().unwrap().try_into().unwrap());
     let tunnel = playground.pid("ztunnel", "node-b").unwrap();
@@ -215,8 +232,9 @@ fn what_a_killed_supervisor_leaves_is_swept_and_the_users_yaml_stays() {
     let down = playground.ok(&["playground", "down"]);
     assert!(down.contains("removed"), "{down}");
     assert_eq!(namespaces_of("clicrash"), Vec::<String>::new());
-    let files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
-    assert_eq!(files, ["shop.yaml"]);
+    let mut files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    files.sort();
+    assert_eq!(files, ["applied.Gateway.shop.waypoint.yaml", "shop.yaml"]);
     assert_eq!(fs::read_to_string(dir.path().join("shop.yaml")).unwrap(), written);
 }
 

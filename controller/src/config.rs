@@ -167,7 +167,9 @@ impl FromStr for Piece {
         match read_value(text)? {
             Value::Null => Ok(Self(json!({}))),
             value @ Value::Object(_) => Ok(Self(value)),
-            _ => Err("it is no piece of an object; write fields and values".to_owned()),
+            Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+                Err("it is no piece of an object; write fields and values".to_owned())
+            }
         }
     }
 }

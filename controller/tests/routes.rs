@@ -391,6 +391,13 @@ fn what_makes_no_sense_or_is_not_supported_is_refused_with_its_field() {
             "spec.rules[0].sessionPersistence.sessionName",
         ),
         ("GRPCRoute", "{matches: [{method: {service: a/b}}]}", "spec.rules[0].matches[0].method"),
+        (
+            "GRPCRoute",
+            "{matches: [{method: {type: RegularExpression, method: '('}}]}",
+            "spec.rules[0].matches[0].method.method",
+        ),
+        ("GRPCRoute", "{matches: [{method: {verb: Get}}]}", "spec.rules[0].matches[0].method.verb"),
+        ("HTTPRoute", "{matches: [{path: {prefix: /a}}]}", "spec.rules[0].matches[0].path.prefix"),
         ("GRPCRoute", "{timeouts: {request: 1s}}", "spec.rules[0].timeouts"),
         ("TCPRoute", "{backendRefs: [{name: v2, port: 80}]}, {}", "spec.rules"),
         ("TCPRoute", "{backendRefs: [{name: v2, port: 80, filters: [{type: CORS, cors: {}}]}]}", "spec"),

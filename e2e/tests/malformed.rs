@@ -43,7 +43,7 @@ const fn bad(field: &'static str, object: &'static str) -> Bad {
 }
 
 /// Kubernetes' own kinds leave little to refuse: the API server reads most fields itself.
-const BAD: [Bad; 18] = [
+const BAD: [Bad; 20] = [
     // It reads `010` as ten, as it always did; to others it is eight.
     bad(
         "status.podIPs",
@@ -117,6 +117,14 @@ const BAD: [Bad; 18] = [
     bad(
         "metadata.labels[istio.io/waypoint-for]",
         "{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: for-whom, labels: {istio.io/waypoint-for: everybody}}, spec: {controllerName: istio.io/mesh-controller}}",
+    ),
+    bad(
+        "spec.rules[0].filters[0].type",
+        "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: extended, namespace: shop}, spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{filters: [{type: ExtensionRef, extensionRef: {group: example.com, kind: Magic, name: wand}}]}]}}",
+    ),
+    bad(
+        "spec.rules[0].matches[0].method.service",
+        "{apiVersion: gateway.networking.k8s.io/v1, kind: GRPCRoute, metadata: {name: pattern, namespace: shop}, spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{matches: [{method: {type: RegularExpression, service: '(', method: Get}}]}]}}",
     ),
 ];
 
@@ -241,7 +249,7 @@ const POLICIES: [Policy; 20] = [
 ];
 
 /// In order, or as good as: what they refer to is not there, or what they wish for is no word.
-const GOOD: [&str; 26] = [
+const GOOD: [&str; 27] = [
     "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: slip, namespace: shop}, spec: {selector: {matchLabels: {app: web}}, rules: [{from: [{source: {namespaces: [friends]}}]}]}}",
     "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}",
     "{apiVersion: v1, kind: Namespace, metadata: {name: near, annotations: {networking.istio.io/traffic-distribution: PreferClose}}}",
@@ -268,6 +276,7 @@ const GOOD: [&str; 26] = [
     "{apiVersion: v1, kind: Service, metadata: {name: abroad, namespace: odd, labels: {istio.io/use-waypoint: gate, istio.io/use-waypoint-namespace: shop}}, spec: {clusterIP: 10.96.7.5, ports: [{port: 80}]}}",
     "{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: istio-waypoint}, spec: {controllerName: istio.io/mesh-controller, parametersRef: {group: example.com, kind: Nothing, name: nobody}}}",
     "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: of-nobody, namespace: shop}, spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: nobody}], rules: [{}]}}",
+    "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: of-nobody, namespace: shop}, spec: {parentRefs: [{group: '', kind: Service, name: nobody}], rules: [{backendRefs: [{name: nobody, port: 80}]}]}}",
 ];
 
 /// In the namespace of each policy: whom it selects, whom it does not, and a policy about the latter.
@@ -471,6 +480,7 @@ async fn conditions(controller: &Controller) -> anyhow::Result<()> {
         ("Service", "abroad", "AttachmentDenied"),
         ("ServiceEntry", "stars", "NoWaypointForWildcardService"),
         ("AuthorizationPolicy", "of-nobody", "TargetNotFound"),
+        ("HTTPRoute", "of-nobody", "NoMatchingParent"),
     ] {
         let all = page["conditions"].as_array().into_iter().flatten();
         let mut of = all.filter(|one| one["kind"] == kind && one["name"] == name);

@@ -70,15 +70,7 @@ fn a_waypoint_comes_changes_and_goes_as_its_gateway_does() -> anyhow::Result<()>
     scene.server.define(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../install/crds"), &scene.stop)?;
     scene.server.kubectl_ok(&["create", "namespace", "istio-system"])?;
     scene.apply(BEFORE)?;
-    let controller = scene.controller("first")?;
-    scene.comes()?;
-    scene.is_ready_when_an_instance_is()?;
-    scene.follows_its_parameters()?;
-    scene.is_made_again()?;
-    drop(controller);
-    let _second = scene.controller("second")?;
-    scene.leaves_what_is_not_ours()?;
-    scene.goes()
+    scene.live().with_context(|| scene.said())
 }
 
 struct Scene {
@@ -88,6 +80,28 @@ struct Scene {
 }
 
 impl Scene {
+    fn live(&self) -> anyhow::Result<()> {
+        let controller = self.controller("first")?;
+        self.comes()?;
+        self.is_ready_when_an_instance_is()?;
+        self.follows_its_parameters()?;
+        self.is_made_again()?;
+        drop(controller);
+        let _second = self.controller("second")?;
+        self.leaves_what_is_not_ours()?;
+        self.goes()
+    }
+
+    /// The warnings of the controllers.
+    fn said(&self) -> String {
+        let logs = ["first", "second"].map(|name| self.server.log().with_file_name(format!("{name}.log")));
+        let logs = logs.iter().filter_map(|log| std::fs::read_to_string(log).ok());
+        let mut lines: Vec<String> =
+            logs.flat_map(|log| log.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+        lines.retain(|line| !line.contains("INFO") || line.contains("aypoint") || line.contains("ateway"));
+        lines.join("\n")
+    }
+
     fn comes(&self) -> anyhow::Result<()> {
         let class = "gatewayclass/ambit-waypoint";
         self.becomes(class, "/status/conditions/0/status", "True")?;

@@ -39,6 +39,7 @@ use crate::{
     config::Config,
     metrics::Metrics,
     request::Proxy,
+    served::Served,
     shared::{Settings, Shared},
     upstream::{Upstream, budgets::Budgets, endpoints::Endpoints},
 };
@@ -75,6 +76,7 @@ pub async fn run(config: Config, logs: LogControl) -> anyhow::Result<()> {
     let (mesh, subscription) = mesh(&config, &profile, xds_metrics)?;
     let shared = Arc::new(Shared {
         mesh,
+        served: Served::default(),
         certificates,
         revocation,
         metrics,
@@ -85,6 +87,8 @@ pub async fn run(config: Config, logs: LogControl) -> anyhow::Result<()> {
         connections: Arc::new(Semaphore::new(config.limits.connections)),
         settings: settings(&config),
     });
+    let watched = shared.clone();
+    task::spawn("served", async move { watched.served.follow(watched.mesh.clone()).await });
     let shown =
         admin::Shown { config: config.clone(), shared: shared.clone(), subscription: subscription.clone() };
     serve_pages(&config, &ready, registry, admin::pages(shown, logs, exit)).await?;

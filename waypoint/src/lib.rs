@@ -26,6 +26,7 @@ pub mod plan;
 pub mod refusal;
 pub mod request;
 pub mod serve;
+pub mod served;
 pub mod shared;
 pub mod upgrade;
 pub mod upstream;

@@ -18,51 +18,52 @@ use tokio::time::Instant;
 use crate::{
     accept::arrival::{Arrival, To},
     refusal::Refusal,
+    served::Served,
     shared::dice,
     upstream::{choose::Goal, pool::Version},
 };
 
 /// What a stream is for, as the mesh is now.
 #[derive(Debug)]
-pub enum Target<'m> {
+pub enum Target {
     /// A service, and what applies to it.
     Service {
         /// The service.
-        service: &'m Arc<Service>,
+        service: Arc<Service>,
         /// What applies.
-        config: &'m Arc<ServiceConfig>,
+        config: Arc<ServiceConfig>,
         /// Its port.
         port: u16,
     },
     /// A workload.
     Workload {
         /// The workload.
-        workload: &'m Arc<Workload>,
+        workload: Arc<Workload>,
         /// Its port.
         port: u16,
     },
 }
 
-impl<'m> Target<'m> {
+impl Target {
     /// Finds what `arrival` names; it may have gone since the stream was opened.
-    pub fn find(mesh: &'m Snapshot, arrival: &Arrival) -> Result<Self, Refusal> {
+    pub fn find(mesh: &Snapshot, served: &Served, arrival: &Arrival) -> Result<Self, Refusal> {
         let gone = || Refusal::NotServed(arrival.asked.clone());
         let port = arrival.port;
         match &arrival.to {
             To::Service(key) => {
-                let service = mesh.service(key).ok_or_else(gone)?;
-                let config = mesh.config(key).ok_or_else(gone)?;
+                let service = mesh.service(key).ok_or_else(gone)?.clone();
+                let config = served.find(mesh, key).ok_or_else(gone)?;
                 Ok(Self::Service { service, config, port })
             }
             To::Workload(uid) => {
-                let workload = mesh.workload(uid).ok_or_else(gone)?;
+                let workload = mesh.workload(uid).ok_or_else(gone)?.clone();
                 Ok(Self::Workload { workload, port })
             }
         }
     }
 
     /// The service, if it is one.
-    pub fn service(&self) -> Option<&'m Arc<Service>> {
+    pub fn service(&self) -> Option<&Arc<Service>> {
         match self {
             Self::Service { service, .. } => Some(service),
             Self::Workload { .. } => None,
@@ -70,7 +71,7 @@ impl<'m> Target<'m> {
     }
 
     /// What applies to it.
-    pub fn config(&self) -> Option<&'m ServiceConfig> {
+    pub fn config(&self) -> Option<&ServiceConfig> {
         match self {
             Self::Service { config, .. } => Some(config),
             Self::Workload { .. } => None,
@@ -80,10 +81,8 @@ impl<'m> Target<'m> {
     /// Without any route.
     pub fn goal(&self) -> Goal {
         match self {
-            Self::Service { service, port, .. } => Goal::Service { service: (*service).clone(), port: *port },
-            Self::Workload { workload, port } => {
-                Goal::Workload { workload: (*workload).clone(), port: *port }
-            }
+            Self::Service { service, port, .. } => Goal::Service { service: service.clone(), port: *port },
+            Self::Workload { workload, port } => Goal::Workload { workload: workload.clone(), port: *port },
         }
     }
 
@@ -122,8 +121,8 @@ struct By<'m> {
 
 /// Chooses the rule of a request of a client of `from`, and does to its head what the rule says.
 pub fn plan<'m>(
-    mesh: &'m Snapshot,
-    target: &Target<'m>,
+    mesh: &Snapshot,
+    target: &'m Target,
     from: &Namespace,
     head: &mut request::Parts,
 ) -> Result<Planned<'m>, Refusal> {
@@ -155,7 +154,7 @@ pub fn goal(mesh: &Snapshot, service: &ServiceKey, port: u16) -> Result<Goal, Re
     Ok(Goal::Service { service: mesh.service(service).ok_or_else(unknown)?.clone(), port })
 }
 
-fn direct<'m>(target: &Target<'m>) -> Planned<'m> {
+fn direct(target: &Target) -> Planned<'_> {
     Planned::Go(Box::new(Plan { goal: target.goal(), by: None }))
 }
 

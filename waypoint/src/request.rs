@@ -140,7 +140,7 @@ impl Proxy {
         record.read(&asked.head);
         // One snapshot for the whole request.
         let mesh = self.shared().mesh.current();
-        let target = Target::find(&mesh, &tunnel.arrival)?;
+        let target = Target::find(&mesh, &self.shared().served, &tunnel.arrival)?;
         record.meant_for(target.service());
         let rules = target.config().map(|config| config.authentication()).unwrap_or_default();
         let claims = caller::identify(rules, &self.shared().keys, &mut asked.head).await?;

@@ -19,6 +19,7 @@ use crate::{
     caller::keys::KeyStore,
     config::Limits,
     metrics::Metrics,
+    served::Served,
     upstream::{budgets::Budgets, endpoints::Endpoints},
 };
 
@@ -27,6 +28,8 @@ use crate::{
 pub struct Shared {
     /// What the mesh is, and what applies to the services here.
     pub mesh: Mesh,
+    /// What was served until lately, too.
+    pub served: Served,
     /// The own certificate.
     pub certificates: Certificates,
     /// Which certificates are revoked.

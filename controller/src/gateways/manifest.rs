@@ -183,16 +183,13 @@ fn selector(gateway: &Gateway) -> Value {
 
 /// What everything that is made has for labels.
 fn own_labels(gateway: &Gateway) -> Map<String, Value> {
-    let own = json!({
-        GATEWAY_NAME: gateway.meta.name.name.as_str(),
-        GATEWAY_CLASS_NAME: gateway.class.as_str(),
-        GATEWAY_MANAGED: MANAGED_MESH,
-        MANAGED_BY: MANAGED_BY_AMBIT,
-    });
-    match own {
-        Value::Object(own) => own,
-        _ => Map::new(),
-    }
+    let own = [
+        (GATEWAY_NAME, gateway.meta.name.name.as_str()),
+        (GATEWAY_CLASS_NAME, gateway.class.as_str()),
+        (GATEWAY_MANAGED, MANAGED_MESH),
+        (MANAGED_BY, MANAGED_BY_AMBIT),
+    ];
+    own.into_iter().map(|(label, value)| (label.to_owned(), value.into())).collect()
 }
 
 fn labels(gateway: &Gateway) -> Map<String, Value> {

@@ -108,6 +108,7 @@ struct Keeper {
     inputs: Inputs,
     counts: Counts,
     kept: BTreeMap<Name, Kept>,
+    classes: Rest,
     /// Classes that were told that they are accepted: their uid and generation.
     told: BTreeMap<Name, (Label, Option<i64>)>,
     pause: Backoff,
@@ -122,8 +123,34 @@ struct Kept {
     outcome: Outcome,
     /// The status that it has; not known before it was looked at.
     told: Option<Value>,
-    resting: Option<Instant>,
+    rest: Rest,
+}
+
+/// Until when something that failed is left alone, longer each time.
+struct Rest {
+    until: Option<Instant>,
     backoff: Backoff,
+}
+
+impl Rest {
+    fn new() -> Self {
+        Self { until: None, backoff: Backoff::new(REST.0, REST.1) }
+    }
+
+    fn is_due(&self) -> bool {
+        self.until.is_none_or(|until| until <= Instant::now())
+    }
+
+    fn failed(&mut self) -> Duration {
+        let rest = self.backoff.next(rand::random());
+        self.until = Some(Instant::now() + rest);
+        rest
+    }
+
+    fn done(&mut self) {
+        self.until = None;
+        self.backoff.reset();
+    }
 }
 
 /// What there is of what was made, as far as it is heard of: what vanishes is made again at once.
@@ -151,8 +178,7 @@ impl Kept {
             made: None,
             outcome: Outcome::default(),
             told: None,
-            resting: None,
-            backoff: Backoff::new(REST.0, REST.1),
+            rest: Rest::new(),
         }
     }
 }
@@ -160,7 +186,8 @@ impl Kept {
 impl Keeper {
     fn new(hand: Hand, form: Form, inputs: Inputs, counts: Counts) -> Self {
         let pause = Backoff::new(PAUSE.0, PAUSE.1);
-        Self { hand, form, inputs, counts, kept: BTreeMap::new(), told: BTreeMap::new(), pause }
+        let (kept, told) = (BTreeMap::new(), BTreeMap::new());
+        Self { hand, form, inputs, counts, kept, classes: Rest::new(), told, pause }
     }
 
     async fn run(&mut self) -> Infallible {
@@ -190,11 +217,23 @@ impl Keeper {
 
     /// Writes what is missing. Returns when to look again at the latest; fails if nothing can be written at all now.
     async fn round(&mut self) -> Result<Instant, Failure> {
-        self.keep_classes().await?;
+        let mut due = Instant::now() + WRITE_AGAIN;
+        if self.classes.is_due() {
+            match self.keep_classes().await {
+                Ok(()) => self.classes.done(),
+                Err(error) if error.is_away() => return Err(error),
+                // Gateways of the classes that are there are kept all the same.
+                Err(error) => {
+                    self.counts.failed();
+                    let rest = self.classes.failed();
+                    warn!(%error, retry.after = ?rest, "Classes of gateways are not as they should be");
+                }
+            }
+        }
+        due = self.classes.until.map_or(due, |until| due.min(until));
         let gateways = wanted(&self.inputs.view.read(), self.hand.has_classes());
         self.leave_others(&gateways).await?;
         let now = Instant::now();
-        let mut due = now + WRITE_AGAIN;
         let mut programmed = 0;
         for gateway in &gateways {
             let name = &gateway.meta.name;
@@ -202,10 +241,7 @@ impl Keeper {
                 Some(kept) if kept.uid == gateway.meta.uid => kept,
                 Some(_) | None => Kept::new(gateway.meta.uid.clone()),
             };
-            let outcome = match kept.resting.filter(|until| *until > now) {
-                Some(_) => Ok(()),
-                None => self.keep(gateway, &mut kept).await,
-            };
+            let outcome = if kept.rest.is_due() { self.keep(gateway, &mut kept).await } else { Ok(()) };
             if gateway.infrastructure.parameters_ref.is_some() {
                 due = due.min(now + READ_AGAIN);
             }
@@ -214,13 +250,12 @@ impl Keeper {
                 Err(error) if error.is_away() => Some(error),
                 Err(error) => {
                     self.counts.failed();
-                    let rest = kept.backoff.next(rand::random());
+                    let rest = kept.rest.failed();
                     warn!(gateway = %name, %error, retry.after = ?rest, "Gateway is not kept as it should be");
-                    kept.resting = Some(now + rest);
                     None
                 }
             };
-            due = kept.resting.map_or(due, |until| due.min(until));
+            due = kept.rest.until.map_or(due, |until| due.min(until));
             programmed += usize::from(kept.told.as_ref().is_some_and(is_programmed));
             self.kept.insert(name.clone(), kept);
             if let Some(error) = away {
@@ -234,7 +269,6 @@ impl Keeper {
     /// Makes what is missing of one gateway, and tells it how it is.
     async fn keep(&self, gateway: &Gateway, kept: &mut Kept) -> Result<(), Failure> {
         let now = Instant::now();
-        kept.resting = None;
         let old = kept.made.as_ref().is_none_or(|(_, _, when)| *when + WRITE_AGAIN <= now);
         if old || kept.told.is_none() {
             kept.told = Some(self.hand.status(gateway).await?);
@@ -252,7 +286,6 @@ impl Keeper {
             if old || !same {
                 match self.hand.make(gateway, &wanted).await {
                     Ok(foreign) => {
-                        kept.backoff.reset();
                         kept.outcome.foreign = foreign;
                         kept.outcome.failure = None;
                         if !kept.made.as_ref().is_some_and(|(made, _, _)| *made == wanted) {
@@ -274,7 +307,13 @@ impl Keeper {
             self.hand.tell(gateway, &status).await?;
         }
         kept.told = Some(status);
-        failure.map_or(Ok(()), Err)
+        match failure {
+            Some(failure) => Err(failure),
+            None => {
+                kept.rest.done();
+                Ok(())
+            }
+        }
     }
 
     async fn read_parameters(&self, gateway: &Gateway, parameters: &mut Parameters) -> Result<(), Failure> {

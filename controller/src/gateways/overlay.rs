@@ -31,7 +31,9 @@ impl Overlays {
             match value {
                 Value::Null => {}
                 Value::Object(_) => drop(overlays.insert(made, value)),
-                _ => return Err(format!("{key}: is no piece of an object; write fields and values")),
+                Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+                    return Err(format!("{key}: is no piece of an object; write fields and values"));
+                }
             }
         }
         Ok(Self(overlays))

@@ -75,7 +75,7 @@ pub struct GrpcMatch {
 
 /// What is asked of the service and the method of a call; one of them may be any.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct MethodMatch {
     /// How they are compared.
     #[serde(rename = "type")]

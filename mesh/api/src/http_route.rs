@@ -87,7 +87,7 @@ pub struct HttpMatch {
 
 /// What is asked of a path.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct PathMatch {
     /// How it is compared.
     #[serde(rename = "type")]

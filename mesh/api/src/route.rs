@@ -154,6 +154,7 @@ impl FilterType {
 
 /// A header and its value.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Header {
     /// Its name.
     pub name: String,
@@ -198,6 +199,7 @@ pub struct MirrorFilter {
 
 /// A part of all requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Fraction {
     /// How many.
     pub numerator: u32,
@@ -247,7 +249,7 @@ pub struct RewriteFilter {
 
 /// How a path changes: the field that its `type` names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PathModifier {
     /// What is replaced.
     #[serde(rename = "type")]
@@ -332,7 +334,7 @@ pub enum SessionType {
 
 /// What becomes of the cookie of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct CookieConfig {
     /// Whether it outlives the client.
     pub lifetime_type: LifetimeType,

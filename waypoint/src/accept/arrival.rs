@@ -11,7 +11,7 @@ use ambit_model::{
     workload::Workload,
 };
 
-use crate::refusal::Refusal;
+use crate::{refusal::Refusal, served::Served};
 
 /// Who opened a stream.
 #[derive(Clone, Debug)]
@@ -65,6 +65,7 @@ pub enum To {
 /// A waypoint forwards for what is bound to it and for nothing else: it is no way around anybody's policies.
 pub fn arrival(
     mesh: &Snapshot,
+    served: &Served,
     network: &Network,
     own: Option<&Workload>,
     client: &Client,
@@ -85,7 +86,7 @@ pub fn arrival(
     };
     match found.ok_or_else(refused)? {
         Addressed::Service(service) => {
-            mesh.config(&service.key()).ok_or_else(refused)?;
+            served.find(mesh, &service.key()).ok_or_else(refused)?;
             service.ports.get(port).ok_or_else(refused)?;
             let protocol = protocol(service, port);
             Ok(Arrival { to: To::Service(service.key()), port, asked: target.clone(), protocol })
@@ -140,7 +141,7 @@ mod tests {
         let own = mesh.workloads().find(|one| one.name.as_str() == "gate").cloned();
         let client = Client::find(&mesh, &network, "10.0.0.1:4000".parse().expect("an address"), None);
         let target = ambit_wire::hbone::headers::parse_authority(target).expect("a target");
-        arrival(&mesh, &network, own.as_deref(), &client, &target)
+        arrival(&mesh, &Served::default(), &network, own.as_deref(), &client, &target)
             .map(|arrival| (arrival.to, arrival.port))
             .map_err(|refusal| refusal.word().to_owned())
     }

@@ -5,7 +5,7 @@ pub mod detect;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use ambit_model::{address::canonical, identity::Identity, service::AppProtocol};
+use ambit_model::{address::canonical, identity::Identity, service::AppProtocol, snapshot::Snapshot};
 use ambit_runtime::{drain::Watch, task};
 use ambit_wire::{
     hbone::{self, Incoming, TunnelStream, server::Served},
@@ -30,6 +30,7 @@ use crate::{
     refusal::Refusal,
     request::{Proxy, Tunnel},
     serve,
+    served::COMING,
 };
 
 /// How long the client has the word where it is not known what it will say. If it says nothing, the server may be the
@@ -109,7 +110,7 @@ impl Accept {
             let limit = shared.settings.limits.connections;
             return refuse(&shared.metrics, incoming, address, &Refusal::Overload { what: "streams", limit });
         };
-        let tunnel = match self.tunnel(&incoming, address, identity) {
+        let tunnel = match self.tunnel(&incoming, address, identity).await {
             Ok(tunnel) => Arc::new(tunnel),
             Err(refusal) => return refuse(&shared.metrics, incoming, address, &refusal),
         };
@@ -125,7 +126,8 @@ impl Accept {
         shared.metrics.streams.dec();
     }
 
-    fn tunnel(
+    /// What a CONNECT is for, and who asks. A service that is known here may be about to be bound to this waypoint.
+    async fn tunnel(
         &self,
         incoming: &Incoming,
         address: SocketAddr,
@@ -136,12 +138,20 @@ impl Accept {
         }
         let target = incoming.authority.clone().map_err(|error| Refusal::BadAuthority(error.to_string()))?;
         let shared = self.proxy.shared();
-        let mesh = shared.mesh.current();
-        let network = &shared.settings.network;
-        let client = Client::find(&mesh, network, address, identity);
-        let own = shared.own_workload(&mesh).map(|own| &**own);
-        let arrival = arrival::arrival(&mesh, network, own, &client, &target)?;
-        Ok(Tunnel { arrival, client: Arc::new(client) })
+        let find = |mesh: &Snapshot| {
+            let network = &shared.settings.network;
+            let client = Client::find(mesh, network, address, identity.clone());
+            let own = shared.own_workload(mesh).map(|own| &**own);
+            let arrival = arrival::arrival(mesh, &shared.served, network, own, &client, &target)?;
+            Ok(Tunnel { arrival, client: Arc::new(client) })
+        };
+        match find(&shared.mesh.current()) {
+            Err(Refusal::NotServed(asked)) => {
+                let came = shared.mesh.wait_for(COMING, |mesh| find(mesh).ok()).await;
+                came.ok_or(Refusal::NotServed(asked))
+            }
+            found => found,
+        }
     }
 
     /// Serves what the stream carries.

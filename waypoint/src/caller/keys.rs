@@ -40,9 +40,12 @@ const MOST: usize = 1024;
 #[derive(Debug)]
 pub struct KeyStore {
     fetch: Arc<Fetch>,
-    inline: Mutex<HashMap<Box<str>, Result<Arc<KeySet>, InvalidKeys>>>,
+    inline: Mutex<HashMap<Box<str>, Parsed>>,
     remote: Mutex<HashMap<Published, Remote>>,
 }
+
+/// A set, or why there is none.
+type Parsed = Result<Arc<KeySet>, InvalidKeys>;
 
 /// Where a set is published.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -101,7 +104,7 @@ struct Remote {
 
 #[derive(Clone, Debug)]
 struct Fetched {
-    keys: Result<Arc<KeySet>, InvalidKeys>,
+    keys: Parsed,
     at: Instant,
 }
 
@@ -112,7 +115,7 @@ impl KeyStore {
     }
 
     /// The keys of an issuer, as they are known now.
-    pub async fn get(&self, rule: &TokenRule) -> Result<Arc<KeySet>, InvalidKeys> {
+    pub async fn get(&self, rule: &TokenRule) -> Parsed {
         if let Keys::Inline(json) = &rule.keys {
             return self.inline(json);
         }
@@ -140,7 +143,7 @@ impl KeyStore {
         }
     }
 
-    fn inline(&self, json: &str) -> Result<Arc<KeySet>, InvalidKeys> {
+    fn inline(&self, json: &str) -> Parsed {
         let mut all = self.inline.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = all.get(json) {
             return known.clone();
@@ -171,7 +174,12 @@ impl KeyStore {
 }
 
 /// Keeps one set up to date.
-async fn follow(url: Box<str>, fetch: Arc<Fetch>, tell: watch::Sender<Option<Fetched>>, wanted: Arc<Notify>) {
+async fn follow(
+    published: Published,
+    fetch: Arc<Fetch>,
+    tell: watch::Sender<Option<Fetched>>,
+    wanted: Arc<Notify>,
+) {
     loop {
         let fetched = published.fetch(&fetch).await;
         let pause = match fetched {

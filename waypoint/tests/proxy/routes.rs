@@ -228,3 +228,23 @@ fn a_change_of_routes_is_heeded_by_open_connections_and_no_request_fails() {
         assert!(moved);
     });
 }
+
+#[test]
+fn a_service_that_comes_is_waited_for_and_one_that_goes_is_served_on() {
+    world(async |world| {
+        let _web = world.web().await;
+        world.plane.remove(ambit_wire::codec::SERVICE_CONFIG, &["shop/gate/shop/web"]);
+        let waypoint = world.start().await;
+        let tunnel = world.tunnel().await;
+        let asking = tunnel.get(WEB, "/");
+        let binding = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            world.configure("shop/web", Default::default());
+        };
+        let (told, ()) = tokio::join!(asking, binding);
+        assert_eq!(told.status, 200);
+        world.plane.remove(ambit_wire::codec::SERVICE_CONFIG, &["shop/gate/shop/web"]);
+        waypoint.until_known("\"waypoint\": []").await;
+        assert_eq!(tunnel.get(WEB, "/").await.status, 200);
+    });
+}

@@ -40,10 +40,6 @@ Examples:
 pub(crate) struct Args {
     #[command(subcommand)]
     what: What,
-    #[command(flatten)]
-    playground: state::Place,
-    #[command(flatten)]
-    cluster: ClusterArgs,
     /// The namespace. Not given: that of the cluster's context.
     #[arg(long, short, global = true, value_name = "NAMESPACE")]
     namespace: Option<String>,
@@ -63,10 +59,19 @@ enum What {
     Status(StatusArgs),
 }
 
+/// Whose waypoints.
+#[derive(Debug, clap::Args)]
+struct Mesh {
+    #[command(flatten)]
+    playground: state::Place,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
 #[derive(Debug, clap::Args)]
 struct Shape {
     /// What it is called.
-    #[arg(long, value_name = "NAME", default_value = NAME)]
+    #[arg(id = "waypoint", long = "name", value_name = "NAME", default_value = NAME)]
     name: String,
     /// What goes through it. Not given: what is addressed to services.
     #[arg(long = "for", value_enum, value_name = "TRAFFIC")]
@@ -94,6 +99,8 @@ struct ApplyArgs {
     wait: bool,
     #[command(flatten)]
     patience: Patience,
+    #[command(flatten)]
+    mesh: Mesh,
 }
 
 #[derive(Debug, clap::Args)]
@@ -114,6 +121,8 @@ struct DeleteArgs {
     /// Takes the labels away, too, that name them.
     #[arg(long)]
     cleanup: bool,
+    #[command(flatten)]
+    mesh: Mesh,
 }
 
 #[derive(Debug, clap::Args)]
@@ -124,12 +133,14 @@ struct ListArgs {
     /// How to print.
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
+    #[command(flatten)]
+    mesh: Mesh,
 }
 
 #[derive(Debug, clap::Args)]
 struct StatusArgs {
     /// Which. Not given: all of the namespace.
-    #[arg(value_name = "NAME")]
+    #[arg(id = "waypoint", value_name = "NAME")]
     name: Option<String>,
     /// Waits until they are ready.
     #[arg(long, short)]
@@ -139,24 +150,44 @@ struct StatusArgs {
     /// How to print.
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
+    #[command(flatten)]
+    mesh: Mesh,
 }
 
 /// Does it.
 pub(crate) async fn run(args: Args, out: &mut Out) -> anyhow::Result<ExitCode> {
-    if let What::Generate(shape) = &args.what {
-        // Nobody is asked, so `default` is the namespace if none is named.
-        let namespace = args.namespace.as_deref().unwrap_or("default");
-        out.value(&gateway(&wish(shape, namespace)), Format::Yaml)?;
-        return Ok(ExitCode::SUCCESS);
+    let named = args.namespace.as_deref();
+    match &args.what {
+        What::Generate(shape) => {
+            // Nobody is asked, so `default` is the namespace if none is named.
+            out.value(&gateway(&wish(shape, named.unwrap_or("default"))), Format::Yaml)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        What::Apply(args) => {
+            let (place, namespace) = args.mesh.find(named).await?;
+            apply(&place, &namespace, args, out).await
+        }
+        What::Delete(args) => {
+            let (place, namespace) = args.mesh.find(named).await?;
+            delete(&place, &namespace, args, out).await
+        }
+        What::List(args) => {
+            let (place, namespace) = args.mesh.find(named).await?;
+            list(&place, &namespace, args, out).await
+        }
+        What::Status(args) => {
+            let (place, namespace) = args.mesh.find(named).await?;
+            status(&place, &namespace, args, out).await
+        }
     }
-    let place = Place::find(&args.playground, &args.cluster).await?;
-    let namespace = args.namespace.unwrap_or_else(|| place.namespace().to_owned());
-    match args.what {
-        What::Apply(args) => apply(&place, &namespace, &args, out).await,
-        What::Delete(args) => delete(&place, &namespace, &args, out).await,
-        What::List(args) => list(&place, &namespace, &args, out).await,
-        What::Status(args) => status(&place, &namespace, &args, out).await,
-        What::Generate(_) => Ok(ExitCode::SUCCESS),
+}
+
+impl Mesh {
+    /// Where it is, and the namespace that is meant.
+    async fn find(&self, namespace: Option<&str>) -> anyhow::Result<(Place, String)> {
+        let place = Place::find(&self.playground, &self.cluster).await?;
+        let namespace = namespace.unwrap_or_else(|| place.namespace()).to_owned();
+        Ok((place, namespace))
     }
 }
 
@@ -337,10 +368,7 @@ async fn status(
     out: &mut Out,
 ) -> anyhow::Result<ExitCode> {
     let limit = if args.wait { Duration::from_secs(args.patience.timeout) } else { Duration::ZERO };
-    let late = match wait(place, namespace, args.name.as_deref(), limit).await {
-        Ok(()) => None,
-        Err(late) => Some(late),
-    };
+    let late = wait(place, namespace, args.name.as_deref(), limit).await.err();
     let mut all = standings(&place.documents().await?);
     all.retain(|one| one.namespace == namespace);
     if let Some(name) = &args.name {

@@ -53,19 +53,19 @@ pub(super) fn gateway(wish: &Wish) -> Value {
     ];
     let labels = labels.into_iter().filter_map(|(label, value)| Some((label.to_owned(), json!(value?))));
     let labels: serde_json::Map<_, _> = labels.collect();
-    let mut gateway = json!({
+    let mut metadata = json!({ "name": wish.name, "namespace": wish.namespace });
+    if let (false, Some(metadata)) = (labels.is_empty(), metadata.as_object_mut()) {
+        metadata.insert("labels".to_owned(), labels.into());
+    }
+    json!({
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "Gateway",
-        "metadata": { "name": wish.name, "namespace": wish.namespace },
+        "metadata": metadata,
         "spec": {
             "gatewayClassName": wish.class,
             "listeners": [{ "name": "mesh", "port": HBONE_PORT, "protocol": HBONE }],
         },
-    });
-    if let (false, Some(metadata)) = (labels.is_empty(), gateway["metadata"].as_object_mut()) {
-        metadata.insert("labels".to_owned(), labels.into());
-    }
-    gateway
+    })
 }
 
 /// A waypoint, as it stands.

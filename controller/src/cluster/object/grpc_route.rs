@@ -40,10 +40,10 @@ fn parse_rule(field: &str, rule: &api::GrpcRule, namespace: &Namespace) -> Resul
 fn parse_match(field: &str, written: &api::GrpcMatch) -> Result<Match, Rejection> {
     refuse_unknown(field, &written.unknown)?;
     let method = written.method.clone().unwrap_or_default();
-    let text = |text: Option<String>| {
-        text.map(|text| parse_text(&format!("{field}.method"), method.kind, &text)).transpose()
+    let text = |name: &str, text: Option<String>| {
+        text.map(|text| parse_text(format!("{field}.method.{name}"), method.kind, &text)).transpose()
     };
-    let path = Path::grpc(text(method.service)?, text(method.method)?);
+    let path = Path::grpc(text("service", method.service)?, text("method", method.method)?);
     let path = path.map_err(|error| refused(format!("{field}.method"), error))?;
     parse_headers(field, &written.headers, Match::path(path))
 }

@@ -87,7 +87,7 @@ fn parse_match(field: &str, written: &api::HttpMatch) -> Result<Match, Rejection
         if one.name.is_empty() {
             return Err(Rejection::new(format!("{field}.name"), "is empty", "name a parameter"));
         }
-        parsed = parsed.query(one.name.as_str(), parse_text(&field, one.kind, &one.value)?);
+        parsed = parsed.query(one.name.as_str(), parse_text(format!("{field}.value"), one.kind, &one.value)?);
     }
     Ok(parsed)
 }
@@ -101,18 +101,16 @@ pub(super) fn parse_headers(field: &str, headers: &[NamedMatch], mut to: Match) 
             let what = format!("{:?} is not the name of a header", one.name);
             Rejection::new(format!("{field}.name"), what, "write letters, digits and '-'")
         })?;
-        to = to.header(name, parse_text(&field, one.kind, &one.value)?);
+        to = to.header(name, parse_text(format!("{field}.value"), one.kind, &one.value)?);
     }
     Ok(to)
 }
 
 /// Reads how a value is compared.
-pub(super) fn parse_text(field: &str, kind: MatchType, value: &str) -> Result<Text, Rejection> {
+pub(super) fn parse_text(field: String, kind: MatchType, value: &str) -> Result<Text, Rejection> {
     match kind {
         MatchType::Exact => Ok(Text::exact(value)),
-        MatchType::RegularExpression => {
-            Text::pattern(value).map_err(|error| refused(format!("{field}.value"), error))
-        }
+        MatchType::RegularExpression => Text::pattern(value).map_err(|error| refused(field, error)),
     }
 }
 

@@ -147,7 +147,7 @@ impl Hand {
             "metadata": { "name": name, "labels": { MANAGED_BY: MANAGED_BY_AMBIT } },
             "spec": {
                 "controllerName": WAYPOINT_CONTROLLER,
-                "description": "Waypoints of the Ambit mesh: HTTP routes and policies for what is bound to them",
+                "description": "Waypoints of the Ambit mesh",
             },
         });
         let request = Request::new(classes());

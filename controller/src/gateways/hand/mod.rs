@@ -140,11 +140,12 @@ impl Failure {
     /// Whether nothing else can be written now, either.
     pub(super) fn is_away(&self) -> bool {
         match self {
-            Self::Kubernetes(error) => match &**error {
-                kube::Error::Api(status) => status.code == 429 || status.code >= 500,
-                kube::Error::BuildRequest(_) | kube::Error::SerdeError(_) => false,
-                _ => true,
-            },
+            Self::Kubernetes(error) => {
+                if let kube::Error::Api(status) = &**error {
+                    return status.code == 429 || status.code >= 500;
+                }
+                !matches!(&**error, kube::Error::BuildRequest(_) | kube::Error::SerdeError(_))
+            }
             Self::Late | Self::Ending => true,
             Self::Directory(_) => false,
         }

@@ -174,3 +174,20 @@ async fn answer(
         _ => text(StatusCode::OK, own.to_string()),
     })
 }
+
+/// Serves one text over HTTP, until what is returned is dropped.
+pub async fn serve_text(address: &str, text: String) -> JoinSet<()> {
+    let listener = TcpListener::bind(address).await.unwrap();
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head).await;
+            let length = text.len();
+            let answer =
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{text}");
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    task
+}

@@ -1,0 +1,222 @@
+//! What is made for a Gateway, and what it is told.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use ambit_controller::{
+    cluster::{
+        Cluster,
+        object::{Gateway, Name},
+    },
+    gateways::{
+        manifest::{Form, Made, Manifest, desired},
+        overlay::Overlays,
+        status::{self, Outcome},
+    },
+    translate::waypoint::is_ours,
+};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+use support::cluster;
+
+const GATE: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: gate, namespace: shop, uid: u-gate, generation: 3}
+spec:
+  gatewayClassName: ambit-waypoint
+  infrastructure: {labels: {team: doors, gateway.networking.k8s.io/gateway-name: lie}, annotations: {note: mine}}
+  listeners:
+  - {name: mesh, port: 15008, protocol: HBONE}
+  - {name: web, port: 80, protocol: HTTP}
+  - {name: other, port: 15009, protocol: HBONE}
+  - {name: again, port: 15008, protocol: HBONE, allowedRoutes: {kinds: [{kind: HTTPRoute}]}}
+  - {name: proxy, port: 15088, protocol: istio.io/PROXY}
+";
+
+fn form() -> Form {
+    Form {
+        image: "hub/waypoint:1".to_owned(),
+        control_plane: "https://istiod.istio-system.svc:15012".to_owned(),
+        cluster: "Kubernetes".to_owned(),
+        domain: "cluster.local".to_owned(),
+        trust_domain: "cluster.local".to_owned(),
+        revision: "default".to_owned(),
+        log: "info".to_owned(),
+        log_format: "json".to_owned(),
+        deployment: json!({ "spec": { "replicas": 3 } }),
+    }
+}
+
+fn gate(cluster: &Cluster) -> &Gateway {
+    cluster.gateways.get(&Name::new("shop", "gate")).unwrap()
+}
+
+fn overlays(pieces: &[(&str, &str)]) -> Overlays {
+    let data: BTreeMap<_, _> =
+        pieces.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned())).collect();
+    Overlays::read(&data).unwrap()
+}
+
+fn made(pieces: &[(&str, &str)]) -> Vec<Manifest> {
+    desired(gate(&cluster(GATE)), &overlays(pieces), "n1", &form())
+}
+
+fn one(all: &[Manifest], made: Made) -> Value {
+    all.iter().find(|one| one.made == made).unwrap().value.clone()
+}
+
+#[test]
+fn a_gateway_is_an_account_a_service_pods_and_a_budget() {
+    let all: Vec<_> = made(&[]).into_iter().map(|one| one.value).collect();
+    insta::assert_json_snapshot!(all);
+}
+
+#[test]
+fn pieces_are_laid_over_and_what_holds_it_together_stays() {
+    let all = made(&[
+        (
+            "deployment",
+            "metadata: {name: lie, labels: {tier: doors}, ownerReferences: []}\nspec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {istio.io/dataplane-mode: ambient}}, spec: {serviceAccountName: lie, containers: [{name: istio-proxy, env: [{name: RUST_LOG, value: debug}]}]}}}",
+        ),
+        ("service", "spec: {type: LoadBalancer, selector: {a: b}}"),
+        ("serviceAccount", "metadata: {annotations: {role: arn}}"),
+        ("podDisruptionBudget", "spec: {maxUnavailable: null, minAvailable: 1}"),
+    ]);
+    let selector = json!({ "gateway.networking.k8s.io/gateway-name": "gate" });
+    let deployment = one(&all, Made::Deployment);
+    assert_eq!(deployment["metadata"]["name"], "gate");
+    assert_eq!(deployment["metadata"]["labels"]["tier"], "doors");
+    assert_eq!(deployment["metadata"]["ownerReferences"][0]["uid"], "u-gate");
+    assert_eq!(deployment["spec"]["selector"], json!({ "matchLabels": selector }));
+    let pod = &deployment["spec"]["template"];
+    assert_eq!(pod["metadata"]["labels"]["istio.io/dataplane-mode"], "none");
+    assert_eq!(pod["spec"]["serviceAccountName"], "gate");
+    let env = pod["spec"]["containers"][0]["env"].as_array().unwrap();
+    let log = env.iter().find(|one| one["name"] == "RUST_LOG").unwrap();
+    assert_eq!((log["value"].as_str(), env.len() > 10), (Some("debug"), true));
+    let service = one(&all, Made::Service);
+    assert_eq!((&service["spec"]["type"], &service["spec"]["selector"]), (&json!("LoadBalancer"), &selector));
+    assert_eq!(one(&all, Made::ServiceAccount)["metadata"]["annotations"]["role"], "arn");
+    let budget = one(&all, Made::PodDisruptionBudget);
+    assert_eq!((&budget["spec"]["minAvailable"], budget["spec"].get("maxUnavailable")), (&json!(1), None));
+}
+
+#[test]
+fn an_autoscaler_is_made_if_it_is_asked_for_and_then_has_the_number() {
+    assert_eq!(one(&made(&[]), Made::Deployment)["spec"]["replicas"], 3);
+    let all =
+        made(&[("horizontalPodAutoscaler", "spec: {maxReplicas: 9}"), ("deployment", "spec: {replicas: 4}")]);
+    let autoscaler = one(&all, Made::HorizontalPodAutoscaler);
+    assert_eq!(
+        (&autoscaler["spec"]["minReplicas"], &autoscaler["spec"]["maxReplicas"]),
+        (&json!(2), &json!(9))
+    );
+    assert_eq!(one(&all, Made::Deployment)["spec"].get("replicas"), None);
+}
+
+fn pod(ready: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: gate-1, namespace: shop, labels: {{gateway.networking.k8s.io/gateway-name: gate}}}}\n\
+         spec: {{serviceAccountName: gate}}\nstatus: {{phase: Running, conditions: [{{type: Ready, status: '{ready}'}}]}}\n"
+    )
+}
+
+fn told(yaml: &str, outcome: &Outcome, before: &Value, second: i64) -> Value {
+    let cluster = cluster(yaml);
+    let now = Timestamp::from_second(second).unwrap();
+    status::of(&cluster, gate(&cluster), outcome, before, now)
+}
+
+/// `type=status reason`.
+fn words(conditions: &Value) -> Vec<String> {
+    let word = |one: &Value, field: &str| one[field].as_str().unwrap_or_default().to_owned();
+    let all = conditions.as_array().unwrap().iter();
+    all.map(|one| format!("{}={} {}", word(one, "type"), word(one, "status"), word(one, "reason"))).collect()
+}
+
+#[test]
+fn the_address_comes_with_the_first_ready_instance_and_stays() {
+    let nothing = Outcome::default();
+    let new = told(GATE, &nothing, &Value::Null, 7);
+    assert_eq!(new["addresses"], json!([]));
+    assert_eq!(words(&new["conditions"]), ["Accepted=True Accepted", "Programmed=False Pending"]);
+    let starting = told(&[GATE, &pod("False")].concat(), &nothing, &new, 8);
+    assert_eq!(starting, new, "and its conditions are as old as they were");
+    let ready = told(&[GATE, &pod("True")].concat(), &nothing, &new, 9);
+    assert_eq!(ready["addresses"], json!([{ "type": "Hostname", "value": "gate.shop.svc.cluster.local" }]));
+    assert_eq!(words(&ready["conditions"]), ["Accepted=True Accepted", "Programmed=True Programmed"]);
+    let times = |status: &Value, at: usize| status["conditions"][at]["lastTransitionTime"].clone();
+    assert_eq!(times(&ready, 0), times(&new, 0));
+    assert_ne!(times(&ready, 1), times(&new, 1));
+    assert_eq!(ready["conditions"][0]["observedGeneration"], 3);
+    // The controller reads back what it wrote.
+    let written =
+        format!("{GATE}status: {{addresses: [{{type: Hostname, value: gate.shop.svc.cluster.local}}]}}\n");
+    let away = told(&written, &nothing, &ready, 11);
+    assert_eq!(away["addresses"], ready["addresses"]);
+    assert_eq!(words(&away["conditions"])[1], "Programmed=False Pending");
+}
+
+#[test]
+fn each_listener_is_told_what_becomes_of_it() {
+    let status = told(&[GATE, &pod("True")].concat(), &Outcome::default(), &Value::Null, 7);
+    let listeners: Vec<_> =
+        status["listeners"].as_array().unwrap().iter().map(|one| words(&one["conditions"])).collect();
+    let good = [
+        "Accepted=True Accepted",
+        "ResolvedRefs=True ResolvedRefs",
+        "Conflicted=False NoConflicts",
+        "Programmed=True Programmed",
+    ];
+    assert_eq!(listeners[0], good);
+    assert_eq!(listeners[4], good);
+    assert_eq!(listeners[1][0], "Accepted=False UnsupportedProtocol");
+    assert_eq!(listeners[1][3], "Programmed=False Invalid");
+    assert_eq!(listeners[2][0], "Accepted=False PortUnavailable");
+    assert_eq!(
+        listeners[3][..3],
+        [
+            "Accepted=False HostnameConflict",
+            "ResolvedRefs=False InvalidRouteKinds",
+            "Conflicted=True HostnameConflict"
+        ]
+    );
+}
+
+#[test]
+fn what_stands_in_the_way_is_told() {
+    let yaml = [GATE, &pod("True")].concat();
+    let words_of = |outcome: Outcome| words(&told(&yaml, &outcome, &Value::Null, 7)["conditions"]);
+    let mistake = Outcome { parameters: Some("deployment: not YAML".to_owned()), ..Outcome::default() };
+    assert_eq!(words_of(mistake)[0], "Accepted=False InvalidParameters");
+    let foreign = Outcome { foreign: vec!["Service"], ..Outcome::default() };
+    assert_eq!(words_of(foreign)[1], "Programmed=False Invalid");
+    let failure = Outcome { failure: Some("forbidden".to_owned()), ..Outcome::default() };
+    assert_eq!(words_of(failure)[1], "Programmed=False Pending");
+    let without = GATE.split("  listeners:").next().unwrap();
+    let none = told(without, &Outcome::default(), &Value::Null, 7);
+    assert_eq!(words(&none["conditions"]), ["Accepted=False ListenersNotValid", "Programmed=False Invalid"]);
+}
+
+#[test]
+fn a_gateway_is_whose_its_class_says() {
+    let class = |name: &str, controller: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: {name}}}\nspec: {{controllerName: {controller}}}\n"
+        )
+    };
+    for (of, classes, ours) in [
+        ("ambit-waypoint", String::new(), true),
+        ("istio-waypoint", String::new(), true),
+        ("istio-waypoint", class("istio-waypoint", "istio.io/mesh-controller"), false),
+        ("istio-waypoint", class("istio-waypoint", "ambit.io/waypoint-controller"), true),
+        ("mine", class("mine", "ambit.io/waypoint-controller"), true),
+        ("mine", String::new(), false),
+        ("ambit-waypoint", class("ambit-waypoint", "example.com/other"), false),
+    ] {
+        let cluster = cluster(&[GATE.replace("ambit-waypoint", of), classes.clone()].concat());
+        assert_eq!(is_ours(&cluster, gate(&cluster)), ours, "{of} with {classes:?}");
+    }
+}
