@@ -1,5 +1,7 @@
 //! What is made for a Gateway, and what it is told.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 mod support;
 
 use std::collections::BTreeMap;
