@@ -9,8 +9,9 @@ use ambit_api::labels;
 use ambit_model::name::{Hostname, Namespace, ServiceKey};
 
 use crate::cluster::object::{
-    AuthorizationPolicy, EndpointSlice, GatewayClass, Key, Kind, Labels, Meta, Name, NamespaceObject, Object,
-    PeerAuthentication, Pod, ReferenceGrant, Route, Selector, Service, ServiceEntry,
+    Attachment, AuthorizationPolicy, EndpointSlice, GatewayClass, Key, Kind, Labels, Meta, Name,
+    NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget, ReferenceGrant, Route, Selector, Service,
+    ServiceEntry,
 };
 use crate::cluster::{Cluster, HostOwner, Member, Touched};
 use crate::translate::waypoint;
@@ -95,6 +96,7 @@ impl<'a> Dependents<'a> {
             Object::ServiceEntry(entry) => self.of_entry(entry),
             Object::AuthorizationPolicy(policy) => self.of_authorization(policy),
             Object::PeerAuthentication(policy) => self.of_peer_authentication(policy),
+            Object::RequestAuthentication(policy) => self.attached(&policy.attachment),
             Object::Gateway(gateway) => self.of_gateway(&gateway.meta.name),
             Object::GatewayClass(class) => self.of_class(class),
             Object::Route(route) => self.of_route(route),
@@ -179,6 +181,58 @@ impl<'a> Dependents<'a> {
         if let Some(selector) = policy.selector() {
             self.judged(&name.namespace, selector);
         }
+        self.attached(&policy.attachment);
+    }
+
+    /// A policy is part of what waypoints know of the services that it is attached to.
+    fn attached(&mut self, attachment: &Attachment) {
+        let cluster = self.cluster;
+        for target in attachment.targets() {
+            match target {
+                PolicyTarget::Service(owner) => self.configs(owner),
+                PolicyTarget::Gateway(gateway) => self.configs_at(gateway),
+                PolicyTarget::Class(class) => {
+                    let gateways = cluster.gateways.iter().filter(|(_, gateway)| gateway.class == *class);
+                    gateways.for_each(|(name, _)| self.configs_at(name));
+                }
+                PolicyTarget::Unknown { .. } => {}
+            }
+        }
+    }
+
+    /// What a gateway knows of the services that name it, and maybe what others know of them.
+    fn configs_at(&mut self, gateway: &Name) {
+        let cluster = self.cluster;
+        for Key { kind, name } in cluster.bound_to(gateway) {
+            match kind {
+                Kind::Namespace => {
+                    let namespace = Namespace::from(name.name.as_str());
+                    for (name, _) in cluster.services.within(&namespace) {
+                        self.configs(&HostOwner::Service(name.clone()));
+                    }
+                    for (name, _) in cluster.service_entries.within(&namespace) {
+                        self.configs(&HostOwner::ServiceEntry(name.clone()));
+                    }
+                }
+                Kind::Service => self.configs(&HostOwner::Service(name.clone())),
+                Kind::ServiceEntry => self.configs(&HostOwner::ServiceEntry(name.clone())),
+                // What is addressed to workloads has no configuration; the others are bound to nothing.
+                Kind::Pod
+                | Kind::WorkloadEntry
+                | Kind::Node
+                | Kind::EndpointSlice
+                | Kind::AuthorizationPolicy
+                | Kind::PeerAuthentication
+                | Kind::RequestAuthentication
+                | Kind::Gateway
+                | Kind::GatewayClass
+                | Kind::GrpcRoute
+                | Kind::HttpRoute
+                | Kind::TlsRoute
+                | Kind::TcpRoute
+                | Kind::ReferenceGrant => {}
+            }
+        }
     }
 
     fn of_peer_authentication(&mut self, policy: &PeerAuthentication) {
@@ -236,6 +290,7 @@ impl<'a> Dependents<'a> {
                 | Kind::EndpointSlice
                 | Kind::AuthorizationPolicy
                 | Kind::PeerAuthentication
+                | Kind::RequestAuthentication
                 | Kind::Gateway
                 | Kind::GatewayClass
                 | Kind::GrpcRoute

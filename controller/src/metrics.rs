@@ -183,7 +183,7 @@ impl Figures {
 }
 
 /// How many objects there are, by kind.
-pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 11] {
+pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 12] {
     [
         ("Namespace", cluster.namespaces.len()),
         ("Node", cluster.nodes.len()),
@@ -194,6 +194,7 @@ pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 11] {
         ("WorkloadEntry", cluster.workload_entries.len()),
         ("AuthorizationPolicy", cluster.authorization_policies.len()),
         ("PeerAuthentication", cluster.peer_authentications.len()),
+        ("RequestAuthentication", cluster.request_authentications.len()),
         ("Gateway", cluster.gateways.len()),
         ("GatewayClass", cluster.gateway_classes.len()),
     ]

@@ -368,20 +368,6 @@ fn a_policy_that_changes_its_scope_is_one_policy_with_another_scope() {
     assert_eq!(pod(&cluster, "shop", "web").unwrap().authorization_policies.len(), 1);
 }
 
-#[test]
-fn targets_that_are_missing_are_told() {
-    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop}\n";
-    for (targets, want) in [
-        ("{kind: Service, name: s}", "WaypointAccepted=true Accepted"),
-        ("{kind: Service, name: t}", "WaypointAccepted=false TargetNotFound"),
-        ("{kind: Service, name: s}, {kind: Service, name: t}", "WaypointAccepted=true PartiallyInvalid"),
-        ("{kind: GatewayClass, name: istio-waypoint}", "WaypointAccepted=false TargetNotFound"),
-    ] {
-        let cluster = cluster(&(yaml("shop", &format!("targetRefs: [{targets}]")) + service));
-        assert_eq!(conditions(&cluster, Kind::AuthorizationPolicy, "shop", "p"), [want], "{targets}");
-    }
-}
-
 const GATE: &str = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: gate, namespace: shop}\n\
 spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\nstatus: {addresses: [{value: 10.5.0.1}]}\n---\n";
 

@@ -272,11 +272,48 @@ fn any_grant() -> impl Strategy<Value = Value> {
     )
 }
 
+/// What policies of waypoints are attached to: it may be there or not, and in use or not.
+fn target() -> impl Strategy<Value = Value> {
+    let kind = pick(&["Service", "Service", "ServiceEntry", "Gateway", "Gateway", "GatewayClass"]);
+    (kind, pick(NAMES), pick(&["gate", "gate2"]), pick(&["istio-waypoint", "special"])).prop_map(
+        |(kind, name, gateway, class)| match kind {
+            "Service" => json!({"group": "", "kind": kind, "name": name}),
+            "ServiceEntry" => json!({"group": "networking.istio.io", "kind": kind, "name": name}),
+            "Gateway" => json!({"group": "gateway.networking.k8s.io", "kind": kind, "name": gateway}),
+            _ => json!({"group": "gateway.networking.k8s.io", "kind": kind, "name": class}),
+        },
+    )
+}
+
+fn any_attached_policy() -> impl Strategy<Value = Value> {
+    let targets = prop::collection::vec(target(), 1..3);
+    let action = pick(&["ALLOW", "DENY", "AUDIT", "CUSTOM"]);
+    (meta(), targets, action, pick(NAMES), any::<bool>()).prop_map(
+        |(mut meta, targets, action, word, of_tokens)| {
+            if of_tokens {
+                let rules = json!([{"issuer": format!("https://{word}.example")}]);
+                let spec = json!({"targetRefs": targets, "jwtRules": rules});
+                return shape("security.istio.io/v1", "RequestAuthentication", meta, spec, json!({}));
+            }
+            let rules = json!([{"to": [{"operation": {"paths": [format!("/{word}/*")]}}]}]);
+            let mut spec = json!({"targetRefs": targets, "action": action, "rules": rules});
+            if action == "CUSTOM" {
+                set(&mut spec, "provider", json!({"name": word}));
+            }
+            if matches!(action, "CUSTOM" | "AUDIT") {
+                set(&mut meta, "annotations", json!({}));
+            }
+            shape("security.istio.io/v1", "AuthorizationPolicy", meta, spec, json!({}))
+        },
+    )
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => any_object().prop_map(Step::Write),
         2 => any_route().prop_map(Step::Write),
         1 => any_grant().prop_map(Step::Write),
+        2 => any_attached_policy().prop_map(Step::Write),
         1 => any::<prop::sample::Index>().prop_map(Step::Erase),
     ]
 }
@@ -296,6 +333,98 @@ fn settings() -> impl Strategy<Value = Settings> {
     )
 }
 
+/// Services with waypoints, and what waypoints are told of them: among all other objects they meet too rarely.
+fn waypoint_step() -> impl Strategy<Value = Step> {
+    let place = || pick(&["shop", "istio-system"]);
+    let gateway = || pick(&["gate", "gate2"]);
+    let class = || pick(&["istio-waypoint", "special"]);
+    let written = prop_oneof![
+        2 => (place(), gateway(), class()).prop_map(|(namespace, name, class)| {
+            let meta = json!({"namespace": namespace, "name": name});
+            let listeners = json!([{"name": "mesh", "port": 15008, "protocol": "HBONE"}]);
+            let spec = json!({"gatewayClassName": class, "listeners": listeners});
+            shape("gateway.networking.k8s.io/v1", "Gateway", meta, spec, json!({}))
+        }),
+        1 => (class(), pick(&["istio.io/mesh-controller", "other"])).prop_map(|(name, controller)| {
+            let spec = json!({"controllerName": controller});
+            shape("gateway.networking.k8s.io/v1", "GatewayClass", json!({"name": name}), spec, json!({}))
+        }),
+        1 => (place(), gateway()).prop_map(|(name, gateway)| {
+            let meta = json!({"name": name, "labels": {"istio.io/use-waypoint": gateway}});
+            shape("v1", "Namespace", meta, json!({}), json!({}))
+        }),
+        3 => (place(), pick(NAMES), prop::option::of(gateway()), any::<bool>()).prop_map(
+            |(namespace, name, gateway, is_entry)| {
+                let mut meta = json!({"namespace": namespace, "name": name});
+                if let Some(gateway) = gateway {
+                    set(&mut meta, "labels", json!({"istio.io/use-waypoint": gateway}));
+                }
+                if is_entry {
+                    let ports = json!([{"number": 80, "name": "http"}]);
+                    let spec = json!({"hosts": [format!("{name}.example")], "resolution": "DNS", "ports": ports});
+                    return shape("networking.istio.io/v1", "ServiceEntry", meta, spec, json!({}));
+                }
+                let spec = json!({"clusterIP": "10.1.0.1", "ports": [{"name": "p", "port": 80}]});
+                shape("v1", "Service", meta, spec, json!({}))
+            },
+        ),
+        4 => any_attached_policy(),
+    ];
+    prop_oneof![
+        8 => written.prop_map(Step::Write),
+        1 => any::<prop::sample::Index>().prop_map(Step::Erase),
+    ]
+}
+
+/// Takes the steps, some at a time, and compares with what is there in the end.
+fn compare(
+    settings: Settings,
+    steps: &[Step],
+    batch: usize,
+    synced_after: usize,
+) -> Result<(), TestCaseError> {
+    let step_by_step = Held::default();
+    let mut engine = Engine::new(settings.clone(), step_by_step.clone());
+    let mut there: BTreeMap<Key, Object> = BTreeMap::new();
+    let mut events = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        if index == synced_after {
+            events.push(Event::Synced);
+        }
+        match step {
+            Step::Write(value) => {
+                let object = object(value);
+                there.insert(object.key(), object.clone());
+                events.push(Event::Upsert(object));
+            }
+            Step::Erase(which) => {
+                if let Some(key) = (!there.is_empty())
+                    .then(|| which.get(&there.keys().collect::<Vec<_>>()).to_owned().clone())
+                {
+                    there.remove(&key);
+                    events.push(Event::Delete(key));
+                }
+            }
+        }
+        if events.len() >= batch {
+            engine.absorb(events.drain(..));
+        }
+    }
+    events.push(Event::Synced);
+    engine.absorb(events);
+
+    let from_scratch = Held::default();
+    let all = there.into_values().map(Event::Upsert).chain([Event::Synced]);
+    Engine::new(settings, from_scratch.clone()).absorb(all);
+    let (got, want) = (step_by_step.contents(), from_scratch.contents());
+    let names: Vec<_> = got.keys().collect();
+    prop_assert_eq!(names, want.keys().collect::<Vec<_>>());
+    for (name, resource) in want {
+        prop_assert_eq!(&got[&name], &resource, "{:?}", name);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -306,42 +435,16 @@ proptest! {
         batch in 1usize..8,
         synced_after in 0usize..20,
     ) {
-        let step_by_step = Held::default();
-        let mut engine = Engine::new(settings.clone(), step_by_step.clone());
-        let mut there: BTreeMap<Key, Object> = BTreeMap::new();
-        let mut events = Vec::new();
-        for (index, step) in steps.iter().enumerate() {
-            if index == synced_after {
-                events.push(Event::Synced);
-            }
-            match step {
-                Step::Write(value) => {
-                    let object = object(value);
-                    there.insert(object.key(), object.clone());
-                    events.push(Event::Upsert(object));
-                }
-                Step::Erase(which) => {
-                    if let Some(key) = (!there.is_empty()).then(|| which.get(&there.keys().collect::<Vec<_>>()).to_owned().clone()) {
-                        there.remove(&key);
-                        events.push(Event::Delete(key));
-                    }
-                }
-            }
-            if events.len() >= batch {
-                engine.absorb(events.drain(..));
-            }
-        }
-        events.push(Event::Synced);
-        engine.absorb(events);
+        compare(settings, &steps, batch, synced_after)?;
+    }
 
-        let from_scratch = Held::default();
-        let all = there.into_values().map(Event::Upsert).chain([Event::Synced]);
-        Engine::new(settings, from_scratch.clone()).absorb(all);
-        let (got, want) = (step_by_step.contents(), from_scratch.contents());
-        let names: Vec<_> = got.keys().collect();
-        prop_assert_eq!(names, want.keys().collect::<Vec<_>>());
-        for (name, resource) in want {
-            prop_assert_eq!(&got[&name], &resource, "{:?}", name);
-        }
+    #[test]
+    fn what_waypoints_are_told_in_the_end_is_the_translation_from_scratch(
+        settings in settings(),
+        steps in prop::collection::vec(waypoint_step(), 1..60),
+        batch in 1usize..8,
+        synced_after in 0usize..20,
+    ) {
+        compare(settings, &steps, batch, synced_after)?;
     }
 }

@@ -11,6 +11,7 @@ use ambit_api::grpc_route::GRPCRoute;
 use ambit_api::http_route::HTTPRoute;
 use ambit_api::peer_authentication::PeerAuthentication;
 use ambit_api::reference_grant::ReferenceGrant;
+use ambit_api::request_authentication::RequestAuthentication;
 use ambit_api::service_entry::ServiceEntry;
 use ambit_api::stream_route::{TCPRoute, TLSRoute};
 use ambit_api::workload_entry::WorkloadEntry;
@@ -37,6 +38,7 @@ pub(crate) async fn documents(client: &Client) -> anyhow::Result<Vec<Document>> 
     let custom = [
         paths::<AuthorizationPolicy>(),
         paths::<PeerAuthentication>(),
+        paths::<RequestAuthentication>(),
         paths::<ServiceEntry>(),
         paths::<WorkloadEntry>(),
         paths::<Gateway>(),

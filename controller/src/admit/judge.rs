@@ -4,20 +4,20 @@ use std::collections::BTreeSet;
 
 use ambit_api::{
     CustomKind as _, authorization_policy as policies, directory::typed, peer_authentication as peers,
-    selector::TargetRef, service_entry as entries,
+    request_authentication as tokens, selector::TargetRef, service_entry as entries,
 };
-use ambit_model::authz::Action;
+use ambit_model::{authz::Action, name::Namespace};
 use serde_json::Value;
 
 use crate::{
     cluster::{
         L7Deny, Settings,
         object::{
-            Attachment, AuthorizationPolicy, Content, Object, ParentTarget, Parsed, Rejection, Route,
-            RouteContent, Unsupported, parse_value,
+            Attachment, AuthorizationPolicy, Content, Object, ParentTarget, Parsed, Rejection,
+            RequestAuthentication, Route, RouteContent, parse_value,
         },
     },
-    translate::status::l7_message,
+    translate::policy_status::{APPLIES_TO_NOTHING, TIMEOUT_NOT_USED, l7_message},
 };
 
 /// Longer warnings are cut by the API server.
@@ -65,6 +65,9 @@ pub fn judge(settings: &Settings, asked: &Asked<'_>) -> Verdict {
         Object::PeerAuthentication(policy) => {
             of_peer_authentication(settings, &policy.meta.name.namespace, object, &mut warnings)
         }
+        Object::RequestAuthentication(policy) => {
+            of_request_authentication(settings, policy, object, &mut warnings)
+        }
         Object::ServiceEntry(_) => of_service_entry(object, &mut warnings),
         Object::Route(route) => {
             of_route(route, &mut warnings);
@@ -93,12 +96,7 @@ fn of_policy(
     warnings: &mut Vec<String>,
 ) -> Result<(), Rejection> {
     let spec = read::<policies::AuthorizationPolicy>(object)?.spec;
-    if let Some(target) = &spec.target_ref {
-        of_target(settings, policy, "spec.targetRef", target)?;
-    }
-    for (index, target) in spec.target_refs.iter().enumerate() {
-        of_target(settings, policy, &format!("spec.targetRefs[{index}]"), target)?;
-    }
+    of_targets(settings, &policy.meta.name.namespace, spec.target_ref.as_ref(), &spec.target_refs)?;
     for (rule, one) in spec.rules.iter().enumerate() {
         for (when, condition) in one.when.iter().enumerate() {
             of_key(&format!("spec.rules[{rule}].when[{when}].key"), &condition.key)?;
@@ -108,11 +106,8 @@ fn of_policy(
         return Ok(());
     }
     match &policy.content {
-        Content::Unsupported(action @ (Unsupported::Audit | Unsupported::Custom)) => Err(Rejection::new(
-            "spec.action",
-            format!("{} needs a waypoint: tunnels only have ALLOW and DENY", action.word()),
-            "attach the policy to a waypoint with targetRefs, or choose ALLOW or DENY",
-        )),
+        Content::Audit { .. } => Err(needs_waypoint("AUDIT")),
+        Content::Custom { .. } => Err(needs_waypoint("CUSTOM")),
         Content::Undecodable(reason) => Err(Rejection::new("spec", reason.clone(), "correct it")),
         Content::Rules { action, rules, dry_run } => {
             if *dry_run && !settings.dry_run_policies {
@@ -128,8 +123,8 @@ fn of_policy(
             }
             let Some(message) = l7_message(*action, rules, settings.l7_deny) else { return Ok(()) };
             if *action == Action::Deny && settings.l7_deny == L7Deny::Refuse {
-                let index = rules.iter().position(|rule| !rule.l7.is_empty()).unwrap_or_default();
-                let attributes = rules.get(index).map(|rule| rule.l7.join(", ")).unwrap_or_default();
+                let index = rules.iter().position(|rule| !rule.left_out.is_empty()).unwrap_or_default();
+                let attributes = rules.get(index).map(|rule| rule.left_out.join(", ")).unwrap_or_default();
                 return Err(Rejection::new(
                     format!("spec.rules[{index}]"),
                     format!(
@@ -144,13 +139,52 @@ fn of_policy(
     }
 }
 
+fn needs_waypoint(action: &str) -> Rejection {
+    Rejection::new(
+        "spec.action",
+        format!("{action} needs a waypoint: tunnels only have ALLOW and DENY"),
+        "attach the policy to a waypoint with targetRefs, or choose ALLOW or DENY",
+    )
+}
+
+fn of_request_authentication(
+    settings: &Settings,
+    policy: &RequestAuthentication,
+    object: &Value,
+    warnings: &mut Vec<String>,
+) -> Result<(), Rejection> {
+    let spec = read::<tokens::RequestAuthentication>(object)?.spec;
+    of_targets(settings, &policy.meta.name.namespace, spec.target_ref.as_ref(), &spec.target_refs)?;
+    if policy.attachment.targets().is_empty() {
+        warnings.push(APPLIES_TO_NOTHING.to_owned());
+    }
+    if policy.names_timeout {
+        warnings.push(TIMEOUT_NOT_USED.to_owned());
+    }
+    Ok(())
+}
+
+fn of_targets(
+    settings: &Settings,
+    namespace: &Namespace,
+    one: Option<&TargetRef>,
+    several: &[TargetRef],
+) -> Result<(), Rejection> {
+    if let Some(target) = one {
+        of_target(settings, namespace, "spec.targetRef", target)?;
+    }
+    for (index, target) in several.iter().enumerate() {
+        of_target(settings, namespace, &format!("spec.targetRefs[{index}]"), target)?;
+    }
+    Ok(())
+}
+
 fn of_target(
     settings: &Settings,
-    policy: &AuthorizationPolicy,
+    namespace: &Namespace,
     field: &str,
     target: &TargetRef,
 ) -> Result<(), Rejection> {
-    let namespace = &policy.meta.name.namespace;
     let group = match target.kind.as_str() {
         "Gateway" | "GatewayClass" => "gateway.networking.k8s.io",
         "Service" => "",
@@ -173,13 +207,6 @@ fn of_target(
     }
     if target.name.is_empty() {
         return Err(Rejection::new(format!("{field}.name"), "is missing", format!("name a {}", target.kind)));
-    }
-    if target.namespace.as_ref().is_some_and(|other| !other.is_empty() && other != namespace.as_str()) {
-        return Err(Rejection::new(
-            format!("{field}.namespace"),
-            "is another namespace than the policy's",
-            "put the policy into the namespace of its target",
-        ));
     }
     if target.kind == "GatewayClass" && *namespace != settings.root_namespace {
         return Err(Rejection::new(
@@ -226,7 +253,7 @@ fn of_key(field: &str, key: &str) -> Result<(), Rejection> {
 
 fn of_peer_authentication(
     settings: &Settings,
-    namespace: &ambit_model::name::Namespace,
+    namespace: &Namespace,
     object: &Value,
     warnings: &mut Vec<String>,
 ) -> Result<(), Rejection> {
@@ -415,6 +442,16 @@ mod tests {
                 "{action: AUDIT, targetRefs: [{kind: Service, group: '', name: s}], rules: [{}]}",
                 "admitted",
             ),
+            (
+                "a",
+                "{action: CUSTOM, targetRefs: [{kind: Service, group: '', name: s}], rules: [{}]}",
+                "refused: spec.provider.name",
+            ),
+            (
+                "a",
+                "{targetRefs: [{kind: Service, name: s}], rules: [{to: [{operation: {paths: ['{*}']}}]}]}",
+                "refused: spec.rules[0].to[0].operation.paths[0]",
+            ),
             ("a", "{targetRefs: [{kind: Pod, name: s}]}", "refused: spec.targetRefs[0].kind"),
             ("a", "{targetRefs: [{kind: Gateway, name: s}]}", "refused: spec.targetRefs[0].group"),
             (
@@ -516,6 +553,30 @@ mod tests {
             ),
         ] {
             assert_eq!(told(&Settings::default(), &of(namespace, spec)), expected, "{spec}");
+        }
+    }
+
+    #[test]
+    fn request_authentications_are_kept_out_or_warned_of_when_waypoints_cannot_do_as_they_say() {
+        let of = |spec: &str| {
+            format!(
+                "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: p, namespace: a}}\n\
+                 spec: {spec}\n"
+            )
+        };
+        let web = "targetRefs: [{kind: Service, group: '', name: web}]";
+        for (spec, expected) in [
+            (format!("{{{web}, jwtRules: [{{issuer: 'https://a'}}]}}"), "admitted"),
+            (format!("{{{web}, jwtRules: [{{issuer: a}}]}}"), "refused: spec.jwtRules[0].jwksUri"),
+            ("{targetRefs: [{kind: Gateway, name: g}]}".to_owned(), "refused: spec.targetRefs[0].group"),
+            (
+                "{targetRefs: [{kind: GatewayClass, group: gateway.networking.k8s.io, name: c}]}".to_owned(),
+                "refused: spec.targetRefs[0].kind",
+            ),
+            ("{selector: {matchLabels: {a: b}}}".to_owned(), APPLIES_TO_NOTHING),
+            (format!("{{{web}, jwtRules: [{{issuer: 'https://a', timeout: 1s}}]}}"), TIMEOUT_NOT_USED),
+        ] {
+            assert_eq!(told(&Settings::default(), &of(&spec)), expected, "{spec}");
         }
     }
 

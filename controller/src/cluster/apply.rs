@@ -92,6 +92,12 @@ impl Cluster {
             (Kind::PeerAuthentication, _) => {
                 put(&mut self.peer_authentications, key, None).map(Object::PeerAuthentication)
             }
+            (Kind::RequestAuthentication, Some(Object::RequestAuthentication(new))) => {
+                put(&mut self.request_authentications, key, Some(new)).map(Object::RequestAuthentication)
+            }
+            (Kind::RequestAuthentication, _) => {
+                put(&mut self.request_authentications, key, None).map(Object::RequestAuthentication)
+            }
             (Kind::Gateway, Some(Object::Gateway(new))) => {
                 put(&mut self.gateways, key, Some(new)).map(Object::Gateway)
             }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ambit_api::labels;
 use ambit_model::name::{Hostname, Namespace, Node};
 
-use super::object::{Key, Kind, Labels, Meta, Name, Object, Referent};
+use super::object::{Attachment, Key, Kind, Labels, Meta, Name, Object, PolicyTarget, Referent};
 
 /// A pod or workload entry: what selectors select.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +29,24 @@ pub enum SelectorOwner {
     AuthorizationPolicy(Name),
     /// A PeerAuthentication.
     PeerAuthentication(Name),
+}
+
+/// A policy that gateways or services have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AttachedPolicy {
+    /// An AuthorizationPolicy.
+    AuthorizationPolicy(Name),
+    /// A RequestAuthentication.
+    RequestAuthentication(Name),
+}
+
+impl AttachedPolicy {
+    /// The object's name.
+    pub fn name(&self) -> &Name {
+        match self {
+            Self::AuthorizationPolicy(name) | Self::RequestAuthentication(name) => name,
+        }
+    }
 }
 
 /// Something that has a host name.
@@ -69,6 +87,7 @@ pub(super) struct Index {
     bound: Multimap<Name, Key>,
     routes_by_parent: Multimap<HostOwner, Key>,
     routes_by_reference: Multimap<HostOwner, Key>,
+    policies_by_target: Multimap<PolicyTarget, AttachedPolicy>,
 }
 
 impl Index {
@@ -120,6 +139,13 @@ impl Index {
 
     pub(super) fn routes_to<'s>(&'s self, service: &HostOwner) -> impl Iterator<Item = &'s Key> + use<'s> {
         self.routes_by_reference.get(service)
+    }
+
+    pub(super) fn policies_on<'s>(
+        &'s self,
+        target: &PolicyTarget,
+    ) -> impl Iterator<Item = &'s AttachedPolicy> + use<'s> {
+        self.policies_by_target.get(target)
     }
 
     /// Enters an object. `hostname_of` names Kubernetes Services.
@@ -182,6 +208,12 @@ impl Index {
                     SelectorOwner::AuthorizationPolicy(name.clone()),
                     change,
                 );
+                let own = AttachedPolicy::AuthorizationPolicy(name.clone());
+                self.attach(&policy.attachment, &own, change);
+            }
+            Object::RequestAuthentication(policy) => {
+                let own = AttachedPolicy::RequestAuthentication(policy.meta.name.clone());
+                self.attach(&policy.attachment, &own, change);
             }
             Object::PeerAuthentication(policy) => {
                 let name = &policy.meta.name;
@@ -222,6 +254,12 @@ impl Index {
     ) {
         if let Some(selector) = selector {
             self.selectors.put(labelled(&name.namespace, selector.first()), owner, change);
+        }
+    }
+
+    fn attach(&mut self, attachment: &Attachment, policy: &AttachedPolicy, change: Change) {
+        for target in attachment.targets() {
+            self.policies_by_target.put(target.clone(), policy.clone(), change);
         }
     }
 

@@ -20,10 +20,11 @@ use ambit_model::{
 
 pub use apply::Touched;
 use index::Index;
-pub use index::{HostOwner, Member, SelectorOwner};
+pub use index::{AttachedPolicy, HostOwner, Member, SelectorOwner};
 use object::{
     AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, Name, NamespaceObject, Node,
-    PeerAuthentication, Phase, Pod, ReferenceGrant, Route, Selector, Service, ServiceEntry, WorkloadEntry,
+    PeerAuthentication, Phase, Pod, PolicyTarget, ReferenceGrant, RequestAuthentication, Route, Selector,
+    Service, ServiceEntry, WorkloadEntry,
 };
 pub use vips::{Vip, Vips};
 
@@ -146,6 +147,8 @@ pub struct Cluster {
     pub authorization_policies: Store<AuthorizationPolicy>,
     /// PeerAuthentications.
     pub peer_authentications: Store<PeerAuthentication>,
+    /// RequestAuthentications.
+    pub request_authentications: Store<RequestAuthentication>,
     /// Gateways.
     pub gateways: Store<Gateway>,
     /// GatewayClasses.
@@ -171,6 +174,7 @@ impl Cluster {
             workload_entries: Store::default(),
             authorization_policies: Store::default(),
             peer_authentications: Store::default(),
+            request_authentications: Store::default(),
             gateways: Store::default(),
             gateway_classes: Store::default(),
             reference_grants: Store::default(),
@@ -276,6 +280,14 @@ impl Cluster {
     /// The objects that name a gateway: as their waypoint or canary, or as that of which they are instances.
     pub fn bound_to(&self, gateway: &Name) -> impl Iterator<Item = &Key> {
         self.index.bound_to(gateway)
+    }
+
+    /// The policies that name a gateway or service, by kind and name.
+    pub fn policies_on<'s>(
+        &'s self,
+        target: &PolicyTarget,
+    ) -> impl Iterator<Item = &'s AttachedPolicy> + use<'s> {
+        self.index.policies_on(target)
     }
 
     /// Whatever has this host name, in any namespace.

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::{
     cluster::{
         Cluster,
-        object::{Attachment, Content, Key, Kind, Name},
+        object::{Attachment, Content, Key, Kind, Name, Tokens},
     },
     translate::{
         route_status::{ACCEPTED, PARTIALLY_INVALID, RESOLVED_REFS, RESOLVED_WAYPOINTS},
@@ -64,6 +64,7 @@ impl Manager {
             Kind::WorkloadEntry => &[Self::WorkloadEntry],
             Kind::AuthorizationPolicy => &[Self::TunnelPolicy, Self::WaypointPolicy],
             Kind::PeerAuthentication => &[Self::PeerAuthentication],
+            Kind::RequestAuthentication => &[Self::WaypointPolicy],
             Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => &[Self::Route],
             Kind::Namespace
             | Kind::Node
@@ -156,6 +157,7 @@ fn tellable(key: &ObjectKey) -> Option<Key> {
         Kind::WorkloadEntry,
         Kind::AuthorizationPolicy,
         Kind::PeerAuthentication,
+        Kind::RequestAuthentication,
         Kind::GrpcRoute,
         Kind::HttpRoute,
         Kind::TlsRoute,
@@ -201,6 +203,10 @@ fn complain(cluster: &Cluster, key: &Key, complaint: &str, conditions: &mut Vec<
             Some(policy) if matches!(policy.content, Content::Undecodable(_)) => return,
             Some(policy) if matches!(policy.attachment, Attachment::Targets(_)) => WAYPOINT_ACCEPTED,
             Some(_) | None => ZTUNNEL_ACCEPTED,
+        },
+        Kind::RequestAuthentication => match cluster.request_authentications.get(&key.name) {
+            Some(policy) if matches!(policy.tokens, Tokens::Undecodable(_)) => return,
+            Some(_) | None => WAYPOINT_ACCEPTED,
         },
         Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
             return fall_back(complaint, conditions);
@@ -259,6 +265,9 @@ pub(super) fn uid_of(cluster: &Cluster, key: &Key) -> Option<Label> {
         }
         Kind::PeerAuthentication => {
             cluster.peer_authentications.get(name).map(|object| object.meta.uid.clone())
+        }
+        Kind::RequestAuthentication => {
+            cluster.request_authentications.get(name).map(|object| object.meta.uid.clone())
         }
         Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
             cluster.route(key).map(|object| object.meta.uid.clone())

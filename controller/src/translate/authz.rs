@@ -1,4 +1,4 @@
-//! AuthorizationPolicy, as tunnels judge it (protocols 6.6).
+//! AuthorizationPolicy, as tunnels (protocols 6.6) and waypoints judge it.
 
 use ambit_model::{
     authz::{Action, Clause, Content, Match, Policy, Rule, Scope, Text},
@@ -17,7 +17,7 @@ pub fn translate(cluster: &Cluster, name: &Name) -> Option<Policy> {
     let key = key(name);
     match &policy.content {
         Wish::Undecodable(reason) => Some(Policy::undecodable(key, Some(scope), reason.clone())),
-        Wish::Unsupported(_) => None,
+        Wish::Custom { .. } | Wish::Audit { .. } => None,
         Wish::Rules { dry_run: true, .. } if !cluster.settings().dry_run_policies => None,
         Wish::Rules { action, rules, dry_run } => {
             let rules = rules.iter().filter_map(|rule| judged(rule, *action, cluster.settings().l7_deny));
@@ -28,6 +28,21 @@ pub fn translate(cluster: &Cluster, name: &Name) -> Option<Policy> {
             })
         }
     }
+}
+
+/// The policy as the waypoints get it that it is attached to: all of it, tried out or not.
+pub fn at_waypoints(policy: &AuthorizationPolicy) -> Policy {
+    let key = key(&policy.meta.name);
+    let all = |rules: &[ParsedRule]| rules.iter().map(|one| one.rule.clone()).collect();
+    let content = match &policy.content {
+        Wish::Rules { action, rules, dry_run } => {
+            Content::Rules { action: *action, rules: all(rules), dry_run: *dry_run }
+        }
+        Wish::Custom { provider, rules } => Content::Custom { provider: provider.clone(), rules: all(rules) },
+        Wish::Audit { rules } => Content::Audit { rules: all(rules) },
+        Wish::Undecodable(reason) => Content::Undecodable { reason: reason.clone() },
+    };
+    Policy { key, scope: Scope::WorkloadSelector, content }
 }
 
 /// The selector policies that a workload names: of its own namespace, and of the root namespace.
@@ -100,13 +115,13 @@ fn scope(cluster: &Cluster, policy: &AuthorizationPolicy) -> Option<Scope> {
 /// more than was meant. A DENY keeps the conditions that it can see: it may refuse more than was meant.
 fn judged(rule: &ParsedRule, action: Action, l7_deny: L7Deny) -> Option<Rule> {
     match (action, l7_deny) {
-        _ if rule.l7.is_empty() => Some(rule.l4.clone()),
+        _ if rule.left_out.is_empty() => Some(rule.rule.clone()),
         (Action::Allow, _) => None,
-        (Action::Deny, L7Deny::Upstream) => Some(rule.l4.clone()),
+        (Action::Deny, L7Deny::Upstream) => Some(rule.rule.clone()),
         (Action::Deny, L7Deny::Deny | L7Deny::Refuse) => {
             // A match of which nothing is left stands for everything, and so does a clause that offers it.
             let says_something = |clause: &&Clause| !clause.matches.iter().any(Match::is_empty);
-            Some(Rule { clauses: rule.l4.clauses.iter().filter(says_something).cloned().collect() })
+            Some(Rule { clauses: rule.rule.clauses.iter().filter(says_something).cloned().collect() })
         }
     }
 }

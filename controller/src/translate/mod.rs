@@ -2,6 +2,7 @@
 
 pub mod authz;
 pub mod peer_auth;
+pub mod policy_status;
 pub mod route;
 pub mod route_status;
 pub mod service;

@@ -1,19 +1,26 @@
 //! What a waypoint is to know of one service. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ambit_model::{
-    name::{Namespace, ServiceKey},
+    authz::{Policy, Scope},
+    name::{Namespace, PolicyKey, ServiceKey},
     route::Destination,
     service_config::{Attached, Parts, ServiceConfig},
 };
 
 use super::{
+    authz,
     route::{place, reach},
     service, waypoint,
 };
-use crate::cluster::object::{Name, Reference, Route, RouteContent};
-use crate::cluster::{Cluster, HostOwner};
+use crate::cluster::object::{
+    Name, PolicyTarget, Reference, RequestAuthentication, Route, RouteContent, Tokens,
+};
+use crate::cluster::{AttachedPolicy, Cluster, HostOwner};
 
 /// What `gateway` is to know of a service; `None` if it does not serve it. One that is served and has no routes is
 /// known, too: requests go to it as they come.
@@ -37,7 +44,49 @@ pub fn translate(cluster: &Cluster, gateway: &Name, service: &ServiceKey) -> Opt
             attach(cluster, route, &owner, (consumers, ports.into_iter().collect()), &mut parts);
         }
     }
+    for policy in policies(cluster, gateway, &owner) {
+        match policy {
+            AttachedPolicy::AuthorizationPolicy(name) => {
+                let policy = cluster.authorization_policies.get(name);
+                parts.policies.extend(policy.map(|policy| Arc::new(authz::at_waypoints(policy))));
+            }
+            AttachedPolicy::RequestAuthentication(name) => {
+                if let Some(policy) = cluster.request_authentications.get(name) {
+                    believe(policy, &mut parts);
+                }
+            }
+        }
+    }
     Some(ServiceConfig::new(service.clone(), parts))
+}
+
+/// The policies that apply to the services of an object at a gateway, by kind and name, each once.
+fn policies<'c>(cluster: &'c Cluster, gateway: &Name, owner: &HostOwner) -> BTreeSet<&'c AttachedPolicy> {
+    let class = cluster.gateways.get(gateway).map(|gateway| &gateway.class);
+    let class = class.filter(|class| waypoint::is_class_of_waypoints(cluster, class));
+    let root = &cluster.settings().root_namespace;
+    // Only the root namespace speaks for a whole class.
+    let of_class = class
+        .map(|class| PolicyTarget::Class(class.clone()))
+        .into_iter()
+        .flat_map(|class| cluster.policies_on(&class).filter(|policy| policy.name().namespace == *root));
+    let named = [PolicyTarget::Service(owner.clone()), PolicyTarget::Gateway(gateway.clone())];
+    let named = named.into_iter().flat_map(|target| cluster.policies_on(&target));
+    named.chain(of_class).collect()
+}
+
+/// Adds whose tokens are believed. Where that cannot be understood, nobody is let in.
+fn believe(policy: &RequestAuthentication, parts: &mut Parts) {
+    match &policy.tokens {
+        Tokens::Rules(rules) => parts.authentication.extend(rules.iter().cloned()),
+        Tokens::Undecodable(reason) => {
+            // The `_` keeps it apart from every AuthorizationPolicy.
+            let name = format!("requestauthentication_{}", policy.meta.name.name);
+            let key = PolicyKey::new(policy.meta.name.namespace.clone(), name);
+            let denial = Policy::undecodable(key, Some(Scope::WorkloadSelector), reason.clone());
+            parts.policies.push(Arc::new(denial));
+        }
+    }
 }
 
 /// The gateways that have to know what applies to the services of an object.

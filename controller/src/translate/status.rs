@@ -3,15 +3,11 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::route_status;
 use super::service::{waypoint_of, waypoint_of_entry};
 use super::waypoint::{self, Binding, Canary};
-use crate::cluster::object::{
-    Attachment, AuthorizationPolicy, Content, Key, Kind, Name, ParsedRule, PolicyTarget, Resolution,
-    ServiceEntry,
-};
-use crate::cluster::{Cluster, EntryVisibility, L7Deny};
-use ambit_model::authz::Action;
+use super::{policy_status, route_status};
+use crate::cluster::object::{Key, Kind, Name, Resolution, ServiceEntry};
+use crate::cluster::{Cluster, EntryVisibility};
 
 /// One condition of one object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -51,6 +47,10 @@ pub fn keys(cluster: &Cluster) -> impl Iterator<Item = Key> {
         .chain(keys(Kind::ServiceEntry, cluster.service_entries.iter().map(|(name, _)| name)))
         .chain(keys(Kind::WorkloadEntry, cluster.workload_entries.iter().map(|(name, _)| name)))
         .chain(keys(Kind::AuthorizationPolicy, cluster.authorization_policies.iter().map(|(name, _)| name)))
+        .chain(keys(
+            Kind::RequestAuthentication,
+            cluster.request_authentications.iter().map(|(name, _)| name),
+        ))
         .chain(cluster.routes().map(|(key, _)| key.clone()))
 }
 
@@ -80,7 +80,13 @@ pub fn of(cluster: &Cluster, key: &Key) -> Vec<Condition> {
             None => return Vec::new(),
         },
         Kind::AuthorizationPolicy => match cluster.authorization_policies.get(name) {
-            Some(object) => (object.meta.generation, of_policy(cluster, object)),
+            Some(object) => (object.meta.generation, vec![policy_status::of_authorization(cluster, object)]),
+            None => return Vec::new(),
+        },
+        Kind::RequestAuthentication => match cluster.request_authentications.get(name) {
+            Some(object) => {
+                (object.meta.generation, vec![policy_status::of_request_authentication(cluster, object)])
+            }
             None => return Vec::new(),
         },
         Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => match cluster.route(key) {
@@ -154,101 +160,6 @@ fn of_entry(cluster: &Cluster, entry: &ServiceEntry) -> Vec<Condition> {
         }
     }
     conditions
-}
-
-fn of_policy(cluster: &Cluster, policy: &AuthorizationPolicy) -> Vec<Condition> {
-    let targets = match &policy.attachment {
-        Attachment::Targets(targets) => targets,
-        Attachment::Namespace | Attachment::Selected(_) => return vec![accepted_by_tunnels(cluster, policy)],
-    };
-    if let Content::Undecodable(reason) = &policy.content {
-        return vec![condition(WAYPOINT_ACCEPTED, false, "Invalid", reason.clone())];
-    }
-    let namespace = &policy.meta.name.namespace;
-    let missing: Vec<_> = targets.iter().filter(|target| !exists(cluster, namespace, target)).collect();
-    let found = targets.len() - missing.len();
-    let names = missing
-        .iter()
-        .map(|target| format!("{} {}", target.kind, target.name))
-        .collect::<Vec<_>>()
-        .join(", ");
-    vec![match (found, missing.is_empty()) {
-        (_, true) => condition(WAYPOINT_ACCEPTED, true, "Accepted", "in force at the waypoint"),
-        (0, false) => {
-            let message = format!("not found: {names}; correct targetRefs, or create what they name");
-            condition(WAYPOINT_ACCEPTED, false, "TargetNotFound", message)
-        }
-        (_, false) => {
-            let message = format!("in force, but not found: {names}");
-            condition(WAYPOINT_ACCEPTED, true, "PartiallyInvalid", message)
-        }
-    }]
-}
-
-fn exists(cluster: &Cluster, namespace: &ambit_model::name::Namespace, target: &PolicyTarget) -> bool {
-    let name = Name { namespace: namespace.clone(), name: target.name.clone() };
-    match target.kind.as_str() {
-        "Gateway" => cluster.gateways.get(&name).is_some(),
-        "Service" => cluster.services.get(&name).is_some(),
-        "ServiceEntry" => cluster.service_entries.get(&name).is_some(),
-        // Only the root namespace speaks for a whole class.
-        "GatewayClass" => {
-            let class = Name::new("", target.name.clone());
-            *namespace == cluster.settings().root_namespace
-                && cluster.gateway_classes.get(&class).is_some_and(|class| waypoint::serves_waypoints(class))
-        }
-        _ => false,
-    }
-}
-
-fn accepted_by_tunnels(cluster: &Cluster, policy: &AuthorizationPolicy) -> Condition {
-    match &policy.content {
-        Content::Undecodable(reason) => {
-            let message = format!("{reason}; until it is corrected, everything in its scope is denied");
-            condition(ZTUNNEL_ACCEPTED, false, "Invalid", message)
-        }
-        Content::Unsupported(action) => {
-            let message = format!(
-                "action {} needs a waypoint; attach the policy to one with targetRefs",
-                action.word()
-            );
-            condition(ZTUNNEL_ACCEPTED, false, "UnsupportedValue", message)
-        }
-        Content::Rules { dry_run: true, .. } if !cluster.settings().dry_run_policies => {
-            let message =
-                "dry-run policies are not sent to tunnels; start the controller with --dry-run-policies=true";
-            condition(ZTUNNEL_ACCEPTED, false, "UnsupportedValue", message)
-        }
-        Content::Rules { action, rules, .. } => {
-            match l7_message(*action, rules, cluster.settings().l7_deny) {
-                Some(message) => condition(ZTUNNEL_ACCEPTED, true, "UnsupportedValue", message),
-                None => condition(ZTUNNEL_ACCEPTED, true, "Accepted", "in force at every tunnel"),
-            }
-        }
-    }
-}
-
-/// What becomes of conditions that a tunnel cannot see; `None` if there are none.
-pub fn l7_message(action: Action, rules: &[ParsedRule], l7_deny: L7Deny) -> Option<String> {
-    let mut attributes: Vec<&str> = rules.iter().flat_map(|rule| &rule.l7).map(String::as_str).collect();
-    attributes.sort_unstable();
-    attributes.dedup();
-    if attributes.is_empty() {
-        return None;
-    }
-    let consequence = match (action, l7_deny) {
-        (Action::Allow, _) => "ALLOW rules that use them are left out, so less is allowed",
-        (Action::Deny, L7Deny::Deny | L7Deny::Refuse) => {
-            "DENY rules are applied without them, so more is denied"
-        }
-        (Action::Deny, L7Deny::Upstream) => {
-            "DENY rules are applied without them; what has no other condition denies nothing"
-        }
-    };
-    Some(format!(
-        "tunnels do not see {}: {consequence}. Attach the policy to a waypoint with targetRefs",
-        attributes.join(", ")
-    ))
 }
 
 fn condition(

@@ -10,7 +10,7 @@ use ambit_api::labels;
 use ambit_model::{
     address::NetworkAddress,
     gateway::{GatewayAddress, GatewayDestination, WeightedWaypoint},
-    name::{Namespace, ServiceKey},
+    name::{Label, Namespace, ServiceKey},
     workload::{ApplicationProtocol, ApplicationTunnel},
 };
 
@@ -254,6 +254,14 @@ pub fn is_ours(cluster: &Cluster, gateway: &Gateway) -> bool {
 /// Whether every gateway of this class is a waypoint.
 pub fn serves_waypoints(class: &GatewayClass) -> bool {
     matches!(class.controller.as_str(), WAYPOINT_CONTROLLER | ISTIO_WAYPOINT_CONTROLLER)
+}
+
+/// Whether every gateway of the class of this name is a waypoint; where nobody wrote the class, one of ours is.
+pub fn is_class_of_waypoints(cluster: &Cluster, class: &Label) -> bool {
+    match cluster.gateway_classes.get(&Name::new("", class.clone())) {
+        Some(class) => serves_waypoints(class),
+        None => WAYPOINT_CLASSES.contains(&class.as_str()),
+    }
 }
 
 /// What a waypoint proxies: as it says, else its class, else what is addressed to services.

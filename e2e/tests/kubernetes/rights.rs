@@ -11,7 +11,7 @@ use crate::scene::{SYSTEM, Scene};
 
 /// Rights that a story without waypoints, rotations and mistakes in objects need not use, and what they are for. One that
 /// is not granted any more must go from here.
-const FOR_OTHER_DAYS: [(&str, &str); 64] = [
+const FOR_OTHER_DAYS: [(&str, &str); 65] = [
     ("ambit-controller patch services/status", "a service is bound to a waypoint"),
     (
         "ambit-controller patch serviceentries.networking.istio.io/status",
@@ -22,6 +22,10 @@ const FOR_OTHER_DAYS: [(&str, &str); 64] = [
         "an entry is bound, or not understood",
     ),
     ("ambit-controller patch peerauthentications.security.istio.io/status", "one is not understood"),
+    (
+        "ambit-controller patch requestauthentications.security.istio.io/status",
+        "a waypoint is to believe tokens",
+    ),
     ("ambit-controller list configmaps istio-ca-crl", "a plugged-in authority has revocation lists"),
     ("ambit-controller watch configmaps istio-ca-crl", "a plugged-in authority has revocation lists"),
     ("ambit-controller patch configmaps istio-ca-crl", "a plugged-in authority has revocation lists"),

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::authorization_policy::{AuthorizationPolicy, AuthorizationPolicySpec};
 use crate::kind::CustomKind;
 use crate::peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};
+use crate::request_authentication::{RequestAuthentication, RequestAuthenticationSpec};
 use crate::service_entry::{ServiceEntry, ServiceEntrySpec};
 use crate::workload_entry::{WorkloadEntry, WorkloadEntrySpec};
 use crate::workload_group::{WorkloadGroup, WorkloadGroupSpec};
@@ -41,6 +42,7 @@ pub fn all() -> Vec<Definition> {
     vec![
         definition::<AuthorizationPolicy, AuthorizationPolicySpec>("ap", &[Column("Action", ".spec.action")]),
         definition::<PeerAuthentication, PeerAuthenticationSpec>("pa", &[Column("Mode", ".spec.mtls.mode")]),
+        definition::<RequestAuthentication, RequestAuthenticationSpec>("ra", &[]),
         definition::<ServiceEntry, ServiceEntrySpec>(
             "se",
             &[

@@ -18,6 +18,7 @@ mod kind;
 pub mod labels;
 pub mod peer_authentication;
 pub mod reference_grant;
+pub mod request_authentication;
 pub mod route;
 pub mod selector;
 pub mod service_entry;

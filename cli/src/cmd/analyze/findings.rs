@@ -275,6 +275,7 @@ fn of_reach(cluster: &Cluster, key: &Key, document: &Document, complete: bool) -
         }
         Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
+        | Kind::RequestAuthentication
         | Kind::Node
         | Kind::Service
         | Kind::EndpointSlice
@@ -296,7 +297,9 @@ fn severity(cluster: &Cluster, key: &Key, condition: &Condition, complete: bool)
     let absent = if complete { Severity::Error } else { Severity::Warning };
     match (condition.kind, condition.status, condition.reason) {
         // It waits for a waypoint, as what is bound to one does.
-        ("ResolvedWaypoints", false, _) => Some(Severity::Warning),
+        ("ResolvedWaypoints", false, _) | ("WaypointAccepted", false, "AncestorNotBound") => {
+            Some(Severity::Warning)
+        }
         (_, false, "TargetNotFound" | "NoMatchingParent" | "BackendNotFound" | "RefNotPermitted") => {
             Some(absent)
         }

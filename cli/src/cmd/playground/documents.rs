@@ -97,6 +97,7 @@ impl Wanted {
             "deploy" | "deployments" => "deployment".to_owned(),
             "ap" | "authorizationpolicies" => "authorizationpolicy".to_owned(),
             "pa" | "peerauthentications" => "peerauthentication".to_owned(),
+            "ra" | "requestauthentications" => "requestauthentication".to_owned(),
             other => other.to_owned(),
         };
         Self { kind, namespace: namespace.map(str::to_owned), name: name.to_owned() }

@@ -2,6 +2,7 @@
 //! that names field and remedy. Nothing behind the door looks at Kubernetes' types again.
 
 mod authorization;
+mod authorization_rule;
 mod entry;
 mod gateway;
 mod grpc_route;
@@ -10,8 +11,10 @@ mod meta;
 mod namespace;
 mod peer_authentication;
 mod pod;
+mod policy_target;
 mod protocol;
 mod reference_grant;
+mod request_authentication;
 mod route;
 mod route_filter;
 mod route_rules;
@@ -27,14 +30,17 @@ use ambit_model::name::{Label, Namespace};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use authorization::{Attachment, AuthorizationPolicy, Content, ParsedRule, PolicyTarget, Unsupported};
+pub use authorization::{AuthorizationPolicy, Content};
+pub use authorization_rule::ParsedRule;
 pub use entry::{Endpoint, EntryAddress, EntryPort, Resolution, ServiceEntry, WorkloadEntry};
 pub use gateway::{AllowedNamespaces, Binding, Gateway, GatewayClass, Listener, Reach, TrafficType};
 pub use meta::{Expression, LabelSelector, Labels, Meta, Selector, parse_bool};
 pub use namespace::{NamespaceObject, Node};
 pub use peer_authentication::{Mode, PeerAuthentication};
 pub use pod::{Owner, Phase, Pod};
+pub use policy_target::{Attachment, PolicyTarget};
 pub use reference_grant::{Granted, ReferenceGrant};
+pub use request_authentication::{RequestAuthentication, Tokens};
 pub use route::{
     Connections, Parent, ParentTarget, Reference, Referent, Requests, Route, RouteBackend, RouteContent,
     RouteFilter, RouteKind, RouteRule,
@@ -89,6 +95,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `PeerAuthentication`.
     PeerAuthentication,
+    /// `RequestAuthentication`.
+    RequestAuthentication,
     /// `Gateway`.
     Gateway,
     /// `GatewayClass`.
@@ -124,6 +132,7 @@ impl Kind {
             }
             ("security.istio.io", "AuthorizationPolicy") if stable => Some(Self::AuthorizationPolicy),
             ("security.istio.io", "PeerAuthentication") if stable => Some(Self::PeerAuthentication),
+            ("security.istio.io", "RequestAuthentication") if stable => Some(Self::RequestAuthentication),
             ("gateway.networking.k8s.io", "Gateway") if stable => Some(Self::Gateway),
             ("gateway.networking.k8s.io", "GatewayClass") if stable => Some(Self::GatewayClass),
             ("gateway.networking.k8s.io", "HTTPRoute") if stable => Some(Self::HttpRoute),
@@ -157,6 +166,7 @@ impl Kind {
             Self::WorkloadEntry => "WorkloadEntry",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
             Self::Gateway => "Gateway",
             Self::GatewayClass => "GatewayClass",
             Self::GrpcRoute => "GRPCRoute",
@@ -204,6 +214,8 @@ pub enum Object {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     /// Whether mutual TLS is needed.
     PeerAuthentication(Arc<PeerAuthentication>),
+    /// Whose tokens are believed.
+    RequestAuthentication(Arc<RequestAuthentication>),
     /// A gateway or waypoint.
     Gateway(Arc<Gateway>),
     /// A kind of gateway.
@@ -227,6 +239,7 @@ impl Object {
             Self::WorkloadEntry(object) => (Kind::WorkloadEntry, &object.meta),
             Self::AuthorizationPolicy(object) => (Kind::AuthorizationPolicy, &object.meta),
             Self::PeerAuthentication(object) => (Kind::PeerAuthentication, &object.meta),
+            Self::RequestAuthentication(object) => (Kind::RequestAuthentication, &object.meta),
             Self::Gateway(object) => (Kind::Gateway, &object.meta),
             Self::GatewayClass(object) => (Kind::GatewayClass, &object.meta),
             Self::Route(object) => (object.kind.kind(), &object.meta),
@@ -299,6 +312,9 @@ pub fn parse_value(
                 Kind::PeerAuthentication => {
                     Some(Object::PeerAuthentication(Arc::new(PeerAuthentication::undecodable(written))))
                 }
+                Kind::RequestAuthentication => Some(Object::RequestAuthentication(Arc::new(
+                    RequestAuthentication::undecodable(written, rejection.to_string()),
+                ))),
                 Kind::Namespace
                 | Kind::Node
                 | Kind::Pod
@@ -358,6 +374,9 @@ fn parse_known(kind: Kind, written: &Written<'_>) -> Result<Object, Rejection> {
         }
         Kind::PeerAuthentication => {
             Object::PeerAuthentication(Arc::new(PeerAuthentication::parse(namespace, read(written)?)?))
+        }
+        Kind::RequestAuthentication => {
+            Object::RequestAuthentication(Arc::new(RequestAuthentication::parse(namespace, read(written)?)?))
         }
         Kind::Gateway => Object::Gateway(Arc::new(Gateway::parse(namespace, read(written)?)?)),
         Kind::GatewayClass => Object::GatewayClass(Arc::new(GatewayClass::parse(read(written)?)?)),

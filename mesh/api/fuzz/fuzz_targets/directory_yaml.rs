@@ -8,6 +8,7 @@ use ambit_api::{
     directory::{Document, read_text},
     gateway::{Gateway, GatewayClass},
     peer_authentication::PeerAuthentication,
+    request_authentication::RequestAuthentication,
     service_entry::ServiceEntry,
     workload_entry::WorkloadEntry,
 };
@@ -41,6 +42,7 @@ fn parse(document: &Document) {
         "WorkloadEntry" => drop(document.parse::<WorkloadEntry>()),
         "AuthorizationPolicy" => drop(document.parse::<AuthorizationPolicy>()),
         "PeerAuthentication" => drop(document.parse::<PeerAuthentication>()),
+        "RequestAuthentication" => drop(document.parse::<RequestAuthentication>()),
         "Gateway" => drop(document.parse::<Gateway>()),
         "GatewayClass" => drop(document.parse::<GatewayClass>()),
         _ => {}
