@@ -243,7 +243,7 @@ pub fn is_waypoint(cluster: &Cluster, gateway: &Gateway) -> bool {
 }
 
 /// Whether its instances are ours to make: its class names us, or is one of ours and names nobody
-/// (`docs/decisions/0019-whose-a-gateway-is.md`).
+/// (`docs/decisions/0021-whose-a-gateway-is.md`).
 pub fn is_ours(cluster: &Cluster, gateway: &Gateway) -> bool {
     match class_of(cluster, gateway) {
         Some(class) => class.controller == WAYPOINT_CONTROLLER,
