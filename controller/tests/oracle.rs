@@ -420,7 +420,7 @@ fn compare(
     let names: Vec<_> = got.keys().collect();
     prop_assert_eq!(names, want.keys().collect::<Vec<_>>());
     for (name, resource) in want {
-        prop_assert_eq!(&got[&name], &resource, "{:?}", name);
+        prop_assert_eq!(got.get(&name), Some(&resource), "{:?}", name);
     }
     Ok(())
 }
