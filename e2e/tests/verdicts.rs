@@ -108,19 +108,19 @@ impl Scene {
         self.kubectl(&["patch", "authorizationpolicy/wrong", "--type=merge", "-p", better])?;
         self.conditions("authorizationpolicy/wrong", "ZtunnelAccepted=True Accepted")?;
 
-        // The tunnels' condition leaves when the waypoint's comes.
+        // The tunnels' condition leaves when the waypoint's comes, which says that there is no waypoint yet.
         let attached = r#"{"spec":{"targetRefs":[{"group":"","kind":"Service","name":"web"}]}}"#;
         self.kubectl(&["patch", "authorizationpolicy/seven", "--type=merge", "-p", attached])?;
-        self.conditions("authorizationpolicy/seven", "WaypointAccepted=True Accepted")?;
+        self.conditions("authorizationpolicy/seven", "WaypointAccepted=False AncestorNotBound")?;
 
         // Killed, it empties no lease; the other finds what was written, and takes away what no longer holds.
         let (_second, _) = self.controller("second")?;
         let version = "{.metadata.resourceVersion}";
-        let before = self.field("authorizationpolicy/seven", version)?;
+        let before = self.field("authorizationpolicy/wrong", version)?;
         drop(first);
         self.kubectl(&["label", "service/web", "istio.io/use-waypoint-"])?;
         self.conditions("service/web", "")?;
-        let after = self.field("authorizationpolicy/seven", version)?;
+        let after = self.field("authorizationpolicy/wrong", version)?;
         ensure!(before == after, "what was right was written again");
         Ok(())
     }
