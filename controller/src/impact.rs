@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use ambit_api::labels;
 use ambit_model::name::{Hostname, Namespace, ServiceKey};
+use ambit_model::service_config::ServiceConfig;
 
 use crate::cluster::object::{
     Attachment, AuthorizationPolicy, EndpointSlice, GatewayClass, Key, Kind, Labels, Meta, Name,
@@ -56,6 +57,7 @@ pub fn everything(cluster: &Cluster) -> BTreeSet<Output> {
     }
     for (name, _) in cluster.gateways.iter() {
         all.policy(PolicySource::AllowWaypoint(name.clone()));
+        all.workloads_at(name);
     }
     all.policy(PolicySource::StaticStrict);
     all.outputs
@@ -202,6 +204,7 @@ impl<'a> Dependents<'a> {
 
     /// What a gateway knows of the services that name it, and maybe what others know of them.
     fn configs_at(&mut self, gateway: &Name) {
+        self.workloads_at(gateway);
         let cluster = self.cluster;
         for Key { kind, name } in cluster.bound_to(gateway) {
             match kind {
@@ -269,6 +272,7 @@ impl<'a> Dependents<'a> {
     /// A waypoint is part of everything bound to it, of its own instances, and of the policy that lets it in.
     fn of_gateway(&mut self, gateway: &Name) {
         self.policy(PolicySource::AllowWaypoint(gateway.clone()));
+        self.workloads_at(gateway);
         let bound: Vec<Key> = self.cluster.bound_to(gateway).cloned().collect();
         for key in bound {
             match key.kind {
@@ -325,6 +329,12 @@ impl<'a> Dependents<'a> {
         for route in cluster.routes_to(owner) {
             self.of_route(route);
         }
+    }
+
+    /// What a waypoint knows of what is addressed to workloads.
+    fn workloads_at(&mut self, gateway: &Name) {
+        let service = ServiceConfig::key_of_workloads(&gateway.namespace);
+        self.outputs.insert(Output::ServiceConfig { gateway: gateway.clone(), service });
     }
 
     /// What waypoints know of the services of an object.

@@ -221,7 +221,12 @@ fn what_is_labelled_as_an_instance_changes_with_its_gateway() {
     let prefix = "+Kubernetes/networking.istio.io";
     assert_eq!(
         told,
-        [format!("{prefix}/ServiceEntry/shop/ext/192.0.2.2"), format!("{prefix}/WorkloadEntry/shop/vm")]
+        [
+            format!("{prefix}/ServiceEntry/shop/ext/192.0.2.2"),
+            format!("{prefix}/WorkloadEntry/shop/vm"),
+            // And there is nobody to know what applies to workloads.
+            "-shop/gate/shop/_workloads".to_owned(),
+        ]
     );
 }
 

@@ -267,6 +267,27 @@ fn a_policy_applies_to_the_services_that_its_targets_mean() {
 }
 
 #[test]
+fn what_is_addressed_to_workloads_is_judged_by_the_policies_of_its_gateway() {
+    let of = |target: &str| policy(&format!("targetRefs: [{target}], action: DENY, rules: [{{}}]"));
+    let gateway = of("{group: gateway.networking.k8s.io, kind: Gateway, name: gate}");
+    let service = of("{group: '', kind: Service, name: web}");
+    let workloads = "shop/_workloads";
+    let for_all = |policies: &str| {
+        let labelled = SHOP.replace("metadata: {name: gate, namespace: shop}", ALL);
+        cluster(&(labelled + policies))
+    };
+    let policies =
+        |cluster: &Cluster| config(cluster, GATE, workloads).map(|config| config.parts().policies.len());
+    assert_eq!(policies(&shop(&gateway)), None, "it proxies what is addressed to services alone");
+    assert_eq!(policies(&for_all("")), Some(0));
+    assert_eq!(policies(&for_all(&gateway)), Some(1));
+    assert_eq!(policies(&for_all(&service)), Some(0));
+}
+
+/// The waypoint of all traffic.
+const ALL: &str = "metadata: {name: gate, namespace: shop, labels: {istio.io/waypoint-for: all}}";
+
+#[test]
 fn a_policy_that_several_of_its_targets_bring_is_told_once() {
     let gateway = "{group: gateway.networking.k8s.io, kind: Gateway, name: gate}";
     let web = "{group: '', kind: Service, name: web}";

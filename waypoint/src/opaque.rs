@@ -19,8 +19,7 @@ use crate::{
     plan::{self, Target},
     refusal::Refusal,
     request::{Proxy, Tunnel},
-    served::Served,
-    shared::dice,
+    shared::{Shared, dice},
     upstream::{
         choose::{Endpoint, Goal},
         dial::Onward,
@@ -126,7 +125,7 @@ impl Called {
 async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<Called, Refusal> {
     let shared = proxy.shared();
     let mesh = shared.mesh.current();
-    let goal = goal(&mesh, &shared.served, name, tunnel)?;
+    let goal = goal(&mesh, shared, name, tunnel)?;
     let mut tried: Vec<Uid> = Vec::new();
     loop {
         let asked = asked_address(&tunnel.arrival.asked);
@@ -158,12 +157,11 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
 }
 
 /// Judges, and finds the route. Pure but for the dice.
-fn goal(mesh: &Snapshot, served: &Served, name: Option<&str>, tunnel: &Tunnel) -> Result<Goal, Refusal> {
+fn goal(mesh: &Snapshot, shared: &Shared, name: Option<&str>, tunnel: &Tunnel) -> Result<Goal, Refusal> {
     let Tunnel { arrival, client } = tunnel;
-    let target = Target::find(mesh, served, arrival)?;
+    let target = Target::find(mesh, &shared.served, shared.namespace(), arrival)?;
     let config = target.config();
     Permit::connection(config, client, asked_address(&arrival.asked), name)?;
-    let Some(config) = config else { return Ok(target.goal()) };
     let route = match config.stream(arrival.port, &client.namespace(), name) {
         Streams::None => return Ok(target.goal()),
         Streams::Unmatched => return Err(Refusal::NoRoute(config.key().to_string())),

@@ -25,7 +25,7 @@ impl Permit {
     /// Judges a connection of `client` to `destination`, of which no request is seen, by what applies to its service.
     /// `server_name` is what its TLS greets.
     pub fn connection(
-        config: Option<&ServiceConfig>,
+        config: &ServiceConfig,
         client: &Client,
         destination: SocketAddr,
         server_name: Option<&str>,
@@ -37,16 +37,14 @@ impl Permit {
     /// Judges a request of `client` to `destination`, by what applies to its service; `claims` are those of its
     /// verified token.
     pub fn request(
-        config: Option<&ServiceConfig>,
+        config: &ServiceConfig,
         client: &Client,
         destination: SocketAddr,
         (head, received): (&Parts, &Received),
         claims: Option<&Claims>,
     ) -> Result<Self, Refusal> {
         // To a policy that compares paths, this one would be another than to the application.
-        if received.path_is_ambiguous
-            && config.is_some_and(|config| config.policies().any(Policy::compares_paths))
-        {
+        if received.path_is_ambiguous && config.policies().any(Policy::compares_paths) {
             return Err(Refusal::BadRequest(InvalidHead::Ambiguous));
         }
         let host = head.uri.authority().map_or("", |authority| authority.as_str());
@@ -62,12 +60,11 @@ impl Permit {
     }
 
     fn judge(
-        config: Option<&ServiceConfig>,
+        config: &ServiceConfig,
         client: &Client,
         destination: SocketAddr,
         seen: &Seen<'_>,
     ) -> Result<Self, Refusal> {
-        let Some(config) = config else { return Ok(Self { granted_by: By::NoAllowPolicy }) };
         if let Some(reason) = config.broken() {
             let (service, reason) = (config.key().to_string(), reason.to_owned());
             return Err(Refusal::BrokenConfig { service, reason });

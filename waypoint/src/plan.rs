@@ -39,6 +39,8 @@ pub enum Target {
     Workload {
         /// The workload.
         workload: Arc<Workload>,
+        /// What applies to workloads here.
+        config: Arc<ServiceConfig>,
         /// Its port.
         port: u16,
     },
@@ -46,7 +48,14 @@ pub enum Target {
 
 impl Target {
     /// Finds what `arrival` names; it may have gone since the stream was opened.
-    pub fn find(mesh: &Snapshot, served: &Served, arrival: &Arrival) -> Result<Self, Refusal> {
+    ///
+    /// `namespace` is the waypoint's own.
+    pub fn find(
+        mesh: &Snapshot,
+        served: &Served,
+        namespace: &Namespace,
+        arrival: &Arrival,
+    ) -> Result<Self, Refusal> {
         let gone = || Refusal::NotServed(arrival.asked.clone());
         let port = arrival.port;
         match &arrival.to {
@@ -57,7 +66,9 @@ impl Target {
             }
             To::Workload(uid) => {
                 let workload = mesh.workload(uid).ok_or_else(gone)?.clone();
-                Ok(Self::Workload { workload, port })
+                let key = ServiceConfig::key_of_workloads(namespace);
+                let config = served.find(mesh, &key).ok_or_else(gone)?;
+                Ok(Self::Workload { workload, config, port })
             }
         }
     }
@@ -71,10 +82,9 @@ impl Target {
     }
 
     /// What applies to it.
-    pub fn config(&self) -> Option<&ServiceConfig> {
+    pub fn config(&self) -> &ServiceConfig {
         match self {
-            Self::Service { config, .. } => Some(config),
-            Self::Workload { .. } => None,
+            Self::Service { config, .. } | Self::Workload { config, .. } => config,
         }
     }
 
@@ -82,7 +92,9 @@ impl Target {
     pub fn goal(&self) -> Goal {
         match self {
             Self::Service { service, port, .. } => Goal::Service { service: service.clone(), port: *port },
-            Self::Workload { workload, port } => Goal::Workload { workload: workload.clone(), port: *port },
+            Self::Workload { workload, port, .. } => {
+                Goal::Workload { workload: workload.clone(), port: *port }
+            }
         }
     }
 
@@ -127,7 +139,7 @@ pub fn plan<'m>(
     head: &mut request::Parts,
 ) -> Result<Planned<'m>, Refusal> {
     let port = target.port();
-    let Some(config) = target.config() else { return Ok(direct(target)) };
+    let config = target.config();
     let Some(table) = config.routes(port, from) else { return Ok(direct(target)) };
     let no_route = || Refusal::NoRoute(config.key().to_string());
     let chosen = select(table, head).ok_or_else(no_route)?;

@@ -138,12 +138,13 @@ impl Proxy {
     ) -> Result<Reply, Refusal> {
         let mut asked = receive(tunnel, request)?;
         record.read(&asked.head);
+        let shared = self.shared();
         // One snapshot for the whole request.
-        let mesh = self.shared().mesh.current();
-        let target = Target::find(&mesh, &self.shared().served, &tunnel.arrival)?;
+        let mesh = shared.mesh.current();
+        let target = Target::find(&mesh, &shared.served, shared.namespace(), &tunnel.arrival)?;
         record.meant_for(target.service());
-        let rules = target.config().map(|config| config.authentication()).unwrap_or_default();
-        let claims = caller::identify(rules, &self.shared().keys, &mut asked.head).await?;
+        let rules = target.config().authentication();
+        let claims = caller::identify(rules, &shared.keys, &mut asked.head).await?;
         let request = (&asked.head, &asked.received);
         let _permit =
             Permit::request(target.config(), &tunnel.client, asked.address, request, claims.as_ref())?;

@@ -3,7 +3,11 @@
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use ambit_model::{
-    address::NetworkAddress, balance, identity::Identity, name::Network, snapshot::Snapshot,
+    address::NetworkAddress,
+    balance,
+    identity::Identity,
+    name::{Namespace, Network},
+    snapshot::Snapshot,
     workload::Workload,
 };
 use ambit_proxy::config::Keepalive;
@@ -72,6 +76,11 @@ pub struct Settings {
 }
 
 impl Shared {
+    /// The namespace of this waypoint.
+    pub fn namespace(&self) -> &Namespace {
+        &self.settings.identity.namespace
+    }
+
     /// The workload that this waypoint is an instance of, if the mesh knows it.
     pub fn own_workload<'s>(&self, mesh: &'s Snapshot) -> Option<&'s Arc<Workload>> {
         mesh.workload_at(&NetworkAddress::new(self.settings.network.clone(), self.settings.ip?))

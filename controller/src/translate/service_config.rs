@@ -25,6 +25,9 @@ use crate::cluster::{AttachedPolicy, Cluster, HostOwner};
 /// What `gateway` is to know of a service; `None` if it does not serve it. One that is served and has no routes is
 /// known, too: requests go to it as they come.
 pub fn translate(cluster: &Cluster, gateway: &Name, service: &ServiceKey) -> Option<ServiceConfig> {
+    if ServiceConfig::is_of_workloads(service) {
+        return of_workloads(cluster, gateway);
+    }
     let owner = cluster.winner(service)?;
     if !service::defines(cluster, &owner, &service.hostname) || !serving(cluster, &owner).contains(gateway) {
         return None;
@@ -44,7 +47,27 @@ pub fn translate(cluster: &Cluster, gateway: &Name, service: &ServiceKey) -> Opt
             attach(cluster, route, &owner, (consumers, ports.into_iter().collect()), &mut parts);
         }
     }
-    for policy in policies(cluster, gateway, &owner) {
+    let own = PolicyTarget::Service(owner);
+    judge(cluster, policies(cluster, gateway, Some(&own)), &mut parts);
+    Some(ServiceConfig::new(service.clone(), parts))
+}
+
+/// What `gateway` is to know of what is addressed to workloads; `None` if it proxies no such traffic.
+fn of_workloads(cluster: &Cluster, gateway: &Name) -> Option<ServiceConfig> {
+    let found = cluster.gateways.get(gateway)?;
+    let serves = waypoint::is_class_of_waypoints(cluster, &found.class)
+        && waypoint::traffic_of(cluster, found).serves_workloads();
+    if !serves {
+        return None;
+    }
+    let mut parts = Parts::default();
+    judge(cluster, policies(cluster, gateway, None), &mut parts);
+    Some(ServiceConfig::new(ServiceConfig::key_of_workloads(&gateway.namespace), parts))
+}
+
+/// Adds what policies say.
+fn judge(cluster: &Cluster, policies: BTreeSet<&AttachedPolicy>, parts: &mut Parts) {
+    for policy in policies {
         match policy {
             AttachedPolicy::AuthorizationPolicy(name) => {
                 let policy = cluster.authorization_policies.get(name);
@@ -52,16 +75,19 @@ pub fn translate(cluster: &Cluster, gateway: &Name, service: &ServiceKey) -> Opt
             }
             AttachedPolicy::RequestAuthentication(name) => {
                 if let Some(policy) = cluster.request_authentications.get(name) {
-                    believe(policy, &mut parts);
+                    believe(policy, parts);
                 }
             }
         }
     }
-    Some(ServiceConfig::new(service.clone(), parts))
 }
 
-/// The policies that apply to the services of an object at a gateway, by kind and name, each once.
-fn policies<'c>(cluster: &'c Cluster, gateway: &Name, owner: &HostOwner) -> BTreeSet<&'c AttachedPolicy> {
+/// The policies that apply at a gateway, and to `own` there, by kind and name, each once.
+fn policies<'c>(
+    cluster: &'c Cluster,
+    gateway: &Name,
+    own: Option<&PolicyTarget>,
+) -> BTreeSet<&'c AttachedPolicy> {
     let class = cluster.gateways.get(gateway).map(|gateway| &gateway.class);
     let class = class.filter(|class| waypoint::is_class_of_waypoints(cluster, class));
     let root = &cluster.settings().root_namespace;
@@ -70,9 +96,9 @@ fn policies<'c>(cluster: &'c Cluster, gateway: &Name, owner: &HostOwner) -> BTre
         .map(|class| PolicyTarget::Class(class.clone()))
         .into_iter()
         .flat_map(|class| cluster.policies_on(&class).filter(|policy| policy.name().namespace == *root));
-    let named = [PolicyTarget::Service(owner.clone()), PolicyTarget::Gateway(gateway.clone())];
-    let named = named.into_iter().flat_map(|target| cluster.policies_on(&target));
-    named.chain(of_class).collect()
+    let of_gateway = cluster.policies_on(&PolicyTarget::Gateway(gateway.clone()));
+    let of_own = own.into_iter().flat_map(|own| cluster.policies_on(own));
+    of_own.chain(of_gateway).chain(of_class).collect()
 }
 
 /// Adds whose tokens are believed. Where that cannot be understood, nobody is let in.

@@ -10,6 +10,9 @@
 //! | which routes compete for it? | [`ServiceConfig::routes`], then [`route::select`](crate::route::select()) |
 //! | where does a connection go that is no HTTP? | [`ServiceConfig::stream`] |
 //!
+//! What is addressed to workloads, and not to a service, has a configuration of its own, without routes
+//! ([`ServiceConfig::key_of_workloads`]).
+//!
 //! Routes of the client's own namespace (consumer routes, GEP-1426) stand in place of the service's own.
 
 use std::sync::Arc;
@@ -66,7 +69,20 @@ impl PartialEq for ServiceConfig {
 
 impl Eq for ServiceConfig {}
 
+/// In place of a host name: what is addressed to workloads by their own addresses. No host has a `_`.
+const WORKLOADS: &str = "_workloads";
+
 impl ServiceConfig {
+    /// The key under which a waypoint of `namespace` is told what applies to what is addressed to workloads.
+    pub fn key_of_workloads(namespace: &Namespace) -> ServiceKey {
+        ServiceKey::new(namespace.clone(), WORKLOADS)
+    }
+
+    /// Whether `key` is such a key.
+    pub fn is_of_workloads(key: &ServiceKey) -> bool {
+        key.hostname.as_str() == WORKLOADS
+    }
+
     /// Compiles what applies to the service `key`.
     pub fn new(key: ServiceKey, parts: Parts) -> Self {
         let tables = compiled(&parts.http, RouteTable::compile);

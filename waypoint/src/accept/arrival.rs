@@ -7,6 +7,7 @@ use ambit_model::{
     identity::Identity,
     name::{Namespace, Network, ServiceKey, Uid},
     service::{AppProtocol, Service},
+    service_config::ServiceConfig,
     snapshot::{Addressed, Snapshot},
     workload::Workload,
 };
@@ -97,6 +98,8 @@ pub fn arrival(
             if !mesh.stands_behind(own, waypoint, &workload.namespace) {
                 return Err(refused());
             }
+            let key = ServiceConfig::key_of_workloads(&own.namespace);
+            served.find(mesh, &key).ok_or_else(refused)?;
             let to = To::Workload(workload.uid.clone());
             Ok(Arrival { to, port, asked: target.clone(), protocol: None })
         }
@@ -110,10 +113,7 @@ fn protocol(service: &Service, port: u16) -> Option<AppProtocol> {
 #[cfg(test)]
 mod tests {
     use ambit_fixtures::mesh::{pod, service, snapshot};
-    use ambit_model::{
-        service_config::{Parts, ServiceConfig},
-        snapshot::Update,
-    };
+    use ambit_model::{service_config::Parts, snapshot::Update};
 
     use super::*;
 
@@ -132,7 +132,9 @@ mod tests {
             ],
         );
         let web = mesh.services().find(|service| service.name.as_str() == "web").expect("web").key();
-        mesh.apply(&[], [Update::Config(Arc::new(ServiceConfig::new(web, Parts::default())))])
+        let workloads = ServiceConfig::key_of_workloads(&"shop".into());
+        let config = |key| Update::Config(Arc::new(ServiceConfig::new(key, Parts::default())));
+        mesh.apply(&[], [config(web), config(workloads)])
     }
 
     fn asked(target: &str) -> Result<(To, u16), String> {

@@ -215,3 +215,21 @@ fn keys_are_fetched_and_an_issuer_that_is_down_is_not_believed_before_it_was_up(
         assert_eq!(with_token(&tunnel, Some(&token)).await.status, 200, "what is known is kept");
     });
 }
+
+#[test]
+fn a_policy_of_the_waypoint_judges_what_is_addressed_to_workloads() {
+    world(async |world| {
+        let app = App::start("127.0.0.2:8080").await;
+        let direct = ambit_fixtures::mesh::pod("shop/direct").at("127.0.0.2").plain().waypoint("shop/gate");
+        world.publish([direct], []);
+        let waypoint = world.start().await;
+        let tunnel = world.tunnel().await;
+        let refused = tunnel.connect("127.0.0.2:8080").await.err().map(|error| error.to_string());
+        assert_eq!(refused.as_deref(), Some("http status: 404"), "nobody said that it serves workloads");
+        world.configure("shop/_workloads", with(vec![of_requests("no-admin", Action::Deny, path("/admin"))]));
+        waypoint.until_known("shop/_workloads").await;
+        assert_eq!(tunnel.get("127.0.0.2:8080", "/").await.status, 200);
+        assert_eq!(tunnel.get("127.0.0.2:8080", "/admin").await.status, 403);
+        assert_eq!(app.heard().len(), 1);
+    });
+}
