@@ -8,6 +8,7 @@ use std::{
 };
 
 use ambit_proxy::{
+    accept,
     identity::{self, Whose},
     metrics::Fetches,
 };
@@ -201,41 +202,12 @@ fn start(
     let _inside = worker.enter();
     let listener = TcpListener::from_std(listener)?;
     let upstream = Arc::new(Upstream::new(shared.clone()));
-    let accept = Accept::new(Arc::new(Proxy::new(upstream.clone())));
-    let held = watch.clone();
-    task::spawn_on(worker, "accept", async move {
-        let draining = held.clone();
-        let mut drained = Box::pin(async move {
-            draining.signaled().await;
-        });
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = &mut drained => return,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    task::spawn("tunnel", accept.clone().serve(stream, held.clone()));
-                }
-                Err(error) if is_exhausted(&error) => {
-                    tracing::warn!(error = %error, "Cannot accept connections; is the open file limit too low?");
-                    tokio::time::sleep(EXHAUSTED).await;
-                }
-                Err(error) => {
-                    tracing::debug!(error = %error, "A connection went away before it was accepted")
-                }
-            }
-        }
-    });
+    let tunnels = Accept::new(Arc::new(Proxy::new(upstream.clone())));
+    let serve = move |stream, held| {
+        task::spawn("tunnel", tunnels.clone().serve(stream, held));
+    };
+    task::spawn_on(worker, "accept", accept::accept(listener, watch.clone(), serve));
     Ok(upstream)
-}
-
-/// How long to wait for files to be closed, when there are too many.
-const EXHAUSTED: Duration = Duration::from_millis(100);
-
-fn is_exhausted(error: &io::Error) -> bool {
-    let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-    error.raw_os_error().is_some_and(|code| exhausted.contains(&code))
 }
 
 /// Keeps one worker's connections in step with what changes: certificates, revocations, time.

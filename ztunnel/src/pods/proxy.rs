@@ -1,8 +1,9 @@
 //! What serves one pod: its listeners, on every worker.
 
-use std::{future::poll_fn, io, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use ambit_model::identity::Identity;
+use ambit_proxy::accept::accept;
 use ambit_runtime::{
     drain::{self, Drain, Mode, Watch},
     task,
@@ -27,10 +28,6 @@ use crate::{
     socket::{self, Reach},
     tunnel::wildcard,
 };
-
-/// The wait before accepting again when the process has run out of descriptors: long enough for
-/// some to be returned, short enough not to be noticed.
-const EXHAUSTED: Duration = Duration::from_millis(50);
 
 /// The ports of a pod's listeners (protocols 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,41 +252,4 @@ async fn changed<T>(watched: Option<&mut watch::Receiver<T>>) {
     if watched.changed().await.is_err() {
         std::future::pending().await
     }
-}
-
-/// Accepts until told to drain. What waits in the queue at that moment is still accepted; what comes
-/// later finds the listener of the tunnel that takes over.
-async fn accept(listener: TcpListener, watch: Watch, mut serve: impl FnMut(tokio::net::TcpStream, Watch)) {
-    let draining = watch.clone();
-    let (mut drained, mut leaving) = (Box::pin(draining.signaled()), false);
-    loop {
-        let accepted = poll_fn(|cx| match listener.poll_accept(cx) {
-            Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
-            Poll::Pending if leaving => Poll::Ready(None),
-            Poll::Pending => drained.as_mut().poll(cx).map(|_| None),
-        })
-        .await;
-        match accepted {
-            Some(Ok((stream, _))) => serve(stream, watch.clone()),
-            Some(Err(error)) if is_exhausted(&error) => {
-                tracing::warn!(error = %error, "Cannot accept connections; is the open file limit too low?");
-                tokio::time::sleep(EXHAUSTED).await;
-            }
-            Some(Err(error)) => {
-                tracing::debug!(error = %error, "A connection went away before it was accepted")
-            }
-            // The queue is empty, so nothing is lost by closing now.
-            None if leaving => return,
-            // It was empty when the kernel was last asked: let it be asked once more.
-            None => {
-                leaving = true;
-                tokio::task::yield_now().await;
-            }
-        }
-    }
-}
-
-fn is_exhausted(error: &io::Error) -> bool {
-    let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-    error.raw_os_error().is_some_and(|code| exhausted.contains(&code))
 }

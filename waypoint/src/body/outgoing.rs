@@ -1,0 +1,153 @@
+//! The bodies of requests.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::{BodyError, Copied, Idle, Kept, Passed, Reader};
+
+/// The body of a request, before it is known how often it is sent.
+#[derive(Debug)]
+pub enum Source {
+    /// There is none.
+    Empty,
+    /// It can be sent once; nothing is left afterwards.
+    Once(Option<Streamed>),
+    /// It can be sent until it has become too long.
+    Again(Kept),
+    /// It is here.
+    Whole(Bytes),
+}
+
+impl Source {
+    /// The body of a request; `keep` if it may be repeated.
+    pub fn new(body: Incoming, keep: bool, idle: Duration, passed: Passed) -> Self {
+        if body.is_end_stream() {
+            return Self::Empty;
+        }
+        let streamed = Streamed { body, idle: Idle::new(idle), passed };
+        if keep { Self::Again(Kept::new(streamed)) } else { Self::Once(Some(streamed)) }
+    }
+
+    /// For one attempt; `None`: it is given away already.
+    pub fn outgoing(&mut self) -> Option<Outgoing> {
+        match self {
+            Self::Empty => Some(Outgoing::Empty),
+            Self::Once(body) => body.take().map(Outgoing::Once),
+            Self::Again(kept) => kept.can_be_sent().then(|| Outgoing::Again(kept.reader())),
+            Self::Whole(whole) => Some(Outgoing::Whole(whole.clone())),
+        }
+    }
+
+    /// Takes back what was not sent after all.
+    pub fn take_back(&mut self, outgoing: Outgoing) {
+        if let (Self::Once(body), Outgoing::Once(unsent)) = (self, outgoing) {
+            *body = Some(unsent);
+        }
+    }
+
+    /// What is kept of it, for copies.
+    pub fn copy(&self) -> Copied {
+        match self {
+            Self::Empty | Self::Once(_) | Self::Whole(_) => Copied::nothing(),
+            Self::Again(kept) => Copied::of(kept),
+        }
+    }
+
+    /// Whether there could be another attempt.
+    pub fn can_be_sent(&self) -> bool {
+        match self {
+            Self::Empty | Self::Whole(_) => true,
+            Self::Once(body) => body.is_some(),
+            Self::Again(kept) => kept.can_be_sent(),
+        }
+    }
+}
+
+/// The body of a request, on its way upstream.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// There is none.
+    Empty,
+    /// Sent as it comes, once.
+    Once(Streamed),
+    /// Sent as it comes, and again.
+    Again(Reader),
+    /// Sent at once.
+    Whole(Bytes),
+}
+
+/// A body as it comes.
+#[derive(Debug)]
+pub struct Streamed {
+    body: Incoming,
+    idle: Idle,
+    passed: Passed,
+}
+
+impl Streamed {
+    pub(super) fn is_at_end(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                self.idle.moved();
+                if let Some(Ok(frame)) = &frame {
+                    self.passed.add(frame);
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+            }
+            Poll::Pending => self.idle.poll_still(cx).map(|()| Some(Err(BodyError::Still(self.idle.limit)))),
+        }
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Once(streamed) => streamed.poll(cx),
+            Self::Again(reader) => reader.poll(cx),
+            Self::Whole(whole) => {
+                let whole = std::mem::take(whole);
+                Poll::Ready((!whole.is_empty()).then(|| Ok(Frame::data(whole))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Whole(whole) => whole.is_empty(),
+            Self::Once(streamed) => streamed.is_at_end(),
+            Self::Again(reader) => reader.is_at_end(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Whole(whole) => SizeHint::with_exact(u64::try_from(whole.len()).unwrap_or(u64::MAX)),
+            Self::Once(streamed) => streamed.size_hint(),
+            Self::Again(reader) => reader.size_hint(),
+        }
+    }
+}
