@@ -62,6 +62,18 @@ struct Scene {
     _controllers: Process,
 }
 
+/// What the controller writes into each of its webhooks: its root, and this.
+fn roots(more: &Value) -> String {
+    let webhooks = ["validation.ambit.io", "routes.validation.ambit.io"].map(|name| {
+        let mut webhook = json!({ "name": name, "clientConfig": { "caBundle": "Cg==" } });
+        if let (Some(webhook), Some(more)) = (webhook.as_object_mut(), more.as_object()) {
+            webhook.extend(more.clone());
+        }
+        webhook
+    });
+    json!({ "webhooks": webhooks }).to_string()
+}
+
 #[test]
 fn what_is_installed_is_upgraded_and_taken_away_without_a_trace() -> anyhow::Result<()> {
     let Some(scene) = Scene::set()? else { return Ok(()) };
@@ -104,8 +116,8 @@ fn helm_installs_upgrades_goes_back_and_leaves_what_is_not_its_own() -> anyhow::
     ensure!(ours == "ambit", "{ours}");
     // As the controller does, when it runs.
     let webhook = "validatingwebhookconfiguration/ambit-validator-istio-system";
-    let roots = r#"{"webhooks":[{"name":"validation.ambit.io","clientConfig":{"caBundle":"Cg=="},"failurePolicy":"Ignore"}]}"#;
-    scene.kubectl(&["patch", webhook, "--type=strategic", "--field-manager=ambit-webhook", "-p", roots])?;
+    let roots = roots(&json!({ "failurePolicy": "Ignore" }));
+    scene.kubectl(&["patch", webhook, "--type=strategic", "--field-manager=ambit-webhook", "-p", &roots])?;
     let level = "{.spec.template.spec.containers[0].env[?(@.name=='RUST_LOG')].value}";
     run(&["upgrade", "mesh", &chart, "--set", "global.logLevel=debug,cni.enabled=false"])?;
     ensure!(scene.field("daemonset/ztunnel", level)? == "debug", "nothing was upgraded");
@@ -303,8 +315,8 @@ impl Scene {
             // As the controller does.
             let webhooks = ["get", "validatingwebhookconfigurations", "-o", "jsonpath={.items[*].metadata.name}"];
             for name in self.kubectl(&webhooks)?.split_whitespace().filter(|name| name.starts_with("ambit-")) {
-                let roots = r#"{"webhooks":[{"name":"validation.ambit.io","clientConfig":{"caBundle":"Cg=="}}]}"#;
-                let patch = ["--type=strategic", "--field-manager=ambit-webhook", "-p", roots];
+                let roots = roots(&json!({}));
+                let patch = ["--type=strategic", "--field-manager=ambit-webhook", "-p", &roots];
                 // It may have gone meanwhile.
                 let _ = self.server.kubectl(&[&["patch", "validatingwebhookconfiguration", name][..], &patch].concat())?;
             }
