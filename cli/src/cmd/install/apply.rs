@@ -260,13 +260,14 @@ pub(super) async fn take_away(
     out.line(format!("{key} removed"))
 }
 
-/// Removes the object; what runs pods, only after them. What is not there is removed.
+/// Removes the object; what runs pods, only after them. What is not there, or whose kind is
+/// not, is removed.
 pub(super) async fn delete(client: &Client, key: &Key) -> anyhow::Result<()> {
     let has_pods = matches!(key.kind.as_str(), "Deployment" | "DaemonSet");
     let how = if has_pods { DeleteParams::foreground() } else { DeleteParams::background() };
     match api(client, key).delete(&key.name, &how).await {
         Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(told(error)).with_context(|| format!("cannot remove {key}")),
     }
 }

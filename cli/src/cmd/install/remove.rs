@@ -42,6 +42,14 @@ struct Removal {
     remarks: Vec<String>,
 }
 
+impl Removal {
+    /// Objects that go while the definitions of their kinds are still there.
+    fn precede_definitions(&mut self, keys: Vec<Key>) {
+        let at = self.removed.iter().position(Key::is_definition).unwrap_or(self.removed.len());
+        self.removed.splice(at..at, keys);
+    }
+}
+
 /// Does it.
 pub(crate) async fn remove(client: &Client, args: &UninstallArgs, out: &mut Out) -> anyhow::Result<ExitCode> {
     let installed = inventory::read(client, &args.namespace, &args.revision).await?;
@@ -95,7 +103,7 @@ async fn plan(
     let mut removal = sorted(installed, args.purge_crds);
     let others = if is_last { others(client, installed).await? } else { None };
     if is_last && others.is_none() {
-        removal.removed.extend(left_behind(client, installed).await?);
+        removal.precede_definitions(left_behind(client, installed).await?);
     } else {
         removal.removed.extend(lease_of(client, installed).await?);
     }
@@ -191,7 +199,7 @@ async fn left_behind(client: &Client, installed: &Inventory) -> anyhow::Result<V
             list.items.into_iter().filter_map(|one| Some(Key { name: one.metadata.name?, ..class.clone() })),
         ),
         // The cluster has no such kind, or no longer.
-        Err(kube::Error::Api(status)) if status.is_not_found() => {}
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
         Err(error) => return Err(told(error)).context("cannot list GatewayClasses"),
     }
     Ok(found)
@@ -296,5 +304,17 @@ mod tests {
         let removal = sorted(&installed(), true);
         assert_eq!(removal.removed.last().unwrap().name, "x");
         assert_eq!(removal.kept, []);
+    }
+
+    #[test]
+    fn what_was_made_goes_after_its_makers_and_before_its_kind() {
+        let class = Key::new("gateway.networking.k8s.io/v1", "GatewayClass", None, "ambit-waypoint");
+        for with_definitions in [false, true] {
+            let mut removal = sorted(&installed(), with_definitions);
+            removal.precede_definitions(vec![class.clone()]);
+            let at = |name: &str| removal.removed.iter().position(|key| key.name == name);
+            assert!(at("ambit-controller") < at("ambit-waypoint"));
+            assert!(at("x").is_none_or(|definition| at("ambit-waypoint").unwrap() < definition));
+        }
     }
 }
