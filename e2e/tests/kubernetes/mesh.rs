@@ -225,6 +225,8 @@ fn api_server(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> 
     let outcome = scene.load_past_the_api_server(SHOP, &url, DOWN, || scene.cluster.stop_api_server());
     scene.cluster.start_api_server()?;
     seen.saw(outcome?);
+    // The cluster itself takes a while to lead there again, and it is not its time that is limited below.
+    scene.until(SHOP, ROLLED, "the way to the API server", || scene.reaches_the_api_server())?;
     for workload in ["daemonset/ztunnel", "daemonset/ambit-cni-node", "deployment/ambit-controller"] {
         scene.kubectl().rolled_out(SYSTEM, workload, ROLLED)?;
     }

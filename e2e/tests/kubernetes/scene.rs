@@ -157,6 +157,20 @@ impl<'a> Scene<'a> {
         self.kubectl().until(namespace, limit, what, probe)
     }
 
+    /// Whether every node's kube-proxy leads to the API server; `None` as long as one does not.
+    pub(crate) fn reaches_the_api_server(&self) -> anyhow::Result<Option<()>> {
+        let service = self.field("default", &["service/kubernetes"], "/spec/clusterIP")?;
+        let url = format!("https://{service}/readyz");
+        // Whatever is answered: without a certificate it may be a refusal.
+        let call = ["curl", "--silent", "--insecure", "--max-time", "5", "--output", "/dev/null", &url];
+        for node in ["n1", "n2"] {
+            if !self.cluster.in_node(node, &call, NODE)?.status.success() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    }
+
     pub(crate) fn client_runs(&self, namespace: &str) -> anyhow::Result<()> {
         let wait = ["-n", namespace, "wait", "pod/client", "--for=condition=Ready", "--timeout=120s"];
         self.kubectl().ok(&wait).map(drop).with_context(|| self.kubectl().evidence(namespace))
