@@ -2,8 +2,17 @@
 
 use std::path::PathBuf;
 
-const UPSTREAM: [&str; 5] =
-    ["workload.proto", "authorization.proto", "zds.proto", "citadel.proto", "discovery.proto"];
+const UPSTREAM: [&str; 9] = [
+    "workload.proto",
+    "authorization.proto",
+    "zds.proto",
+    "citadel.proto",
+    "discovery.proto",
+    "ext_authz.proto",
+    "envoy_core.proto",
+    "envoy_type.proto",
+    "rpc_status.proto",
+];
 
 /// Our own, which speaks of policies in the words of `authorization.proto`.
 const OWN: [&str; 1] = ["waypoint.proto"];
