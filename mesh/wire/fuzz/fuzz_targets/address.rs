@@ -15,7 +15,7 @@ fuzz_target!(|body: &[u8]| {
     let again = match &update {
         Update::Workload(workload) => encode_workload(workload),
         Update::Service(service) => encode_service(service),
-        Update::Policy(_) => panic!("an address is no policy"),
+        Update::Policy(_) | Update::Config(_) => panic!("no address: {update:?}"),
     };
     let decoded = decode_address(again, &mut names).expect("what was encoded here");
     match (&update, &decoded) {
