@@ -98,23 +98,14 @@ impl Policy {
 
     /// Whether it asks for the paths of requests, so that it matters how an application reads them.
     pub fn compares_paths(&self) -> bool {
-        self.asks(|request| !request.paths.is_empty() || !request.not_paths.is_empty())
-    }
-
-    /// Whether it asks for headers of requests, so that it may judge otherwise when somebody has changed them.
-    pub fn compares_headers(&self) -> bool {
-        self.asks(|request| {
-            request.conditions.iter().any(|condition| matches!(condition.key, Attribute::Header(_)))
-        })
-    }
-
-    fn asks(&self, asks: impl Fn(&RequestMatch) -> bool) -> bool {
         let rules = match &self.content {
             Content::Rules { rules, .. } | Content::Custom { rules, .. } | Content::Audit { rules } => rules,
             Content::Undecodable { .. } => return false,
         };
         let matches = rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.matches);
-        matches.filter_map(|one| one.request.as_deref()).any(asks)
+        matches
+            .filter_map(|one| one.request.as_ref())
+            .any(|request| !request.paths.is_empty() || !request.not_paths.is_empty())
     }
 
     /// Why it denies: it could not be understood.

@@ -4,6 +4,7 @@
 //! understood is refused whole, never narrowed. Encoding and decoding are inverse to each other.
 
 mod authn;
+mod authorizer;
 mod authz;
 mod filter;
 mod interner;
