@@ -3,7 +3,11 @@
 //! Connections are whoever calls [`ask`]'s business. What an authorizer says is believed in full or not at all: an answer
 //! with one header that cannot be written is none.
 
-use std::{future::Future, net::SocketAddr, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    task::{Context, Poll},
+    time::SystemTime,
+};
 
 use ambit_model::{
     authz::{Answer, BodyForm, Changes, HeaderChange, InvalidAnswer, LARGEST_DENIAL, MOST_CHANGES},
@@ -20,9 +24,10 @@ use ambit_proto::envoy::{
     },
 };
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request};
-use http_body::Body;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Collected};
+use tower::Service;
 
 /// In a check with a body: whether the body is only the beginning of it (Envoy's).
 pub const PARTIAL_BODY: HeaderName = HeaderName::from_static("x-envoy-auth-partial-body");
@@ -87,25 +92,54 @@ impl From<tonic::Status> for CheckError {
     }
 }
 
-/// Asks an authorizer whose authority is `origin`. `send` sends one request of HTTP/2.
-pub async fn ask<S, F, B, E>(check: &Check<'_>, origin: Uri, send: S) -> Result<Answer, CheckError>
-where
-    S: Fn(Request<Bytes>) -> F,
-    F: Future<Output = Result<Response<B>, E>>,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
-    E: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let send = &send;
-    let service = tower::service_fn(move |request: Request<tonic::body::Body>| async move {
-        let (head, body) = request.into_parts();
-        let message = body.collect().await.map_err(Box::<dyn std::error::Error + Send + Sync>::from)?;
-        send(Request::from_parts(head, message.to_bytes())).await.map_err(Into::into)
-    });
-    let mut client =
-        AuthorizationClient::with_origin(service, origin).max_decoding_message_size(LARGEST_ANSWER);
-    let response = client.check(request_of(check)).await?;
-    Ok(answer_of(response.into_inner())?)
+/// Why a request was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SendError(pub String);
+
+/// A response, or none, in a while.
+pub type Sent<'s> = BoxFuture<'s, Result<Response<Collected<Bytes>>, SendError>>;
+
+/// Sends one request of HTTP/2, and reads all of its response.
+pub type SendRequest<'s> = dyn Fn(Request<Bytes>) -> Sent<'s> + Send + Sync + 's;
+
+/// Asks an authorizer whose authority is `origin`, with `send`.
+///
+/// The future is boxed: of its own type the compiler does not see that any thread may run it.
+pub fn ask<'s>(
+    check: &Check<'_>,
+    origin: Uri,
+    send: &'s SendRequest<'s>,
+) -> BoxFuture<'s, Result<Answer, CheckError>> {
+    let question = request_of(check);
+    let client = AuthorizationClient::with_origin(Sender(send), origin);
+    let mut client = client.max_decoding_message_size(LARGEST_ANSWER);
+    Box::pin(async move {
+        let response = client.check(question).await?;
+        Ok(answer_of(response.into_inner())?)
+    })
+}
+
+/// What the generated client sends with.
+struct Sender<'s>(&'s SendRequest<'s>);
+
+impl<'s> Service<Request<tonic::body::Body>> for Sender<'s> {
+    type Response = Response<Collected<Bytes>>;
+    type Error = SendError;
+    type Future = Sent<'s>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<tonic::body::Body>) -> Sent<'s> {
+        let send = self.0;
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let message = body.collect().await.map_err(|status| SendError(status.to_string()))?;
+            send(Request::from_parts(head, message.to_bytes())).await
+        })
+    }
 }
 
 fn request_of(check: &Check<'_>) -> CheckRequest {

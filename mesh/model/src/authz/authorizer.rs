@@ -167,6 +167,11 @@ impl Authorizer {
 }
 
 impl HttpCheck {
+    /// Whether a check has this header of the request, because somebody named it.
+    pub fn shows(&self, name: &HeaderName) -> bool {
+        names_header(&self.request_headers, name)
+    }
+
     fn check(&self) -> Result<(), InvalidAuthorizer> {
         let prefix = &self.path_prefix;
         let is_path = || prefix.starts_with('/') && !prefix.contains(['?', '#']);
