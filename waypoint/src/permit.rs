@@ -44,10 +44,9 @@ impl Permit {
         match Self::judge(config, client, destination, &seen, &Heard::default())? {
             Judged::Permitted(permit) => Ok(permit),
             // What is asked about is a request, and nobody has looked for one; unknown means deny.
-            Judged::Asks(Ask { provider, policy, .. }) => Err(Refusal::AsksOfRequests {
-                provider: provider.to_string(),
-                policy: policy.to_string(),
-            }),
+            Judged::Asks(Ask { provider, policy, .. }) => {
+                Err(Refusal::AsksOfRequests { provider: provider.to_string(), policy: policy.to_string() })
+            }
         }
     }
 

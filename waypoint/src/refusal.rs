@@ -218,7 +218,9 @@ impl Refusal {
             Self::BadRequest(invalid) => invalid.status(),
             Self::NotServed(_) | Self::NoRoute(_) => StatusCode::NOT_FOUND,
             Self::BrokenConfig { .. } | Self::InvalidBackend(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Denied(_) | Self::NoAuthorizer { .. } | Self::AsksOfRequests { .. } => StatusCode::FORBIDDEN,
+            Self::Denied(_) | Self::NoAuthorizer { .. } | Self::AsksOfRequests { .. } => {
+                StatusCode::FORBIDDEN
+            }
             Self::DeniedByAuthorizer { denial, .. } => denial.status,
             Self::AuthorizerFailed { status, .. } => *status,
             Self::BodyTooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,

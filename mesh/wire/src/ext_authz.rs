@@ -25,7 +25,9 @@ use ambit_proto::envoy::{
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request,
+};
 use http_body_util::{BodyExt as _, Collected};
 use tower::Service;
 
@@ -155,7 +157,8 @@ fn request_of(check: &Check<'_>) -> CheckRequest {
         None => {}
     }
     let mut headers = joined(&head.headers);
-    let pseudo = [(":authority", host), (":method", head.method.as_str()), (":path", path), (":scheme", scheme)];
+    let pseudo =
+        [(":authority", host), (":method", head.method.as_str()), (":path", path), (":scheme", scheme)];
     headers.extend(pseudo.map(|(name, value)| (name.to_owned(), value.to_owned())));
     headers.remove(PARTIAL_BODY.as_str());
     if let Some(shown) = body {

@@ -69,12 +69,21 @@ mod tests {
         let text = |text: &str| Text::Exact(text.into());
         let check = HttpCheck {
             path_prefix: "/check".into(),
-            request_headers: vec![text("Cookie"), Text::Prefix("x-t".into()), text("content-length"), text("transfer-encoding"), text("x-envoy-auth-partial-body")],
+            request_headers: vec![
+                text("Cookie"),
+                Text::Prefix("x-t".into()),
+                text("content-length"),
+                text("transfer-encoding"),
+                text("x-envoy-auth-partial-body"),
+            ],
             added_headers: vec![("x-mesh".parse().expect("a name"), HeaderValue::from_static("ours"))],
             ..HttpCheck::default()
         };
         let got = head(&check, &asked, None).expect("a head");
-        assert_eq!((got.method.as_str(), got.uri.to_string().as_str()), ("POST", "http://shop.example/check/items?x=1"));
+        assert_eq!(
+            (got.method.as_str(), got.uri.to_string().as_str()),
+            ("POST", "http://shop.example/check/items?x=1")
+        );
         let mut names: Vec<_> = got.headers.keys().map(|name| name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["authorization", "cookie", "x-mesh", "x-team"]);

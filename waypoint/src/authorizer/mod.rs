@@ -205,7 +205,8 @@ impl Authorizers {
         let place = place(&self.showing, "bodies shown to authorizers", SHOWING)?;
         let most = usize::try_from(shared.limit).unwrap_or(usize::MAX);
         let read = timeout_at(Instant::now() + PATIENCE, body.beginning(most)).await;
-        let late = || Refusal::ClientBody(format!("what an authorizer is shown did not come within {PATIENCE:?}"));
+        let late =
+            || Refusal::ClientBody(format!("what an authorizer is shown did not come within {PATIENCE:?}"));
         let beginning = read.map_err(|_| late())?.map_err(|error| Refusal::ClientBody(error.to_string()))?;
         match (beginning.is_whole, shared.longer) {
             (false, Longer::Refused) => too_long(),

@@ -30,7 +30,11 @@ pub struct Answer {
 enum Content {
     /// All of it.
     Whole(Bytes),
-    Upstream { body: Incoming, idle: Idle, deadline: Option<Pin<Box<Sleep>>> },
+    Upstream {
+        body: Incoming,
+        idle: Idle,
+        deadline: Option<Pin<Box<Sleep>>>,
+    },
 }
 
 /// What is to be done when a response is complete, or will never be.

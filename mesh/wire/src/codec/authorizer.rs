@@ -68,7 +68,8 @@ fn decode_http(message: pb::HttpCheck, names: &mut Interner) -> Result<HttpCheck
 }
 
 fn decode_header(header: pb::Header) -> Result<(HeaderName, HeaderValue), InvalidResource> {
-    let invalid = |what| InvalidResource::field("added_headers", format!("{:?} has no valid {what}", header.name));
+    let invalid =
+        |what| InvalidResource::field("added_headers", format!("{:?} has no valid {what}", header.name));
     let name = HeaderName::try_from(&header.name).map_err(|_| invalid("name"))?;
     // The value may be a secret: it is not told.
     let mut value = HeaderValue::try_from(&header.value).map_err(|_| invalid("value"))?;
@@ -128,7 +129,10 @@ fn encode_http(http: &HttpCheck) -> pb::HttpCheck {
         added_headers: http.added_headers.iter().map(header).collect(),
         upstream_on_allow: texts(&http.upstream_on_allow),
         downstream_on_allow: texts(&http.downstream_on_allow),
-        downstream_on_deny: http.downstream_on_deny.as_ref().map(|names| pb::HeaderList { names: texts(names) }),
+        downstream_on_deny: http
+            .downstream_on_deny
+            .as_ref()
+            .map(|names| pb::HeaderList { names: texts(names) }),
     }
 }
 
@@ -178,7 +182,8 @@ pub(super) mod tests {
         });
         let on_failure = prop_oneof![
             Just(OnFailure::Allow),
-            (400..600_u16).prop_map(|status| OnFailure::Deny(StatusCode::from_u16(status).expect("a status"))),
+            (400..600_u16)
+                .prop_map(|status| OnFailure::Deny(StatusCode::from_u16(status).expect("a status"))),
         ];
         let protocol = prop_oneof![
             Just(CheckProtocol::Grpc),
@@ -247,7 +252,10 @@ pub(super) mod tests {
             ("status_on_error", with(|message| message.status_on_error = 1 << 20)),
             ("body.limit", with(|message| message.body = Some(pb::SharedBody::default()))),
             ("http.path_prefix", http(|http| http.path_prefix = "check?".into())),
-            ("http.request_headers", http(|http| http.request_headers = vec![security::StringMatch::default()])),
+            (
+                "http.request_headers",
+                http(|http| http.request_headers = vec![security::StringMatch::default()]),
+            ),
             ("http.added_headers", added("a b", "")),
             ("http.added_headers", added("x-a", "\n")),
             ("http.added_headers", added("content-length", "9")),
