@@ -183,7 +183,8 @@ impl Proxy {
                     let Asked { head, body, spoken, address, .. } = &mut *asked;
                     let question =
                         Question { client, target, address: *address, spoken: *spoken, head, body };
-                    self.authorizers.ask(mesh, &ask, question, &mut heard).await?;
+                    // Boxed: few requests are asked about, and every request would have room for it.
+                    Box::pin(self.authorizers.ask(mesh, &ask, question, &mut heard)).await?;
                 }
             }
         }

@@ -230,16 +230,12 @@ impl Authorizers {
         let goal = Goal::Service { service, port: parts.port };
         let asking = Asking { mesh, authorizer, goal, origin, shown, until };
         match &parts.protocol {
-            CheckProtocol::Grpc => {
-                // It speaks of time that runs out as of a call that failed.
-                let asked = timeout_at(until, self.grpc(&asking, question, SystemTime::now()));
-                asked.await.map_err(|_| Failure::TimedOut(parts.timeout))?
-            }
+            CheckProtocol::Grpc => self.grpc(&asking, question, SystemTime::now()).await,
             CheckProtocol::Http(http) => self.http(&asking, question, http).await,
         }
     }
 
-    /// Sends a question and reads all of its answer.
+    /// Sends a question and reads all of its answer, until the time for both is over.
     async fn exchange(
         &self,
         asking: &Asking<'_>,
@@ -259,11 +255,15 @@ impl Authorizers {
             attempt: Timeout::Default,
             deadline: Some(asking.until),
         };
-        let Answered { response, lease, underway } =
-            self.upstream.send(asking.mesh, sending, &mut ()).await?;
+        let sent = self.upstream.send(asking.mesh, sending, &mut ()).await;
+        let late = || Failure::TimedOut(asking.authorizer.parts().timeout);
+        let Answered { response, lease, underway } = sent.map_err(|refusal| match refusal {
+            Refusal::TimedOut(_) => late(),
+            refusal => refusal.into(),
+        })?;
         let (head, body) = response.into_parts();
         let collected = timeout_at(asking.until, Limited::new(body, LARGEST_ANSWER).collect()).await;
-        let collected = collected.map_err(|_| Failure::TimedOut(asking.authorizer.parts().timeout))?;
+        let collected = collected.map_err(|_| late())?;
         let collected = collected.map_err(|error| Failure::Broke(error.to_string()))?;
         lease.give_back();
         drop(underway);

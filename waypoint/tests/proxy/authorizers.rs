@@ -197,7 +197,9 @@ fn who_does_not_answer_denies_unless_the_provider_fails_open() {
             }
             let count = u64::try_from(failures.len()).unwrap();
             waypoint.until_counted("ambit_authorizer_checks_total", &["outcome=\"failed\""], count).await;
-            waypoint.line(&["opa, whom shop/ask asks, does not answer: ", "500ms"]).await;
+            waypoint
+                .line(&["opa, whom shop/ask asks, does not answer: ", "no complete answer within 500ms"])
+                .await;
             assert!(app.heard().is_empty());
             assert_eq!(tunnel.get(WEB, "/fine").await.status, 200, "it is asked again");
 
@@ -248,7 +250,6 @@ fn whom_the_mesh_does_not_have_cannot_be_asked() {
         assert_eq!(tunnel.get(WEB, "/").await.status, 403);
         waypoint.line(&["does not answer: the mesh has no service opa"]).await;
         assert!(app.heard().is_empty());
-        let _app = web(&world, grpc()).await;
     });
 }
 
@@ -348,8 +349,10 @@ fn about_bytes_nobody_is_asked() {
             })],
         );
         let waypoint = world.start().await;
-        assert_eq!(world.tunnel().await.say(WEB, b"hello").await, "");
+        // It is reset when it is opened, or when something is said on it.
+        let opened = world.tunnel().await.connect(WEB).await;
         waypoint.line(&["shop/ask asks opa of requests, and this connection is not looked into"]).await;
+        drop(opened);
         assert!(opa.asked().is_empty());
     });
 }
