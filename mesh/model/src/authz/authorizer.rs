@@ -174,8 +174,9 @@ impl HttpCheck {
 
     fn check(&self) -> Result<(), InvalidAuthorizer> {
         let prefix = &self.path_prefix;
-        let is_path = || prefix.starts_with('/') && !prefix.contains(['?', '#']);
-        if !prefix.is_empty() && !(is_path() && PathAndQuery::try_from(&**prefix).is_ok()) {
+        let is_path = prefix.starts_with('/') && !prefix.contains(['?', '#']);
+        let can_be_written = || PathAndQuery::try_from(&**prefix).is_ok();
+        if !(prefix.is_empty() || is_path && can_be_written()) {
             return Err(InvalidAuthorizer::PathPrefix);
         }
         if let Some((name, _)) = self.added_headers.iter().find(|(name, _)| !may_be_told(name)) {

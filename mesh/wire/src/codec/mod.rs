@@ -95,7 +95,7 @@ pub fn decode_authorization(
     name: &str,
     body: Bytes,
     names: &mut Interner,
-) -> Result<Policy, (InvalidResource, Option<Policy>)> {
+) -> Result<Policy, (InvalidResource, Option<Box<Policy>>)> {
     authz::decode(name, body, names)
 }
 
