@@ -257,7 +257,9 @@ fn asked(cluster: &Cluster) -> Option<String> {
         Content::Custom { authorizer, .. } => {
             authorizer.as_ref().map(|authorizer| authorizer.parts().hostname.to_string())
         }
-        other => panic!("{other:?}"),
+        other @ (Content::Rules { .. } | Content::Audit { .. } | Content::Undecodable { .. }) => {
+            panic!("{other:?}")
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What an external authorizer's answer means, and which service he is.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::{sync::Arc, time::Duration};
 

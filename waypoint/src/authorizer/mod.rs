@@ -257,10 +257,12 @@ impl Authorizers {
         };
         let sent = self.upstream.send(asking.mesh, sending, &mut ()).await;
         let late = || Failure::TimedOut(asking.authorizer.parts().timeout);
-        let Answered { response, lease, underway } = sent.map_err(|refusal| match refusal {
-            Refusal::TimedOut(_) => late(),
-            refusal => refusal.into(),
-        })?;
+        let Answered { response, lease, underway } =
+            sent.map_err(
+                |refusal| {
+                    if matches!(refusal, Refusal::TimedOut(_)) { late() } else { refusal.into() }
+                },
+            )?;
         let (head, body) = response.into_parts();
         let collected = timeout_at(asking.until, Limited::new(body, LARGEST_ANSWER).collect()).await;
         let collected = collected.map_err(|_| late())?;

@@ -56,14 +56,16 @@ fn an_answer_without_details_is_yes_or_403() {
 fn headers_change_as_envoy_has_it() {
     use HeaderAppendAction::{AddIfAbsent, AppendIfExistsOrAdd, OverwriteIfExists, OverwriteIfExistsOrAdd};
     use HeaderChange::{Append, Set, SetIfAbsent, SetIfPresent};
-    for (append, action, of_request, of_response) in [
-        (None, AppendIfExistsOrAdd, Set as fn(_, _) -> _, Append as fn(_, _) -> _),
-        (None, AddIfAbsent, SetIfAbsent as _, SetIfAbsent as _),
-        (None, OverwriteIfExistsOrAdd, Set as _, Set as _),
-        (None, OverwriteIfExists, SetIfPresent as _, SetIfPresent as _),
-        (Some(true), OverwriteIfExists, Append as _, Append as _),
-        (Some(false), AppendIfExistsOrAdd, Set as _, Set as _),
-    ] {
+    type Make = fn(HeaderName, HeaderValue) -> HeaderChange;
+    let table: [(_, _, Make, Make); 6] = [
+        (None, AppendIfExistsOrAdd, Set, Append),
+        (None, AddIfAbsent, SetIfAbsent, SetIfAbsent),
+        (None, OverwriteIfExistsOrAdd, Set, Set),
+        (None, OverwriteIfExists, SetIfPresent, SetIfPresent),
+        (Some(true), OverwriteIfExists, Append, Append),
+        (Some(false), AppendIfExistsOrAdd, Set, Set),
+    ];
+    for (append, action, of_request, of_response) in table {
         let got = allows(|allowed| {
             allowed.headers.push(option("X-A", "1", append, action));
             allowed.response_headers_to_add.push(option("x-b", "2", append, action));
