@@ -41,45 +41,24 @@ pub mod discovery {
     tonic::include_proto!("envoy.service.discovery.v3");
 }
 
-/// Asking an external authorizer: `envoy.service.auth.v3`, in the tree of modules that it is generated for.
-pub mod envoy {
-    /// `envoy.config`.
-    pub mod config {
-        /// `envoy.config.core`.
-        pub mod core {
-            /// `envoy.config.core.v3`.
-            pub mod v3 {
-                tonic::include_proto!("envoy.config.core.v3");
-            }
-        }
-    }
+/// Asking an external authorizer: `envoy.service.auth.v3`.
+pub mod ext_authz {
+    tonic::include_proto!("envoy.service.auth.v3");
+}
 
-    /// `envoy.service`.
-    pub mod service {
-        /// `envoy.service.auth`.
-        pub mod auth {
-            /// `envoy.service.auth.v3`.
-            pub mod v3 {
-                tonic::include_proto!("envoy.service.auth.v3");
-            }
-        }
-    }
+/// Addresses and changes of headers: `envoy.config.core.v3`.
+pub mod envoy_core {
+    tonic::include_proto!("envoy.config.core.v3");
+}
 
-    /// `envoy.type`.
-    pub mod r#type {
-        /// `envoy.type.v3`.
-        pub mod v3 {
-            tonic::include_proto!("envoy.r#type.v3");
-        }
-    }
+/// Statuses of HTTP: `envoy.type.v3`.
+pub mod envoy_type {
+    tonic::include_proto!("envoy.r#type.v3");
 }
 
 /// What a call ended with: `google.rpc`.
-pub mod google {
-    /// `google.rpc`.
-    pub mod rpc {
-        tonic::include_proto!("google.rpc");
-    }
+pub mod rpc_status {
+    tonic::include_proto!("google.rpc");
 }
 
 /// What a waypoint is told of the services that it serves: `ambit.waypoint.v1`.

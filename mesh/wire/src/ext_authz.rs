@@ -13,12 +13,12 @@ use ambit_model::{
     authz::{Answer, BodyForm, Changes, HeaderChange, InvalidAnswer, LARGEST_DENIAL, MOST_CHANGES},
     identity::Identity,
 };
-use ambit_proto::envoy::{
-    config::core::v3::{
+use ambit_proto::{
+    envoy_core::{
         Address, HeaderValueOption, SocketAddress, address, header_value_option::HeaderAppendAction,
         socket_address,
     },
-    service::auth::v3::{
+    ext_authz::{
         AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse, attribute_context,
         authorization_client::AuthorizationClient, check_response::HttpResponse,
     },

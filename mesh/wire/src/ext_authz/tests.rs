@@ -1,10 +1,7 @@
 //! What an authorizer is told, and what its answers mean.
 
 use ambit_model::authz::Denial;
-use ambit_proto::{
-    envoy::{config::core::v3 as core, r#type::v3::HttpStatus},
-    google::rpc,
-};
+use ambit_proto::{envoy_core as core, envoy_type::HttpStatus, rpc_status as rpc};
 
 use super::*;
 
