@@ -3,7 +3,9 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
+use hyper::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -34,7 +36,7 @@ pub(crate) struct Args {
 }
 
 /// Who is answering.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub(crate) struct Identity {
     /// The pod's name.
     #[arg(long = "pod", env = "POD_NAME", default_value = "nobody")]
@@ -42,6 +44,12 @@ pub(crate) struct Identity {
     /// The pod's namespace.
     #[arg(long = "namespace", env = "POD_NAMESPACE", default_value = "default")]
     pub(crate) namespace: String,
+    /// The status of every answer over HTTP, where the path asks for no other.
+    #[arg(long, default_value = "200")]
+    pub(crate) status: StatusCode,
+    /// How many requests were answered over HTTP.
+    #[arg(skip)]
+    pub(crate) answered: AtomicU64,
 }
 
 #[derive(Debug, Clone, Copy)]
