@@ -5,7 +5,9 @@
 )]
 #![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
+mod claims;
 mod cluster;
+mod conformance;
 mod mesh;
 mod readme;
 mod reboot;
