@@ -11,6 +11,7 @@ mod conformance;
 mod mesh;
 mod readme;
 mod reboot;
+mod requests;
 mod rights;
 mod scene;
 mod trace;
