@@ -1,6 +1,6 @@
 //! The conformance suite of Gateway API, for meshes: its own tests, unchanged, against an installed Ambit. What it says
-//! is the story's verdict; its report goes to `conformance/` in the target directory. `docs/conformance/README.md` says
-//! what is claimed and how the suite is given what it needs.
+//! is the story's verdict; its report and its own words go to `conformance/` in the target directory.
+//! `docs/conformance/README.md` says what is claimed and how the suite is given what it needs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::scene::Scene;
 
 /// The namespaces of its manifests.
 const NAMESPACES: [&str; 2] = ["gateway-conformance-mesh", "gateway-conformance-mesh-consumer"];
-/// It takes three minutes on two cores, with debug builds; a test that fails waits for half a minute or two.
+/// It takes a minute on two cores, with debug builds; a test that fails, half a minute more.
 const LIMIT: Duration = Duration::from_secs(540);
 const QUESTION: Duration = Duration::from_secs(10);
 
@@ -63,7 +63,8 @@ fn prepare(scene: &Scene<'_>) -> anyhow::Result<()> {
 
 fn suite(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     let report = report(scene)?;
-    let log = scene.cluster.home().logs().join("conformance.log");
+    // The cluster's own folder goes with it.
+    let log = report.with_file_name("suite.log");
     for old in [&report, &log] {
         let _ = fs::remove_file(old);
     }

@@ -108,7 +108,8 @@ fn answers(scene: &Scene<'_>, node: &str, path: &str, expected: &str) -> anyhow:
 /// The status of one call from the client on a node.
 fn status(scene: &Scene<'_>, node: &str, path: &str) -> anyhow::Result<String> {
     let url = format!("http://web{path}");
-    let call = ["curl", "--silent", "--max-time", "5", "--output", "/dev/null", "--write-out", "%{http_code}", &url];
+    let call =
+        ["curl", "--silent", "--max-time", "5", "--output", "/dev/null", "--write-out", "%{http_code}", &url];
     scene.kubectl().exec(DESK, node, &call)
 }
 
