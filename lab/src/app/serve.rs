@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::report::{self, Verdict};
-use crate::{bulk, http};
+use crate::{bulk, http, suite};
 
 /// A longer line is echoed in parts.
 const LINE: u64 = 64 * 1024;
@@ -52,12 +52,19 @@ pub(crate) struct Identity {
     pub(crate) answered: AtomicU64,
 }
 
+/// What a port speaks.
 #[derive(Debug, Clone, Copy)]
-enum Speak {
+pub(crate) enum Speak {
+    /// HTTP/1.1.
     Http,
+    /// Lines, with the pod's name before each.
     Echo,
+    /// Takes bytes.
     Sink,
+    /// Gives bytes.
     Source,
+    /// HTTP and gRPC of the conformance tests, at that port.
+    Suite(u16),
 }
 
 pub(crate) async fn run(args: Args) -> io::Result<Verdict> {
@@ -81,7 +88,7 @@ pub(crate) async fn run(args: Args) -> io::Result<Verdict> {
 }
 
 /// On every address; on IPv4 alone where there is no IPv6.
-async fn listen(port: u16) -> io::Result<TcpListener> {
+pub(crate) async fn listen(port: u16) -> io::Result<TcpListener> {
     match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
         Err(err) if err.kind() != io::ErrorKind::AddrInUse => {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
@@ -90,7 +97,8 @@ async fn listen(port: u16) -> io::Result<TcpListener> {
     }
 }
 
-async fn serve(listener: TcpListener, speak: Speak, identity: Arc<Identity>) {
+/// Serves whoever connects, for ever.
+pub(crate) async fn serve(listener: TcpListener, speak: Speak, identity: Arc<Identity>) {
     let mut open = JoinSet::new();
     loop {
         tokio::select! {
@@ -110,6 +118,7 @@ async fn answer(stream: TcpStream, speak: Speak, identity: Arc<Identity>) {
         Speak::Echo => echo(stream, &identity).await,
         Speak::Sink => bulk::sink(stream, &identity).await,
         Speak::Source => bulk::source(stream).await,
+        Speak::Suite(port) => suite::server::serve(stream, port, identity).await,
     };
     if let Err(err) = done {
         report::line(&json!({ "broken": err.to_string() }));
