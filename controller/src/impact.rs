@@ -10,7 +10,7 @@ use ambit_model::name::{Hostname, Namespace, ServiceKey};
 use ambit_model::service_config::ServiceConfig;
 
 use crate::cluster::object::{
-    Attachment, AuthorizationPolicy, EndpointSlice, GatewayClass, Key, Kind, Labels, Meta, Name,
+    Attachment, AuthorizationPolicy, Content, EndpointSlice, GatewayClass, Key, Kind, Labels, Meta, Name,
     NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget, ReferenceGrant, Route, Selector, Service,
     ServiceEntry,
 };
@@ -103,6 +103,7 @@ impl<'a> Dependents<'a> {
             Object::GatewayClass(class) => self.of_class(class),
             Object::Route(route) => self.of_route(route),
             Object::ReferenceGrant(grant) => self.of_grant(grant),
+            Object::MeshConfig(_) => self.of_providers(),
         }
     }
 
@@ -233,7 +234,8 @@ impl<'a> Dependents<'a> {
                 | Kind::HttpRoute
                 | Kind::TlsRoute
                 | Kind::TcpRoute
-                | Kind::ReferenceGrant => {}
+                | Kind::ReferenceGrant
+                | Kind::MeshConfig => {}
             }
         }
     }
@@ -301,7 +303,8 @@ impl<'a> Dependents<'a> {
                 | Kind::HttpRoute
                 | Kind::TlsRoute
                 | Kind::TcpRoute
-                | Kind::ReferenceGrant => {}
+                | Kind::ReferenceGrant
+                | Kind::MeshConfig => {}
             }
         }
     }
@@ -319,6 +322,16 @@ impl<'a> Dependents<'a> {
         for (kind, namespace) in &grant.from {
             for route in cluster.routes_within(*kind, namespace) {
                 self.of_route(route);
+            }
+        }
+    }
+
+    /// Providers are part of the policies that ask them.
+    fn of_providers(&mut self) {
+        let cluster = self.cluster;
+        for (_, policy) in cluster.authorization_policies.iter() {
+            if matches!(policy.content, Content::Custom { .. }) {
+                self.attached(&policy.attachment);
             }
         }
     }

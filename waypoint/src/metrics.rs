@@ -44,10 +44,57 @@ pub struct Metrics {
     pub mirrored: Counter,
     /// Copies that were not sent: the body was too long to be kept, or too many were under way.
     pub mirrors_skipped: Counter,
+    /// What external authorizers were asked.
+    pub checks: Checks,
     /// Streams of tunnels that are open.
     pub streams: Gauge,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
     overload: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+/// What was asked of external authorizers. They are not told apart: who they are is configuration, which has no bound.
+#[derive(Clone, Debug)]
+pub struct Checks {
+    outcomes: Family<[(&'static str, &'static str); 1], Counter>,
+    took: Histogram,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self { outcomes: Family::default(), took: Histogram::new(MILLISECONDS) }
+    }
+}
+
+impl Checks {
+    /// A check ended so, after `took`.
+    pub fn ended(&self, outcome: CheckOutcome, took: Duration) {
+        self.outcomes.get_or_create(&[("outcome", outcome.word())]).inc();
+        self.took.observe(took.as_secs_f64() * 1000.0);
+    }
+}
+
+/// What came of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckOutcome {
+    /// The request may be.
+    Allowed,
+    /// It may not.
+    Denied,
+    /// There was no answer, and it may not.
+    Failed,
+    /// There was no answer, and it goes on.
+    FailedOpen,
+}
+
+impl CheckOutcome {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+            Self::FailedOpen => "failed_open",
+        }
+    }
 }
 
 /// The pool of tunnels.
@@ -68,6 +115,7 @@ impl Default for Metrics {
             retries: Counter::default(),
             mirrored: Counter::default(),
             mirrors_skipped: Counter::default(),
+            checks: Checks::default(),
             streams: Gauge::default(),
             refused: Family::default(),
             overload: Family::default(),
@@ -89,6 +137,10 @@ impl Metrics {
         show("ambit_request_retries", "Requests sent once more", &metrics.retries);
         show("ambit_mirrored_requests", "Copies of requests sent", &metrics.mirrored);
         show("ambit_mirrors_skipped", "Copies of requests that were not sent", &metrics.mirrors_skipped);
+        let help = "External authorizers asked, by what came of it";
+        registry.register("ambit_authorizer_checks", help, metrics.checks.outcomes.clone());
+        let help = "Time to the whole answer of an external authorizer";
+        registry.register("ambit_authorizer_check_duration_milliseconds", help, metrics.checks.took.clone());
         registry.register("ambit_streams_open", "Streams of tunnels that are open", metrics.streams.clone());
         let help = "Requests and connections that were refused or failed, by reason";
         registry.register("ambit_refusals", help, metrics.refused.clone());

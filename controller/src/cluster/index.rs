@@ -235,7 +235,11 @@ impl Index {
                     }
                 }
             }
-            Object::Node(_) | Object::Gateway(_) | Object::GatewayClass(_) | Object::ReferenceGrant(_) => {}
+            Object::Node(_)
+            | Object::Gateway(_)
+            | Object::GatewayClass(_)
+            | Object::ReferenceGrant(_)
+            | Object::MeshConfig(_) => {}
         }
     }
 

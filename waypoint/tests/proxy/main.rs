@@ -11,6 +11,7 @@
     reason = "a test: whatever fails here fails it"
 )]
 
+mod authorizers;
 mod bytes;
 mod hostile;
 mod policies;

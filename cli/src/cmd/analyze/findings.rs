@@ -287,7 +287,8 @@ fn of_reach(cluster: &Cluster, key: &Key, document: &Document, complete: bool) -
         | Kind::HttpRoute
         | Kind::TlsRoute
         | Kind::TcpRoute
-        | Kind::ReferenceGrant => None,
+        | Kind::ReferenceGrant
+        | Kind::MeshConfig => None,
     }
 }
 
@@ -300,6 +301,7 @@ fn severity(cluster: &Cluster, key: &Key, condition: &Condition, complete: bool)
         ("ResolvedWaypoints", false, _) | ("WaypointAccepted", false, "AncestorNotBound") => {
             Some(Severity::Warning)
         }
+        (_, false, "UnknownProvider") => Some(absent),
         (_, false, "TargetNotFound" | "NoMatchingParent" | "BackendNotFound" | "RefNotPermitted") => {
             Some(absent)
         }
@@ -322,6 +324,7 @@ fn severity(cluster: &Cluster, key: &Key, condition: &Condition, complete: bool)
 
 fn field_of(condition: &Condition) -> String {
     match condition.kind {
+        "WaypointAccepted" if condition.reason == "UnknownProvider" => "spec.provider.name".to_owned(),
         "WaypointAccepted" => "spec.targetRefs".to_owned(),
         "ZtunnelAccepted" => "spec".to_owned(),
         "istio.io/WaypointBound" => format!("metadata.labels[{}]", labels::USE_WAYPOINT),

@@ -184,7 +184,7 @@ fn parse_duration(field: &str, text: &str) -> Result<Duration, Rejection> {
     })
 }
 
-fn duration(text: &str) -> Option<Duration> {
+pub(super) fn duration(text: &str) -> Option<Duration> {
     let (mut rest, mut parts, mut sum) = (text, 0, Duration::ZERO);
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit())?;

@@ -2,6 +2,7 @@
 //! control plane, a certificate authority, tunnels of clients, applications.
 
 mod app;
+mod authorizer;
 mod client;
 mod process;
 
@@ -23,7 +24,7 @@ use ambit_wire::{codec, xds::server::Caller};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-pub use self::{app::*, client::*, process::*};
+pub use self::{app::*, authorizer::*, client::*, process::*};
 
 /// Nothing takes longer on a busy machine, unless it never happens.
 pub const SOON: Duration = Duration::from_secs(20);
