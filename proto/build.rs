@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-const UPSTREAM: [&str; 5] =
-    ["workload.proto", "authorization.proto", "zds.proto", "citadel.proto", "discovery.proto"];
+const UPSTREAM: [&str; 6] =
+    ["workload.proto", "authorization.proto", "zds.proto", "citadel.proto", "discovery.proto", "rls.proto"];
 
 /// Our own, which speaks of policies in the words of `authorization.proto`.
 const OWN: [&str; 1] = ["waypoint.proto"];

@@ -7,6 +7,7 @@ mod authn;
 mod authz;
 mod filter;
 mod interner;
+mod limit;
 mod policy;
 mod route;
 mod service;
