@@ -8,7 +8,7 @@ use std::{net::SocketAddr, time::Duration};
 use ambit_model::{address::Target, authz::By};
 use http::StatusCode;
 
-use crate::hygiene::InvalidHead;
+use crate::{hygiene::InvalidHead, limits::Limited};
 
 /// Why something is not carried.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +49,17 @@ pub enum Refusal {
         provider: String,
         /// By which policy.
         policy: String,
+    },
+    /// There is no room for it in a limit.
+    #[error("more requests than {} allows", .0.by())]
+    Limited(Box<Limited>),
+    /// Nobody says whether there is room for it.
+    #[error("{by}: the limit service says nothing: {reason}")]
+    NoLimiter {
+        /// The limit.
+        by: String,
+        /// Why.
+        reason: String,
     },
     /// It shows tokens, and none of them is believed.
     #[error("no token of the request is believed: {0}")]
@@ -129,6 +140,8 @@ impl Refusal {
             Self::InvalidBackend(_) => "invalid_backend",
             Self::Denied(_) => "denied",
             Self::NoAuthorizer { .. } => "no_authorizer",
+            Self::Limited(_) => "limited",
+            Self::NoLimiter { .. } => "no_limiter",
             Self::Unauthenticated(_) => "unauthenticated",
             Self::NoEndpoint { .. } => "no_endpoint",
             Self::Connect { .. } => "connect",
@@ -152,6 +165,8 @@ impl Refusal {
             Self::NotServed(_) | Self::NoRoute(_) => "NR",
             Self::BrokenConfig { .. } | Self::InvalidBackend(_) => "NC",
             Self::Denied(_) | Self::NoAuthorizer { .. } | Self::Unauthenticated(_) => "UAEX",
+            Self::Limited(_) => "RL",
+            Self::NoLimiter { .. } => "RLSE",
             Self::NoEndpoint { .. } => "UH",
             Self::Connect { .. }
             | Self::TunnelStatus { .. }
@@ -171,7 +186,10 @@ impl Refusal {
             Self::NotConnect(_) | Self::BadAuthority(_) | Self::ClientBody(_) => StatusCode::BAD_REQUEST,
             Self::BadRequest(invalid) => invalid.status(),
             Self::NotServed(_) | Self::NoRoute(_) => StatusCode::NOT_FOUND,
-            Self::BrokenConfig { .. } | Self::InvalidBackend(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::BrokenConfig { .. } | Self::InvalidBackend(_) | Self::NoLimiter { .. } => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Denied(_) | Self::NoAuthorizer { .. } => StatusCode::FORBIDDEN,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::NoEndpoint { .. }
@@ -192,6 +210,8 @@ impl Refusal {
     pub fn body(&self) -> &'static str {
         match self {
             Self::Denied(_) | Self::NoAuthorizer { .. } => "RBAC: access denied",
+            Self::Limited(_) => "too many requests",
+            Self::NoLimiter { .. } => "rate limit service error",
             Self::Unauthenticated(_) => "Jwt verification fails",
             Self::NoEndpoint { .. } => "no healthy upstream",
             Self::TimedOut(_) => "upstream request timeout",
@@ -232,6 +252,12 @@ impl Refusal {
             Self::InvalidBackend(_) => "look at the condition ResolvedRefs of the route",
             Self::NoAuthorizer { .. } => {
                 "name the provider in the mesh's extensionProviders, or remove the policy"
+            }
+            Self::Limited(_) => {
+                "the client sends more than the RateLimitPolicy allows; slow it down, or raise the limit"
+            }
+            Self::NoLimiter { .. } => {
+                "does the limit service answer in time? failOpen: true takes requests while it does not"
             }
             Self::Unauthenticated(_) => {
                 "the error names what is wrong with the token, or who does not answer for its keys"

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use ambit_model::snapshot::Snapshot;
+use ambit_model::{limit::Going, route::Chosen, snapshot::Snapshot};
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version as Spoken, header, request, response,
 };
@@ -16,10 +16,11 @@ use crate::{
     caller,
     hygiene::{self, InvalidHead, Received},
     io::Heads,
+    limits::{self, Counted, Room},
     mirror::Mirrors,
     opaque::asked_address,
     permit::Permit,
-    plan::{Plan, Planned, Target, plan, version},
+    plan::{Plan, Planned, Target, choose, plan, route_name, version},
     refusal::Refusal,
     shared::Shared,
     upgrade,
@@ -148,12 +149,36 @@ impl Proxy {
         let request = (&asked.head, &asked.received);
         let _permit =
             Permit::request(target.config(), &tunnel.client, asked.address, request, claims.as_ref())?;
-        let plan = match plan(&mesh, &target, &tunnel.client.namespace(), &mut asked.head)? {
+        let chosen = choose(&target, &tunnel.client.namespace(), &asked.head)?;
+        record.route(chosen.as_ref().map(route_name));
+        let room = self.room(&mesh, &target, tunnel, chosen.as_ref(), &mut asked).await?;
+        let plan = match plan(&mesh, &target, chosen, &mut asked.head)? {
             Planned::Go(plan) => plan,
-            Planned::Answer(response) => return Ok(Reply::Here(response)),
+            Planned::Answer(mut response) => {
+                room.tell(response.headers_mut());
+                return Ok(Reply::Here(response));
+            }
         };
-        record.route(plan.route());
-        self.send(&mesh, *plan, asked, record).await.map(|said| Reply::Upstream(Box::new(said)))
+        self.send(&mesh, *plan, asked, &room, record).await.map(|said| Reply::Upstream(Box::new(said)))
+    }
+
+    /// Finds room for a request in all limits that count it.
+    async fn room(
+        &self,
+        mesh: &Snapshot,
+        target: &Target,
+        tunnel: &Tunnel,
+        chosen: Option<&Chosen<'_>>,
+        asked: &mut Asked,
+    ) -> Result<Room, Refusal> {
+        let by = chosen.map(|chosen| (&**chosen.origin, &**chosen.rule));
+        let counted = Counted {
+            config: target.config(),
+            client: &tunnel.client,
+            address: asked.address,
+            going: Going { port: target.port(), by },
+        };
+        limits::room(&self.upstream, mesh, counted, &mut asked.head).await
     }
 
     /// Sends a request as `plan` says, and its copies; then what the filters have to say of the response.
@@ -162,6 +187,7 @@ impl Proxy {
         mesh: &Snapshot,
         plan: Plan<'_>,
         asked: Asked,
+        room: &Room,
         record: &mut Record,
     ) -> Result<Said, Refusal> {
         let Asked { head, body, received, spoken, address } = asked;
@@ -197,6 +223,7 @@ impl Proxy {
         let protocol = head.headers.get(header::UPGRADE).cloned().filter(|_| is_switch);
         hygiene::respond(&mut head.headers);
         plan.response(&mut head);
+        room.tell(&mut head.headers);
         if let Some(protocol) = protocol {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.insert(header::UPGRADE, protocol);
@@ -218,9 +245,12 @@ fn receive(tunnel: &Tunnel, request: Request<Incoming>) -> Result<Asked, Refusal
 fn refused(refusal: Refusal, mut ending: Ending) -> Response<Answer> {
     let mut head = Response::new(()).into_parts().0;
     let text = refusal.body();
+    if let Refusal::Limited(limited) = &refusal {
+        limited.tell(&mut head.headers);
+    }
     if ending.record.is_grpc() {
         head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        head.headers.insert("grpc-status", HeaderValue::from_static(grpc_status(refusal.status())));
+        head.headers.insert("grpc-status", HeaderValue::from_static(grpc_status(&refusal)));
         if !text.is_empty() {
             head.headers.insert("grpc-message", HeaderValue::from_static(text));
         }
@@ -236,9 +266,13 @@ fn refused(refusal: Refusal, mut ending: Ending) -> Response<Answer> {
     Response::from_parts(head, Answer::text(text, ending))
 }
 
-/// The gRPC status of a call that HTTP answers with `status` (gRPC over HTTP/2, "HTTP2 to gRPC status codes").
-fn grpc_status(status: StatusCode) -> &'static str {
-    match status.as_u16() {
+/// The gRPC status of a call that HTTP answers with the status of `refusal` (gRPC over HTTP/2, "HTTP2 to gRPC status
+/// codes"); but what is limited says so (RESOURCE_EXHAUSTED): UNAVAILABLE, which that table has, is sent again at once.
+fn grpc_status(refusal: &Refusal) -> &'static str {
+    if matches!(refusal, Refusal::Limited(_)) {
+        return "8";
+    }
+    match refusal.status().as_u16() {
         400 => "13",
         401 => "16",
         403 => "7",

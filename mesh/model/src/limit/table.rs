@@ -73,6 +73,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct Table {
     limits: HashMap<Arc<Counter>, Buckets>,
     count: usize,
+    evicted: usize,
     bounds: Bounds,
     swept: Option<Duration>,
 }
@@ -154,8 +155,13 @@ impl Table {
         Ok(taken)
     }
 
-    /// Lets go of buckets that are full: a new one says the same. How many.
-    pub fn sweep(&mut self, now: Duration) -> usize {
+    /// How many buckets were let go of since this was asked last.
+    pub fn evicted(&mut self) -> usize {
+        std::mem::take(&mut self.evicted)
+    }
+
+    /// Lets go of buckets that are full: a new one says the same.
+    pub fn sweep(&mut self, now: Duration) {
         self.swept = Some(now);
         let before = self.count;
         self.limits.retain(|counter, buckets| {
@@ -168,7 +174,7 @@ impl Table {
             !buckets.own.is_empty() || buckets.together.is_some()
         });
         self.count = self.limits.values().map(Buckets::len).sum();
-        before.saturating_sub(self.count)
+        self.evicted += before.saturating_sub(self.count);
     }
 
     fn bucket(&mut self, lookup: &Lookup, now: Duration) -> (&mut Bucket, Place) {

@@ -217,6 +217,7 @@ fn buckets_that_are_full_make_room_and_the_others_are_shared() {
     assert_eq!(table.len(), 1, "that of `d`: the shared one was full, too");
     table.sweep(SECOND * 5);
     assert!(table.is_empty());
+    assert_eq!((table.evicted(), table.evicted()), (4, 0));
 }
 
 proptest! {
