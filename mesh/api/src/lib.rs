@@ -17,6 +17,7 @@ pub mod http_route;
 mod kind;
 pub mod labels;
 pub mod peer_authentication;
+pub mod rate_limit_policy;
 pub mod reference_grant;
 pub mod request_authentication;
 pub mod route;
