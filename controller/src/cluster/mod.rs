@@ -22,9 +22,9 @@ pub use apply::Touched;
 use index::Index;
 pub use index::{AttachedPolicy, HostOwner, Member, SelectorOwner};
 use object::{
-    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, Name, NamespaceObject, Node,
-    PeerAuthentication, Phase, Pod, PolicyTarget, ReferenceGrant, RequestAuthentication, Route, Selector,
-    Service, ServiceEntry, WorkloadEntry,
+    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, LimitTarget, Name,
+    NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, RateLimitPolicy, ReferenceGrant,
+    RequestAuthentication, Route, Selector, Service, ServiceEntry, WorkloadEntry,
 };
 pub use vips::{Vip, Vips};
 
@@ -149,6 +149,8 @@ pub struct Cluster {
     pub peer_authentications: Store<PeerAuthentication>,
     /// RequestAuthentications.
     pub request_authentications: Store<RequestAuthentication>,
+    /// RateLimitPolicies.
+    pub rate_limit_policies: Store<RateLimitPolicy>,
     /// Gateways.
     pub gateways: Store<Gateway>,
     /// GatewayClasses.
@@ -175,6 +177,7 @@ impl Cluster {
             authorization_policies: Store::default(),
             peer_authentications: Store::default(),
             request_authentications: Store::default(),
+            rate_limit_policies: Store::default(),
             gateways: Store::default(),
             gateway_classes: Store::default(),
             reference_grants: Store::default(),
@@ -288,6 +291,16 @@ impl Cluster {
         target: &PolicyTarget,
     ) -> impl Iterator<Item = &'s AttachedPolicy> + use<'s> {
         self.index.policies_on(target)
+    }
+
+    /// The RateLimitPolicies that limit this.
+    pub fn limits_on(&self, target: &LimitTarget) -> impl Iterator<Item = &Arc<RateLimitPolicy>> {
+        self.index.limits_on(target).filter_map(|name| self.rate_limit_policies.get(name))
+    }
+
+    /// The RateLimitPolicies that a service counts for.
+    pub fn limits_counted_by(&self, service: &HostOwner) -> impl Iterator<Item = &Arc<RateLimitPolicy>> {
+        self.index.limits_counted_by(service).filter_map(|name| self.rate_limit_policies.get(name))
     }
 
     /// Whatever has this host name, in any namespace.

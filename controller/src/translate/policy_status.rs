@@ -13,8 +13,8 @@ use crate::cluster::object::{
 };
 use crate::cluster::{Cluster, L7Deny};
 
-const TARGET_NOT_FOUND: &str = "TargetNotFound";
-const NOT_BOUND: &str = "AncestorNotBound";
+pub(super) const TARGET_NOT_FOUND: &str = "TargetNotFound";
+pub(super) const NOT_BOUND: &str = "AncestorNotBound";
 
 /// Of a RequestAuthentication without targets.
 pub const APPLIES_TO_NOTHING: &str = "it applies to nothing: tunnels see no tokens, and a waypoint takes only what \

@@ -232,6 +232,12 @@ impl GlobalLimit {
         Ok(Self { to, domain: domain.into(), timeout, on_error, descriptors })
     }
 
+    /// The same, asked of `to`.
+    #[must_use]
+    pub fn asked_of(self, to: Destination) -> Self {
+        Self { to, ..self }
+    }
+
     /// Who is asked.
     pub fn to(&self) -> &Destination {
         &self.to
