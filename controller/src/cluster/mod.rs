@@ -294,7 +294,10 @@ impl Cluster {
     }
 
     /// The RateLimitPolicies that limit this.
-    pub fn limits_on(&self, target: &LimitTarget) -> impl Iterator<Item = &Arc<RateLimitPolicy>> {
+    pub fn limits_on<'s>(
+        &'s self,
+        target: &LimitTarget,
+    ) -> impl Iterator<Item = &'s Arc<RateLimitPolicy>> + use<'s> {
         self.index.limits_on(target).filter_map(|name| self.rate_limit_policies.get(name))
     }
 

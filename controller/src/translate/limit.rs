@@ -30,10 +30,7 @@ pub fn of_service(
 ) -> Vec<RateLimit> {
     let of_routes = cluster.routes_at(owner).map(|route| LimitTarget::Route(key_of(route)));
     let targets = [LimitTarget::Gateway(gateway.clone()), LimitTarget::Service(owner.clone())];
-    let policies = targets
-        .into_iter()
-        .chain(of_routes)
-        .flat_map(|target| cluster.limits_on(&target).collect::<Vec<_>>());
+    let policies = targets.into_iter().chain(of_routes).flat_map(|target| cluster.limits_on(&target));
     // By name, each once.
     let policies: BTreeMap<_, _> = policies.map(|policy| (&policy.meta.name, policy)).collect();
     let scope = |target: &LimitTargetRef| match &target.to {

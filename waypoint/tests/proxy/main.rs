@@ -13,6 +13,7 @@
 
 mod bytes;
 mod hostile;
+mod limits;
 mod policies;
 mod requests;
 mod routes;

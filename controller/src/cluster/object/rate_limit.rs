@@ -17,7 +17,6 @@ use super::{
     Key, Kind, Meta, Name, Rejection, Written,
     http_route::{parse_duration, parse_match},
     peer_authentication::{bare_meta, refuse_unknown},
-    read,
     route::{GATEWAY_API, ISTIO_NETWORKING, Reference, parse_reference},
 };
 use crate::cluster::HostOwner;
@@ -121,8 +120,10 @@ impl RateLimitPolicy {
 
     /// What one that cannot be understood is taken for: nothing, but those whom it names are told.
     pub(super) fn undecodable(written: &Written<'_>, reason: String) -> Self {
-        let targets = read::<api::RateLimitPolicy>(written)
-            .and_then(|object| parse_targets(&Namespace::from(written.namespace), &object.spec.target_refs));
+        let targets = written.value.pointer("/spec/targetRefs").cloned();
+        let targets = targets.and_then(|targets| serde_json::from_value::<Vec<_>>(targets).ok());
+        let targets =
+            targets.and_then(|targets| parse_targets(&Namespace::from(written.namespace), &targets).ok());
         let content = LimitContent::Undecodable(reason);
         Self { meta: bare_meta(written), targets: targets.unwrap_or_default(), content }
     }
