@@ -61,8 +61,7 @@ fn of_workloads(cluster: &Cluster, gateway: &Name) -> Option<ServiceConfig> {
     if !serves {
         return None;
     }
-    let mut parts = Parts::default();
-    parts.limits = limit::of_waypoint(cluster, gateway);
+    let mut parts = Parts { limits: limit::of_waypoint(cluster, gateway), ..Parts::default() };
     judge(cluster, policies(cluster, gateway, None), &mut parts);
     Some(ServiceConfig::new(ServiceConfig::key_of_workloads(&gateway.namespace), parts))
 }
