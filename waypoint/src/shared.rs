@@ -21,7 +21,8 @@ use tokio::sync::Semaphore;
 
 use crate::{
     caller::keys::KeyStore,
-    config::Limits,
+    config,
+    limits::Limits,
     metrics::Metrics,
     served::Served,
     upstream::{budgets::Budgets, endpoints::Endpoints},
@@ -46,6 +47,8 @@ pub struct Shared {
     pub endpoints: Endpoints,
     /// How much may be repeated.
     pub budgets: Budgets,
+    /// How many requests are taken.
+    pub limits: Limits,
     /// Turns at handshakes.
     pub handshakes: Semaphore,
     /// Places for streams of tunnels.
@@ -70,7 +73,7 @@ pub struct Settings {
     /// Liveness of TCP connections.
     pub keepalive: Option<Keepalive>,
     /// What is bounded.
-    pub limits: Limits,
+    pub limits: config::Limits,
     /// When the process started: the clock of budgets begins here.
     pub started: Instant,
 }

@@ -18,6 +18,7 @@
 //! | [`authn`] | which tokens does a request bring, and do they hold? |
 //! | [`authz`] | may this connection, or this request, be? |
 //! | [`claims`] | what does a verified token say of its bearer? |
+//! | [`limit`] | how many requests are taken? |
 //! | [`route`] | which route does a request take, and what is done to it? |
 //! | [`service_config`] | what applies to one service at its waypoint? |
 
@@ -29,6 +30,7 @@ pub mod balance;
 pub mod claims;
 pub mod gateway;
 pub mod identity;
+pub mod limit;
 pub mod name;
 pub mod route;
 pub mod service;

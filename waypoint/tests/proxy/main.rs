@@ -14,6 +14,7 @@
 mod authorizers;
 mod bytes;
 mod hostile;
+mod limits;
 mod policies;
 mod requests;
 mod routes;

@@ -4,6 +4,7 @@
 mod app;
 mod authorizer;
 mod client;
+mod limiter;
 mod process;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -24,7 +25,7 @@ use ambit_wire::{codec, xds::server::Caller};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-pub use self::{app::*, authorizer::*, client::*, process::*};
+pub use self::{app::*, authorizer::*, client::*, limiter::*, process::*};
 
 /// Nothing takes longer on a busy machine, unless it never happens.
 pub const SOON: Duration = Duration::from_secs(20);
