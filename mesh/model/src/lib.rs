@@ -19,6 +19,7 @@
 //! | [`authz`] | may this connection, or this request, be? |
 //! | [`claims`] | what does a verified token say of its bearer? |
 //! | [`route`] | which route does a request take, and what is done to it? |
+//! | [`trace`] | which trace does a request belong to, and is it recorded? |
 //! | [`service_config`] | what applies to one service at its waypoint? |
 
 pub mod address;
@@ -34,4 +35,5 @@ pub mod route;
 pub mod service;
 pub mod service_config;
 pub mod snapshot;
+pub mod trace;
 pub mod workload;

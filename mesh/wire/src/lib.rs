@@ -1,7 +1,7 @@
 //! How mesh processes speak: TLS, certificates, HBONE, xDS, ZDS.
 //!
 //! Layers: `tls` ← `cert` ← {`ca`, `hbone`}; `tls` ← `xds`; `discovery` = `xds` + `codec`;
-//! `copy`, `proxy_protocol` and `zds` stand alone. This crate alone knows protobuf.
+//! `tls` ← `otlp`; `copy`, `proxy_protocol` and `zds` stand alone. This crate alone knows protobuf.
 
 pub mod ca;
 pub mod cert;
@@ -10,6 +10,7 @@ pub mod codec;
 pub mod copy;
 pub mod discovery;
 pub mod hbone;
+pub mod otlp;
 pub mod proxy_protocol;
 pub mod spawn;
 pub mod tls;
