@@ -125,14 +125,14 @@ fn local_name(application: &SocketAddr) -> String {
     format!("local-{}", application.port())
 }
 
-fn bootstrap(listeners: &[Value], clusters: &[Value]) -> Value {
+pub(crate) fn bootstrap(listeners: &[Value], clusters: &[Value]) -> Value {
     json!({
         "admin": { "address": address(SocketAddr::from(([127, 0, 0, 1], ADMIN))) },
         "static_resources": { "listeners": listeners, "clusters": clusters },
     })
 }
 
-fn listener(at: SocketAddr, filters: &Value, tls: Option<Value>) -> Value {
+pub(crate) fn listener(at: SocketAddr, filters: &Value, tls: Option<Value>) -> Value {
     let mut chain = json!({ "filters": filters });
     if let (Some(tls), Some(fields)) = (tls, chain.as_object_mut()) {
         fields.insert("transport_socket".to_owned(), tls);
@@ -140,7 +140,7 @@ fn listener(at: SocketAddr, filters: &Value, tls: Option<Value>) -> Value {
     json!({ "name": at.to_string(), "address": address(at), "filter_chains": [chain] })
 }
 
-fn cluster(name: &str, to: SocketAddr) -> Value {
+pub(crate) fn cluster(name: &str, to: SocketAddr) -> Value {
     // The default of 1,024 would refuse the idle connections.
     let most = 1_000_000;
     json!({
@@ -156,7 +156,7 @@ fn cluster(name: &str, to: SocketAddr) -> Value {
     })
 }
 
-fn tls(context: &str, files: &Files, more: &Value) -> Value {
+pub(crate) fn tls(context: &str, files: &Files, more: &Value) -> Value {
     let mut config = json!({
         "@type": format!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{context}"),
         "common_tls_context": {
@@ -175,13 +175,13 @@ fn tls(context: &str, files: &Files, more: &Value) -> Value {
     json!({ "name": "envoy.transport_sockets.tls", "typed_config": config })
 }
 
-fn access_log() -> Value {
+pub(crate) fn access_log() -> Value {
     json!([{
         "name": "envoy.access_loggers.stdout",
         "typed_config": { "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" },
     }])
 }
 
-fn address(of: SocketAddr) -> Value {
+pub(crate) fn address(of: SocketAddr) -> Value {
     json!({ "socket_address": { "address": of.ip().to_string(), "port_value": of.port() } })
 }

@@ -1,5 +1,5 @@
-//! What is hoped for: the table of goals, beside the best tunnel known when it was written (Istio's,
-//! August 2026, release build, two workers, a machine of two cores).
+//! What is hoped for: of tunnels, beside the best one known when the table was written (Istio's, August 2026, release
+//! build, two workers, a machine of two cores); of waypoints, beside Envoy in the same run.
 
 use serde::Serialize;
 
@@ -57,3 +57,17 @@ pub fn of(figure: &str) -> Option<(Goal, f64)> {
         _ => return None,
     })
 }
+
+/// The goal of a waypoint's figure: of what it is beside Envoy's.
+pub fn beside_envoy(figure: &str) -> Option<Goal> {
+    let figure = figure.strip_prefix("waypoint, ")?;
+    match figure {
+        "3,200 requests/s: p99" => Some(Goal::AtMost(0.8)),
+        _ if figure.ends_with(": requests a CPU second") => Some(Goal::AtLeast(1.3)),
+        _ if figure.starts_with("PSS, ") => Some(Goal::AtMost(0.33)),
+        _ => None,
+    }
+}
+
+/// How much more a request may cost with 5,000 routes than with one: nothing, but for what timings are worth.
+pub const FLAT: Goal = Goal::AtMost(1.1);

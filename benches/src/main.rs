@@ -1,11 +1,11 @@
-//! The tunnel benchmark, and the two ends of its traffic, which are this program too.
+//! The benchmark of tunnels and waypoints, and the two ends of its traffic, which are this program too.
 
 use std::{path::PathBuf, process::ExitCode};
 
 use ambit_benches::{load, run, serve};
 use clap::{Parser, Subcommand};
 
-/// Measures Ambit's tunnels beside no mesh and beside Envoy, in network namespaces of its own.
+/// Measures Ambit's tunnels and waypoint beside none and beside Envoy, in network namespaces of its own.
 #[derive(Debug, Parser)]
 #[command(name = "ambit-bench", version, args_conflicts_with_subcommands = true)]
 struct Args {
@@ -17,7 +17,7 @@ struct Args {
 
 #[derive(Debug, clap::Args)]
 struct RunArgs {
-    /// The directory with `ztunnel`.
+    /// The directory with `ztunnel` and `waypoint`.
     #[arg(long, value_name = "DIR", default_value = "target/release")]
     binaries: PathBuf,
     /// The Envoy to compare with; without it there is no such column.
@@ -26,7 +26,7 @@ struct RunArgs {
     /// Fewer and shorter rounds: for a look, not for the record.
     #[arg(long)]
     quick: bool,
-    /// Only the workloads whose name contains this: bulk, rate, speed, churn, idle, after, start.
+    /// Only the workloads whose name contains this: bulk, rate, speed, churn, idle, after, start, waypoint.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// Where the results go.
@@ -76,7 +76,8 @@ impl RunArgs {
         let pair =
             |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
         let env = env.into_iter().filter_map(pair).collect();
-        run::Settings { ztunnel: binaries.join("ztunnel"), envoy, quick, only, json, env, logs }
+        let [ztunnel, waypoint] = ["ztunnel", "waypoint"].map(|name| binaries.join(name));
+        run::Settings { ztunnel, waypoint, envoy, quick, only, json, env, logs }
     }
 }
 

@@ -1,4 +1,4 @@
-//! A control plane and certificate authority for the tunnels, in this process: the real servers of
+//! A control plane and certificate authority for the proxies, in this process: the real servers of
 //! `ambit-wire`, fed once, trusting whoever calls.
 
 use std::{
@@ -27,7 +27,7 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::{net::TcpListener, runtime::Handle};
 use tonic::{Status, metadata::MetadataMap};
 
-use crate::world::World;
+use crate::world::{Configured, World};
 
 /// Where it listens, on the loopback of every node.
 pub const PORT: u16 = 15012;
@@ -58,9 +58,10 @@ impl Plane {
     pub fn serve(&self, world: &World, listeners: Vec<StdListener>) -> anyhow::Result<()> {
         let _inside = self.runtime.enter();
         let spawner = Spawner::new(|name, future| drop(task::spawn(name, future)));
-        let types = [codec::ADDRESS, codec::AUTHORIZATION];
-        let (server, publisher) = xds::Server::new(types, Limits::default(), Anyone, spawner);
+        let types = [codec::ADDRESS, codec::AUTHORIZATION, codec::SERVICE_CONFIG];
+        let (server, publisher) = xds::Server::new(types, Limits::default(), Believer, spawner);
         publisher.update(codec::ADDRESS, addresses(world), &[])?;
+        publisher.update(codec::SERVICE_CONFIG, configs(world), &[])?;
         publisher.open();
         let credentials = self.ca.server(&["localhost", "127.0.0.1"]);
         let tls = Arc::new(ServerTls::new(self.ca.profile(), &credentials)?);
@@ -102,18 +103,32 @@ pub fn addresses(world: &World) -> Vec<Resource> {
     workloads.chain(services).collect()
 }
 
-/// Whoever calls is on our own loopback.
-#[derive(Debug)]
-struct Anyone;
+fn configs(world: &World) -> Vec<Resource> {
+    let resource = |one: &Configured| Resource {
+        name: codec::service_config_name(&one.namespace, &one.name, one.config.key()),
+        version: "1".to_owned(),
+        body: codec::encode_service_config(&one.config),
+        owner: format!("{}/{}", one.namespace, one.name),
+        ..Resource::default()
+    };
+    world.configs.iter().map(resource).collect()
+}
 
-impl Authenticator for Anyone {
-    fn authenticate(&self, _: &MetadataMap) -> impl Future<Output = Result<Caller, Status>> + Send {
-        ready(Ok(Caller {
-            name: "bench".to_owned(),
-            namespace: "istio-system".to_owned(),
-            service_account: "ztunnel".to_owned(),
-            node: None,
-        }))
+/// Whoever calls is on our own loopback: a waypoint if its token says so, `NAMESPACE/ACCOUNT`, else a tunnel.
+fn account(token: Option<&str>) -> (String, String) {
+    let (namespace, account) =
+        token.and_then(|token| token.split_once('/')).unwrap_or(("istio-system", "ztunnel"));
+    (namespace.to_owned(), account.to_owned())
+}
+
+#[derive(Debug)]
+struct Believer;
+
+impl Authenticator for Believer {
+    fn authenticate(&self, metadata: &MetadataMap) -> impl Future<Output = Result<Caller, Status>> + Send {
+        let shown = metadata.get("authorization").and_then(|value| value.to_str().ok());
+        let (namespace, service_account) = account(shown.and_then(|text| text.strip_prefix("Bearer ")));
+        ready(Ok(Caller { name: "bench".to_owned(), namespace, service_account, node: None }))
     }
 }
 
@@ -121,7 +136,8 @@ struct Signer(TestCa);
 
 impl Approver for Signer {
     fn decide(&self, application: Application) -> BoxFuture<'_, Result<Vec<String>, Status>> {
-        let own = || Identity::new("cluster.local", "istio-system", "ztunnel");
+        let (namespace, account) = account(application.token.as_deref());
+        let own = || Identity::new("cluster.local", &*namespace, &*account);
         let identity = application.impersonated.map_or_else(|| Ok(own()), |text| text.parse());
         let chain = identity.map_err(|_| Status::invalid_argument("not an identity")).and_then(|identity| {
             let authority = self.0.authority();

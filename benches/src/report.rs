@@ -24,8 +24,8 @@ pub fn say(text: &str) {
 /// The head of the table.
 pub fn head() {
     say(&format!(
-        "{:<58} {:>10} {:>10} {:>10}  {:<9} {:>7} {:>7}  {:>9} {:>6}",
-        "figure", "direct", "ambit", "envoy", "unit", "ambit÷", "envoy÷", "goal", "ref."
+        "{:<58} {:>10} {:>10} {:>10}  {:<9} {:>7} {:>7} {:>7}  {:>9} {:>6}",
+        "figure", "direct", "ambit", "envoy", "unit", "ambit÷", "envoy÷", "a÷e", "goal", "ref."
     ));
 }
 
@@ -39,7 +39,7 @@ pub fn figure(figure: &Figure) {
         None => "",
     };
     say(&format!(
-        "{:<58} {:>10} {:>10} {:>10}  {:<9} {:>7} {:>7}  {:>9} {:>6} {verdict}",
+        "{:<58} {:>10} {:>10} {:>10}  {:<9} {:>7} {:>7} {:>7}  {:>9} {:>6} {verdict}",
         figure.name,
         number(figure.direct),
         number(figure.ambit),
@@ -47,6 +47,7 @@ pub fn figure(figure: &Figure) {
         figure.unit,
         number(figure.ambit_ratio),
         number(figure.envoy_ratio),
+        number(figure.against_envoy),
         goal,
         figure.reference.map_or_else(String::new, shown),
     ));

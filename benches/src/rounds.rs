@@ -77,6 +77,15 @@ impl Series {
         });
         median(ratios.filter(|ratio| ratio.is_finite()).collect())
     }
+
+    /// The median of `name` of Ambit divided by Envoy's of the same round.
+    pub fn against_envoy(&self, name: &str) -> Option<f64> {
+        let ratios = self.runs.windows(3).filter_map(|runs| match runs {
+            [(Mesh::Ambit, ambit), _, (Mesh::Envoy, envoy)] => Some(ambit.get(name)? / envoy.get(name)?),
+            _ => None,
+        });
+        median(ratios.filter(|ratio| ratio.is_finite()).collect())
+    }
 }
 
 /// The median; of none, none.
@@ -113,6 +122,15 @@ mod tests {
         assert!((ratio - (0.5 + 2.0 / 3.0) / 2.0).abs() < 1e-9, "{ratio}");
         assert_eq!(series.median(Mesh::Direct, "x"), Some(10.0));
         assert_eq!(series.median(Mesh::Envoy, "x"), None);
+    }
+
+    #[test]
+    fn ambit_is_compared_with_envoy_of_the_same_round() {
+        let mut values = [1.0, 6.0, 1.0, 2.0, 1.0, 8.0, 1.0, 2.0, 1.0].into_iter();
+        let series =
+            alternate(2, true, |_| Ok(Values::from([("x".to_owned(), values.next().unwrap())]))).unwrap();
+        // 6/2 and 8/2, and not 8 by the 2 before it.
+        assert_eq!(series.against_envoy("x"), Some(3.5));
     }
 
     #[test]

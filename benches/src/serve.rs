@@ -88,10 +88,11 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// The N of `GET /N HTTP/1.1`.
+/// The N of `GET /WHATEVER/N HTTP/1.1`.
 fn asked(head: &[u8]) -> usize {
     let text = String::from_utf8_lossy(head);
-    let size = text.split(['/', ' ']).nth(2).and_then(|size| size.parse().ok());
+    let path = text.split(' ').nth(1).unwrap_or_default();
+    let size = path.rsplit('/').next().and_then(|size| size.parse().ok());
     size.unwrap_or(0).min(LARGEST)
 }
 
@@ -116,6 +117,7 @@ mod tests {
     #[test]
     fn the_size_is_read_from_the_path() {
         assert_eq!(asked(b"GET /1024 HTTP/1.1\r\nhost: x"), 1024);
+        assert_eq!(asked(b"GET /r7/1024 HTTP/1.1"), 1024);
         assert_eq!(asked(b"GET / HTTP/1.1"), 0);
         assert_eq!(asked(b""), 0);
         assert!(response(1024).ends_with(&[b'x'; 1024]));

@@ -1,9 +1,9 @@
-//! What the tunnels are told: the pods that are really there, and as many others as asked for.
+//! What proxies are told: the pods that are really there, and as many others as asked for.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use ambit_fixtures::mesh::{pod, service};
-use ambit_model::{service::Service, workload::Workload};
+use ambit_model::{service::Service, service_config::ServiceConfig, workload::Workload};
 
 /// Services have this many endpoints.
 const ENDPOINTS: u32 = 10;
@@ -15,6 +15,19 @@ pub struct World {
     pub workloads: Vec<Workload>,
     /// The services.
     pub services: Vec<Service>,
+    /// What applies to services at waypoints.
+    pub configs: Vec<Configured>,
+}
+
+/// What applies to a service at a waypoint.
+#[derive(Clone, Debug)]
+pub struct Configured {
+    /// The waypoint's namespace.
+    pub namespace: String,
+    /// The waypoint's name, which is its service account's.
+    pub name: String,
+    /// What applies.
+    pub config: ServiceConfig,
 }
 
 /// A pod that is really there.
@@ -51,6 +64,7 @@ impl World {
         Self {
             workloads: (0..workloads).map(workload).collect(),
             services: (0..services).map(one_service).collect(),
+            configs: Vec::new(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Outcome, ask, connect};
+use super::{Ask, Outcome, answered, connect};
 use crate::usage::float;
 
 pub(super) fn run(to: SocketAddr, clients: usize, time: Duration) -> anyhow::Result<Outcome> {
@@ -14,8 +14,9 @@ pub(super) fn run(to: SocketAddr, clients: usize, time: Duration) -> anyhow::Res
     let until = started + time;
     let client = move || {
         let (mut fine, mut failed) = (0_u64, 0_u64);
+        let ask = Ask::plain(64);
         while Instant::now() < until {
-            match connect(to).and_then(|mut stream| ask(&mut stream, 64)) {
+            match connect(to).and_then(|mut stream| answered(&mut stream, &ask)) {
                 Ok(()) => fine += 1,
                 Err(_) => failed += 1,
             }

@@ -5,18 +5,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Outcome, ask, connect};
+use super::{Ask, Outcome, answered, connect};
 use crate::usage::{float, float_of};
 
 /// Long enough for any measurement; a harness that dies kills us anyway.
 const LIMIT: Duration = Duration::from_secs(600);
 
-pub(super) fn run(to: SocketAddr, connections: usize, bytes: usize) -> anyhow::Result<Outcome> {
+pub(super) fn run(to: SocketAddr, connections: usize, ask: &Ask) -> anyhow::Result<Outcome> {
     let started = Instant::now();
     let mut held = Vec::with_capacity(connections);
     let mut failures = 0;
     for _ in 0..connections {
-        match connect(to).and_then(|mut stream| ask(&mut stream, bytes).map(|()| stream)) {
+        match connect(to).and_then(|mut stream| answered(&mut stream, ask).map(|()| stream)) {
             Ok(stream) => held.push(stream),
             Err(_) => failures += 1,
         }

@@ -18,14 +18,9 @@ use nix::{
     sys::{prctl, time::TimeSpec},
 };
 
-use super::{Outcome, connect, request};
-use crate::{
-    serve,
-    usage::{float, float_of},
-};
+use super::{Ask, Missing, Outcome, connect};
+use crate::usage::{float, float_of};
 
-/// The answer.
-const SIZE: usize = 1024;
 /// Connections, certificates and buffers are warm after this; it is not in the percentiles.
 const WARM_UP: Duration = Duration::from_millis(500);
 /// Answers still under way at the end are waited for this long.
@@ -45,8 +40,8 @@ struct Connection {
     asked: Option<Instant>,
     /// Requests that are due and must wait for an answer first.
     waiting: VecDeque<Instant>,
-    /// Bytes of the answer that are still to come.
-    missing: usize,
+    /// What of the answer is still to come.
+    missing: Missing,
     broken: bool,
 }
 
@@ -54,7 +49,7 @@ struct Client<'a> {
     streams: &'a [TcpStream],
     connections: Vec<Connection>,
     request: Vec<u8>,
-    answer: usize,
+    bytes: usize,
     latencies: Vec<Duration>,
     record_from: Instant,
     requests: u64,
@@ -66,6 +61,7 @@ pub(super) fn run(
     connections: usize,
     pace: Option<Pace>,
     time: Duration,
+    ask: &Ask,
 ) -> anyhow::Result<Outcome> {
     // Timers of 50 µs precision would be most of what is measured.
     prctl::set_timerslack(1)?;
@@ -76,12 +72,13 @@ pub(super) fn run(
     let started = Instant::now();
     let record_from = started + WARM_UP;
     let until = record_from + time;
-    let idle = || Connection { asked: None, waiting: VecDeque::new(), missing: 0, broken: false };
+    let idle =
+        || Connection { asked: None, waiting: VecDeque::new(), missing: Missing::new(0), broken: false };
     let mut client = Client {
         streams: &streams,
         connections: streams.iter().map(|_| idle()).collect(),
-        request: request(SIZE),
-        answer: serve::response(SIZE).len(),
+        request: ask.request(),
+        bytes: ask.bytes,
         latencies: Vec::with_capacity(1 << 20),
         record_from,
         requests: 0,
@@ -95,7 +92,7 @@ pub(super) fn run(
     latencies.sort_unstable();
     Ok(Outcome {
         seconds: started.elapsed().as_secs_f64(),
-        bytes: requests * u64::try_from(SIZE)?,
+        bytes: requests * u64::try_from(ask.bytes)?,
         requests,
         rate: float_of(latencies.len()) / time.as_secs_f64(),
         failures,
@@ -169,7 +166,7 @@ impl Client<'_> {
             connection.waiting.push_back(due);
         } else {
             connection.asked = Some(due);
-            connection.missing = self.answer;
+            connection.missing = Missing::new(self.bytes);
             // A request is far smaller than the buffer of a connection with nothing under way.
             if stream.write_all(&self.request).is_err() {
                 connection.broken = true;
@@ -204,7 +201,10 @@ impl Client<'_> {
         }
         match stream.read(&mut buffer) {
             Ok(0) => connection.broken = true,
-            Ok(count) => connection.missing = connection.missing.saturating_sub(count),
+            Ok(count) => {
+                let taken = connection.missing.take(buffer.get(..count).unwrap_or_default());
+                connection.broken = taken.is_err();
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(_) => connection.broken = true,
         }
@@ -212,7 +212,7 @@ impl Client<'_> {
             self.failures += 1;
             return;
         }
-        if connection.missing > 0 {
+        if !connection.missing.is_none() {
             return;
         }
         let Some(due) = connection.asked.take() else { return };

@@ -11,10 +11,8 @@ use std::{
     time::Duration,
 };
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
-
-use crate::serve;
 
 /// A connection or an answer that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -51,6 +49,9 @@ pub enum Load {
         /// For how long.
         #[arg(long)]
         seconds: f64,
+        /// What is asked.
+        #[command(flatten)]
+        ask: Ask,
     },
     /// A connection for each request.
     Churn {
@@ -72,10 +73,38 @@ pub enum Load {
         /// How many.
         #[arg(long)]
         connections: usize,
-        /// How large the one answer is.
-        #[arg(long)]
-        bytes: usize,
+        /// What is asked, once.
+        #[command(flatten)]
+        ask: Ask,
     },
+}
+
+/// One request.
+#[derive(Clone, Debug, Args)]
+pub struct Ask {
+    /// How many bytes the answer has.
+    #[arg(long, default_value = "1024")]
+    bytes: usize,
+    /// What comes before the last segment of the path, from its slash on.
+    #[arg(long, default_value = "")]
+    below: String,
+    /// A header beside the host, `name: value`.
+    #[arg(long)]
+    header: Option<String>,
+}
+
+impl Ask {
+    /// This many bytes, of the root.
+    fn plain(bytes: usize) -> Self {
+        Self { bytes, below: String::new(), header: None }
+    }
+
+    /// On the wire, HTTP/1.1.
+    fn request(&self) -> Vec<u8> {
+        let Self { bytes, below, header } = self;
+        let header = header.as_ref().map(|header| format!("{header}\r\n")).unwrap_or_default();
+        format!("GET {below}/{bytes} HTTP/1.1\r\nhost: bench\r\n{header}\r\n").into_bytes()
+    }
 }
 
 /// What came of it.
@@ -100,14 +129,15 @@ pub struct Outcome {
 /// Makes the traffic.
 pub fn run(load: &Load) -> anyhow::Result<()> {
     ambit_runtime::rlimit::raise_open_files()?;
-    let outcome = match *load {
-        Load::Bulk { to, streams, seconds } => bulk::run(to, streams, Duration::from_secs_f64(seconds))?,
-        Load::Http { to, connections, rate, burst, seconds } => {
-            let pace = rate.map(|rate| http::Pace { rate, burst });
-            http::run(to, connections, pace, Duration::from_secs_f64(seconds))?
+    let seconds = Duration::from_secs_f64;
+    let outcome = match load {
+        Load::Bulk { to, streams, seconds: time } => bulk::run(*to, *streams, seconds(*time))?,
+        Load::Http { to, connections, rate, burst, seconds: time, ask } => {
+            let pace = rate.map(|rate| http::Pace { rate, burst: *burst });
+            http::run(*to, *connections, pace, seconds(*time), ask)?
         }
-        Load::Churn { to, clients, seconds } => churn::run(to, clients, Duration::from_secs_f64(seconds))?,
-        Load::Hold { to, connections, bytes } => hold::run(to, connections, bytes)?,
+        Load::Churn { to, clients, seconds: time } => churn::run(*to, *clients, seconds(*time))?,
+        Load::Hold { to, connections, ask } => hold::run(*to, *connections, ask)?,
     };
     let cpu = crate::usage::own_cpu()?;
     let outcome = Outcome { cpu: (cpu.user, cpu.system), ..outcome };
@@ -123,21 +153,79 @@ fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn request(size: usize) -> Vec<u8> {
-    format!("GET /{size} HTTP/1.1\r\nhost: bench\r\n\r\n").into_bytes()
-}
-
-/// One request and its answer of `size` bytes.
-fn ask(stream: &mut TcpStream, size: usize) -> io::Result<()> {
-    stream.write_all(&request(size))?;
-    let mut missing = serve::response(size).len();
+/// One request and the whole of its answer, however long its head is.
+fn answered(stream: &mut TcpStream, ask: &Ask) -> io::Result<()> {
+    stream.write_all(&ask.request())?;
+    let mut missing = Missing::new(ask.bytes);
     let mut buffer = [0; 16 * 1024];
-    while missing > 0 {
+    while !missing.is_none() {
         let count = stream.read(&mut buffer)?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        missing = missing.saturating_sub(count);
+        missing.take(buffer.get(..count).unwrap_or_default())?;
     }
     Ok(())
+}
+
+/// What of an answer is still to come. Proxies add headers, so only the body's length is known.
+#[derive(Debug)]
+struct Missing {
+    body: usize,
+    /// How much of the empty line that ends the head has been seen; `None`: the head is over.
+    end: Option<usize>,
+    /// How much of the first line has been seen.
+    status: usize,
+}
+
+/// How an answer begins, and what ends its head.
+const OK: &[u8] = b"HTTP/1.1 200";
+const END: &[u8] = b"\r\n\r\n";
+
+impl Missing {
+    fn new(body: usize) -> Self {
+        Self { body, end: Some(0), status: 0 }
+    }
+
+    /// Whether all of it has come.
+    fn is_none(&self) -> bool {
+        self.end.is_none() && self.body == 0
+    }
+
+    /// Takes the next bytes. Any other status than 200 is an error.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for (at, byte) in bytes.iter().enumerate() {
+            let Some(end) = self.end else {
+                self.body = self.body.saturating_sub(bytes.len() - at);
+                return Ok(());
+            };
+            if let Some(expected) = OK.get(self.status) {
+                if byte != expected {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                self.status += 1;
+            }
+            let next = if END.get(end) == Some(byte) { end + 1 } else { usize::from(*byte == b'\r') };
+            self.end = (next < END.len()).then_some(next);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_whole_whatever_a_proxy_put_into_its_head() {
+        let whole = b"HTTP/1.1 200 OK\r\nserver: x\r\ncontent-length: 3\r\n\r\nabc";
+        for split in 0..whole.len() {
+            let mut missing = Missing::new(3);
+            missing.take(&whole[..split]).unwrap();
+            assert!(!missing.is_none(), "{split}");
+            missing.take(&whole[split..]).unwrap();
+            assert!(missing.is_none(), "{split}");
+        }
+        assert!(Missing::new(3).take(b"HTTP/1.1 404").is_err());
+    }
 }
