@@ -104,7 +104,7 @@ impl Proxy {
             request.headers().contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
         let wish = may_switch.then(|| hyper::upgrade::on(&mut request));
         let mut record =
-            Record::open(&self.shared().metrics, &tunnel.client, &tunnel.arrival.asked, &request);
+            Record::open(&self.shared().records, &tunnel.client, &tunnel.arrival.asked, &request);
         let told = self.story(tunnel, request, &mut record).await;
         let ending =
             |record| Ending { record, lease: None, underway: None, heads, passed: Passed::default() };
@@ -146,8 +146,9 @@ impl Proxy {
         let rules = target.config().authentication();
         let claims = caller::identify(rules, &shared.keys, &mut asked.head).await?;
         let request = (&asked.head, &asked.received);
-        let _permit =
+        let permit =
             Permit::request(target.config(), &tunnel.client, asked.address, request, claims.as_ref())?;
+        record.permitted(&permit);
         let plan = match plan(&mesh, &target, &tunnel.client.namespace(), &mut asked.head)? {
             Planned::Go(plan) => plan,
             Planned::Answer(response) => return Ok(Reply::Here(response)),
@@ -188,7 +189,7 @@ impl Proxy {
         let sent = self.upstream.send(mesh, sending, record).await;
         // Copies go out when the request has, whatever came of it: their bodies are what was kept of its own.
         if let Some((head, body)) = copied {
-            self.mirrors.send(copies, &head, &body, spoken, address);
+            self.mirrors.send(copies, &head, &body, spoken, address, record.context());
         }
         let Answered { mut response, lease, underway } = sent?;
         let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;

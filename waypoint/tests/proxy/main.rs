@@ -16,4 +16,5 @@ mod hostile;
 mod policies;
 mod requests;
 mod routes;
+mod traces;
 mod world;
