@@ -49,10 +49,11 @@ pub async fn http1(
 ) {
     let answer = service_fn(move |request: Request<Incoming>| {
         let (proxy, tunnel, heads) = (proxy.clone(), tunnel.clone(), heads.clone());
-        async move {
+        // hyper keeps room for it as long as the connection lasts; an idle one shall not pay for that.
+        Box::pin(async move {
             heads.came();
             Ok::<Response<Answer>, Infallible>(proxy.answer(&tunnel, Some(heads), request).await)
-        }
+        })
     });
     let connection = http1::Builder::new().max_buf_size(HEAD).half_close(true).serve_connection(io, answer);
     let mut connection = pin!(connection.with_upgrades());

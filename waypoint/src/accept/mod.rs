@@ -154,7 +154,8 @@ impl Accept {
         }
     }
 
-    /// Serves what the stream carries.
+    /// Serves what the stream carries. What is common and lasts, an idle HTTP/1 connection, is kept small: a stream has
+    /// room for that, and the rest in boxes.
     async fn carry(&self, mut stream: TunnelStream, tunnel: Arc<Tunnel>, drain: Watch) {
         let Arrival { protocol, .. } = &tunnel.arrival;
         match protocol {
@@ -168,8 +169,8 @@ impl Accept {
                     }
                 }
             }
-            Some(AppProtocol::Tcp) => opaque::carry(&self.proxy, stream, Bytes::new(), None, &tunnel).await,
-            Some(AppProtocol::Tls) => self.tls(stream, Bytes::new(), &tunnel).await,
+            Some(AppProtocol::Tcp) => self.bytes(stream, Bytes::new(), &tunnel).await,
+            Some(AppProtocol::Tls) => Box::pin(self.tls(stream, Bytes::new(), &tunnel)).await,
             None => self.unknown(stream, tunnel, drain).await,
         }
     }
@@ -178,9 +179,9 @@ impl Accept {
     async fn unknown(&self, mut stream: TunnelStream, tunnel: Arc<Tunnel>, drain: Watch) {
         let piece = match timeout(HEAD_START, stream.data()).await {
             Ok(piece) => piece,
-            Err(_) => match opaque::call(&self.proxy, &mut stream, &tunnel).await {
+            Err(_) => match Box::pin(opaque::call(&self.proxy, &mut stream, &tunnel)).await {
                 opaque::First::Client(piece) => piece,
-                opaque::First::Server(called) => return called.carry(stream, Bytes::new()).await,
+                opaque::First::Server(called) => return Box::pin(called.carry(stream, Bytes::new())).await,
             },
         };
         let mut beginning = Beginning::default();
@@ -196,8 +197,8 @@ impl Accept {
         match carried {
             Carried::Http1 => self.http1(stream, first, tunnel, drain).await,
             Carried::Http2 => self.http2(stream, first, tunnel, drain).await,
-            Carried::Tls => self.tls(stream, first, &tunnel).await,
-            Carried::Bytes => opaque::carry(&self.proxy, stream, first, None, &tunnel).await,
+            Carried::Tls => Box::pin(self.tls(stream, first, &tunnel)).await,
+            Carried::Bytes => self.bytes(stream, first, &tunnel).await,
         }
     }
 
@@ -209,7 +210,12 @@ impl Accept {
 
     async fn http2(&self, stream: TunnelStream, first: Bytes, tunnel: Arc<Tunnel>, drain: Watch) {
         let age = self.proxy.shared().settings.limits.age;
-        serve::http2(TunnelIo::new(stream, first), self.proxy.clone(), tunnel, drain, age).await;
+        let served = serve::http2(TunnelIo::new(stream, first), self.proxy.clone(), tunnel, drain, age);
+        Box::pin(served).await;
+    }
+
+    async fn bytes(&self, stream: TunnelStream, first: Bytes, tunnel: &Tunnel) {
+        Box::pin(opaque::carry(&self.proxy, stream, first, None, tunnel)).await;
     }
 
     /// TLS that the application ends: only the name in its greeting is read.
