@@ -203,7 +203,9 @@ mod tests {
         });
         let mut read_so_far = 0;
         for environment in environments {
-            let pair = |one: &serde_json::Value| Some((one["name"].as_str()?.to_owned(), one["value"].as_str()?.to_owned()));
+            let pair = |one: &serde_json::Value| {
+                Some((one["name"].as_str()?.to_owned(), one["value"].as_str()?.to_owned()))
+            };
             let pairs: Vec<_> = environment.iter().map(|one| pair(one).unwrap()).collect();
             let mut all = vec![("POD_NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "gate")];
             all.extend(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())));

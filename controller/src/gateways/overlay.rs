@@ -192,7 +192,8 @@ mod tests {
             merge(&mut made, overlays.over(Made::Deployment).unwrap());
             let containers = made["spec"]["template"]["spec"]["containers"].as_array().unwrap();
             assert_eq!(containers.len(), 1, "the page names the container as it is made");
-            let names: Vec<_> = containers[0]["env"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+            let names: Vec<_> =
+                containers[0]["env"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
             assert!(names.contains(&&json!("A")) && names.contains(&&json!("OTEL_EXPORTER_OTLP_ENDPOINT")));
         }
     }

@@ -2,8 +2,8 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::disallowed_methods,
-    clippy::indexing_slicing,
     reason = "a test: whatever fails here fails it"
 )]
 
