@@ -90,7 +90,8 @@ struct Open {
     status: Option<StatusCode>,
     grpc: Option<GrpcStatus>,
     refusal: Option<Refusal>,
-    trace: Option<Trace>,
+    /// On its own: a request that is not traced has no room for it.
+    trace: Option<Box<Trace>>,
     /// The trace that the caller told of, where nobody records it and the log wants it.
     told: Option<TraceId>,
     /// By which policy it may go on; only of a request that is traced.
@@ -124,7 +125,8 @@ impl Record {
         asked: &Target,
         head: &Request<Incoming>,
     ) -> Self {
-        let trace = records.tracer.as_ref().map(|tracer| tracer.begin(head.headers(), &records.metrics));
+        let begin = |tracer: &Tracer| Box::new(tracer.begin(head.headers(), &records.metrics));
+        let trace = records.tracer.as_ref().map(begin);
         let wants_trace = trace.is_none() && records.template.as_ref().is_some_and(Template::has_trace);
         let told = wants_trace.then(|| spans::received(head.headers(), &records.metrics).parent).flatten();
         let content = head.headers().get(header::CONTENT_TYPE);
@@ -166,7 +168,7 @@ impl Record {
 
     /// It may go on.
     pub fn permitted(&mut self, permit: &Permit) {
-        if self.0.trace.as_ref().is_some_and(Trace::is_recorded) {
+        if self.0.trace.as_ref().is_some_and(|trace| trace.is_recorded()) {
             self.0.policy = Some(permit.granted_by().to_string());
         }
     }
@@ -244,8 +246,8 @@ impl Record {
         if let Some(refusal) = refusal {
             metrics.refused(refusal);
         }
-        open.write(trace.as_ref(), refusal, took, sent);
-        if let Some(trace) = trace.filter(Trace::is_recorded) {
+        open.write(trace.as_deref(), refusal, took, sent);
+        if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
             let (attributes, failed) = open.server_span(refusal, flag, sent);
             trace.end(attributes, open.request().name(), took, failed);
         }
