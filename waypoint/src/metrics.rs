@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use ambit_model::trace::Form;
 use ambit_proxy::metrics::{AllTraffic, Collection, Ends, OwnedEnds, Series, UNKNOWN, WELL, XdsShown};
 use ambit_runtime::metrics::Registry;
 use ambit_wire::xds::ClientMetrics;
@@ -51,6 +52,7 @@ pub struct Metrics {
     limits: LimitFigures,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
     overload: Family<[(&'static str, &'static str); 1], Counter>,
+    malformed_traces: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 /// What was asked of external authorizers. They are not told apart: who they are is configuration, which has no bound.
@@ -150,6 +152,7 @@ impl Default for Metrics {
             limits: LimitFigures::default(),
             refused: Family::default(),
             overload: Family::default(),
+            malformed_traces: Family::default(),
         }
     }
 }
@@ -186,6 +189,8 @@ impl Metrics {
         registry.register("ambit_refusals", help, metrics.refused.clone());
         let help = "Requests and connections turned away because a limit was reached";
         registry.register("ambit_overload_rejections", help, metrics.overload.clone());
+        let help = "Headers of traces that were malformed, and so ignored, by form";
+        registry.register("ambit_malformed_trace_headers", help, metrics.malformed_traces.clone());
         let info = Family::<[(&'static str, String); 2], Gauge>::default();
         info.get_or_create(&[("component", "waypoint".to_owned()), ("tag", tag)]).set(1);
         registry.register("istio_build", "The build of this component", info);
@@ -219,6 +224,11 @@ impl Metrics {
     /// Of so many limits, a request was counted with others than its key's.
     pub fn counted_together(&self, limits: usize) {
         self.limits.together.inc_by(u64::try_from(limits).unwrap_or(u64::MAX));
+    }
+
+    /// What a request says of its trace in this form is malformed.
+    pub fn malformed_trace(&self, form: Form) {
+        self.malformed_traces.get_or_create(&[("form", form.word())]).inc();
     }
 
     /// Something was refused or failed.

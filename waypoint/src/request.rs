@@ -109,7 +109,7 @@ impl Proxy {
             request.headers().contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
         let wish = may_switch.then(|| hyper::upgrade::on(&mut request));
         let mut record =
-            Record::open(&self.shared().metrics, &tunnel.client, &tunnel.arrival.asked, &request);
+            Record::open(&self.shared().records, &tunnel.client, &tunnel.arrival.asked, &request);
         let told = self.story(tunnel, request, &mut record).await;
         let ending =
             |record| Ending { record, lease: None, underway: None, heads, passed: Passed::default() };
@@ -150,7 +150,8 @@ impl Proxy {
         record.meant_for(target.service());
         let rules = target.config().authentication();
         let claims = caller::identify(rules, &shared.keys, &mut asked.head).await?;
-        let (_permit, heard) = self.permit(&mesh, &target, tunnel, &mut asked, claims.as_ref()).await?;
+        let (permit, heard) = self.permit(&mesh, &target, tunnel, &mut asked, claims.as_ref()).await?;
+        record.permitted(&permit);
         let chosen = choose(&target, &tunnel.client.namespace(), &asked.head)?;
         record.route(chosen.as_ref().map(route_name));
         let room = self.room(&mesh, &target, tunnel, chosen.as_ref(), &mut asked).await?;
@@ -246,7 +247,7 @@ impl Proxy {
         let sent = self.upstream.send(mesh, sending, record).await;
         // Copies go out when the request has, whatever came of it: their bodies are what was kept of its own.
         if let Some((head, body)) = copied {
-            self.mirrors.send(copies, &head, &body, spoken, address);
+            self.mirrors.send(copies, &head, &body, spoken, address, record.context());
         }
         let Answered { mut response, lease, underway } = sent?;
         let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;

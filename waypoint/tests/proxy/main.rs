@@ -18,4 +18,5 @@ mod limits;
 mod policies;
 mod requests;
 mod routes;
+mod traces;
 mod world;
