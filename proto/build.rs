@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-const UPSTREAM: [&str; 8] = [
+const UPSTREAM: [&str; 9] = [
     "workload.proto",
     "authorization.proto",
     "zds.proto",
     "citadel.proto",
     "discovery.proto",
+    "rls.proto",
     "envoy_core.proto",
     "envoy_type.proto",
     "rpc_status.proto",

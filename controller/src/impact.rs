@@ -10,9 +10,9 @@ use ambit_model::name::{Hostname, Namespace, ServiceKey};
 use ambit_model::service_config::ServiceConfig;
 
 use crate::cluster::object::{
-    Attachment, AuthorizationPolicy, Content, EndpointSlice, GatewayClass, Key, Kind, Labels, Meta, Name,
-    NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget, ReferenceGrant, Route, Selector, Service,
-    ServiceEntry,
+    Attachment, AuthorizationPolicy, Content, EndpointSlice, GatewayClass, Key, Kind, Labels, LimitTarget, Meta, Name,
+    NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget, RateLimitPolicy, ReferenceGrant, Route, Selector,
+    Service, ServiceEntry,
 };
 use crate::cluster::{Cluster, HostOwner, Member, Touched};
 use crate::translate::waypoint;
@@ -99,6 +99,7 @@ impl<'a> Dependents<'a> {
             Object::AuthorizationPolicy(policy) => self.of_authorization(policy),
             Object::PeerAuthentication(policy) => self.of_peer_authentication(policy),
             Object::RequestAuthentication(policy) => self.attached(&policy.attachment),
+            Object::RateLimitPolicy(policy) => self.limited(policy),
             Object::Gateway(gateway) => self.of_gateway(&gateway.meta.name),
             Object::GatewayClass(class) => self.of_class(class),
             Object::Route(route) => self.of_route(route),
@@ -203,6 +204,22 @@ impl<'a> Dependents<'a> {
         }
     }
 
+    /// A limit is part of what waypoints know of the services that it is for.
+    fn limited(&mut self, policy: &RateLimitPolicy) {
+        let cluster = self.cluster;
+        for target in &policy.targets {
+            match &target.to {
+                LimitTarget::Service(owner) => self.configs(owner),
+                LimitTarget::Gateway(gateway) => self.configs_at(gateway),
+                LimitTarget::Route(key) => {
+                    if let Some(route) = cluster.route(key) {
+                        self.of_route(route);
+                    }
+                }
+            }
+        }
+    }
+
     /// What a gateway knows of the services that name it, and maybe what others know of them.
     fn configs_at(&mut self, gateway: &Name) {
         self.workloads_at(gateway);
@@ -228,6 +245,7 @@ impl<'a> Dependents<'a> {
                 | Kind::AuthorizationPolicy
                 | Kind::PeerAuthentication
                 | Kind::RequestAuthentication
+                | Kind::RateLimitPolicy
                 | Kind::Gateway
                 | Kind::GatewayClass
                 | Kind::GrpcRoute
@@ -297,6 +315,7 @@ impl<'a> Dependents<'a> {
                 | Kind::AuthorizationPolicy
                 | Kind::PeerAuthentication
                 | Kind::RequestAuthentication
+                | Kind::RateLimitPolicy
                 | Kind::Gateway
                 | Kind::GatewayClass
                 | Kind::GrpcRoute
@@ -316,12 +335,17 @@ impl<'a> Dependents<'a> {
         }
     }
 
-    /// A grant is part of the routes that it is for.
+    /// A grant is part of the routes and limits that it is for.
     fn of_grant(&mut self, grant: &ReferenceGrant) {
         let cluster = self.cluster;
         for (kind, namespace) in &grant.from {
             for route in cluster.routes_within(*kind, namespace) {
                 self.of_route(route);
+            }
+            if *kind == Kind::RateLimitPolicy {
+                for (_, policy) in cluster.rate_limit_policies.within(namespace) {
+                    self.limited(policy);
+                }
             }
         }
     }
@@ -336,11 +360,15 @@ impl<'a> Dependents<'a> {
         }
     }
 
-    /// Routes that send something to a service depend on whether it is there, and on its ports.
+    /// Routes that send something to a service depend on whether it is there, and on its ports; so do limits that it
+    /// counts.
     fn senders(&mut self, owner: &HostOwner) {
         let cluster = self.cluster;
         for route in cluster.routes_to(owner) {
             self.of_route(route);
+        }
+        for policy in cluster.limits_counted_by(owner) {
+            self.limited(policy);
         }
     }
 

@@ -256,7 +256,7 @@ fn any_route() -> impl Strategy<Value = Value> {
 }
 
 fn any_grant() -> impl Strategy<Value = Value> {
-    let from = (pick(&["HTTPRoute", "TCPRoute"]), pick(NAMESPACES));
+    let from = (pick(&["HTTPRoute", "TCPRoute", "RateLimitPolicy"]), pick(NAMESPACES));
     let name = prop::option::of(pick(NAMES));
     (meta(), from, pick(&["Service", "ServiceEntry"]), name).prop_map(
         |(meta, (kind, namespace), to, name)| {
@@ -265,7 +265,8 @@ fn any_grant() -> impl Strategy<Value = Value> {
             if let Some(name) = name {
                 set(&mut to, "name", json!(name));
             }
-            let from = json!({"group": "gateway.networking.k8s.io", "kind": kind, "namespace": namespace});
+            let of = if kind == "RateLimitPolicy" { "ambit.io" } else { "gateway.networking.k8s.io" };
+            let from = json!({"group": of, "kind": kind, "namespace": namespace});
             let spec = json!({"from": [from], "to": [to]});
             shape("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", meta, spec, json!({}))
         },
@@ -321,12 +322,34 @@ fn any_providers() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Limits of services, waypoints and routes, counted here or by a service that may be there or not.
+fn any_limit() -> impl Strategy<Value = Value> {
+    let kind = pick(&["Service", "ServiceEntry", "Gateway", "HTTPRoute", "GRPCRoute"]);
+    let one = (kind, pick(NAMES), pick(&["gate", "gate2"])).prop_map(|(kind, name, gateway)| match kind {
+        "Service" => json!({"group": "", "kind": kind, "name": name}),
+        "ServiceEntry" => json!({"group": "networking.istio.io", "kind": kind, "name": name}),
+        "Gateway" => json!({"group": "gateway.networking.k8s.io", "kind": kind, "name": gateway}),
+        _ => json!({"group": "gateway.networking.k8s.io", "kind": kind, "name": name}),
+    });
+    let counted = prop::option::of((pick(NAMES), pick(NAMESPACES)));
+    (meta(), one, counted).prop_map(|(meta, target, counted)| {
+        let mut spec = json!({"targetRefs": [target], "local": [{"requests": 1, "per": "1s"}]});
+        if let Some((name, namespace)) = counted {
+            let service = json!({"name": name, "namespace": namespace, "port": 80});
+            let descriptors = json!([{"entries": [{"key": "a", "value": "b"}]}]);
+            set(&mut spec, "global", json!({"service": service, "domain": "d", "descriptors": descriptors}));
+        }
+        shape("ambit.io/v1alpha1", "RateLimitPolicy", meta, spec, json!({}))
+    })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => any_object().prop_map(Step::Write),
         2 => any_route().prop_map(Step::Write),
         1 => any_grant().prop_map(Step::Write),
         2 => any_attached_policy().prop_map(Step::Write),
+        1 => any_limit().prop_map(Step::Write),
         1 => any::<prop::sample::Index>().prop_map(Step::Erase),
     ]
 }

@@ -65,3 +65,8 @@ pub mod rpc_status {
 pub mod waypoint {
     tonic::include_proto!("ambit.waypoint.v1");
 }
+
+/// Asking a rate limit service: `envoy.service.ratelimit.v3`.
+pub mod ratelimit {
+    tonic::include_proto!("envoy.service.ratelimit.v3");
+}

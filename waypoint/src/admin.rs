@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ambit_model::{route::RouteTable, service_config::ServiceConfig, snapshot::Snapshot};
+use ambit_model::{
+    limit::{OnError, RateLimit},
+    route::RouteTable,
+    service_config::ServiceConfig,
+    snapshot::Snapshot,
+};
 use ambit_proxy::dump::{CertificateState, Version, policy, service, sync, workload};
 use ambit_runtime::{
     admin::{Method, Pages, Response},
@@ -88,6 +93,12 @@ fn settings(config: &Config) -> Value {
         "network": config.own.network.as_str(),
         "threads": config.threads.get(),
         "drainSeconds": config.drain.as_secs(),
+        "traces": config.telemetry.traces.as_ref().map(|(sampler, export)| json!({
+            "collector": export.collector.address,
+            "callersDecide": sampler.heeds_caller,
+            "ratio": sampler.ratio.to_string(),
+        })),
+        "logs": config.telemetry.logs.as_ref().map(|export| json!({ "collector": export.collector.address })),
         "limits": {
             "handshakes": limits.handshakes,
             "connections": limits.connections,
@@ -123,6 +134,36 @@ fn shown_config(name: &str, config: &ServiceConfig) -> Value {
         "broken": config.broken(),
         "http": tables.collect::<Vec<_>>(),
         "streams": streams.collect::<Vec<_>>(),
+        "limits": config.limits().map(|(limit, _)| shown_limit(limit)).collect::<Vec<_>>(),
+    })
+}
+
+/// One limit, as it is counted.
+fn shown_limit(limit: &RateLimit) -> Value {
+    let local = limit.local.iter().map(|local| {
+        let rate = local.rate();
+        json!({
+            "requests": rate.requests(),
+            "perMilliseconds": u64::try_from(rate.per().as_millis()).unwrap_or(u64::MAX),
+            "burst": rate.burst(),
+            "by": local.by().iter().map(|one| format!("{one:?}")).collect::<Vec<_>>(),
+            "matches": local.matches().iter().map(|one| format!("{one:?}")).collect::<Vec<_>>(),
+        })
+    });
+    let global = limit.global.as_ref().map(|global| {
+        json!({
+            "to": format!("{:?}", global.to()),
+            "domain": global.domain(),
+            "timeoutMilliseconds": u64::try_from(global.timeout().as_millis()).unwrap_or(u64::MAX),
+            "failOpen": global.on_error() == OnError::Take,
+            "descriptors": global.descriptors().len(),
+        })
+    });
+    json!({
+        "policy": limit.policy.to_string(),
+        "scope": format!("{:?}", limit.scope),
+        "local": local.collect::<Vec<_>>(),
+        "global": global,
     })
 }
 

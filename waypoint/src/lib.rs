@@ -20,6 +20,7 @@ pub mod caller;
 pub mod config;
 pub mod hygiene;
 pub mod io;
+pub mod limits;
 pub mod metrics;
 pub mod mirror;
 pub mod opaque;

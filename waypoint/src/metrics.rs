@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use ambit_model::trace::Form;
 use ambit_proxy::metrics::{AllTraffic, Collection, Ends, OwnedEnds, Series, UNKNOWN, WELL, XdsShown};
 use ambit_runtime::metrics::Registry;
 use ambit_wire::xds::ClientMetrics;
@@ -48,8 +49,10 @@ pub struct Metrics {
     pub checks: Checks,
     /// Streams of tunnels that are open.
     pub streams: Gauge,
+    limits: LimitFigures,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
     overload: Family<[(&'static str, &'static str); 1], Counter>,
+    malformed_traces: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 /// What was asked of external authorizers. They are not told apart: who they are is configuration, which has no bound.
@@ -97,6 +100,35 @@ impl CheckOutcome {
     }
 }
 
+/// Who counts a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitKind {
+    /// This waypoint.
+    Local,
+    /// A limit service.
+    Global,
+}
+
+/// What a limit says of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitOutcome {
+    /// There is room.
+    Allowed,
+    /// There is none.
+    Limited,
+    /// Nothing: the limit service did not answer.
+    Error,
+}
+
+/// How many requests are taken.
+#[derive(Clone, Debug, Default)]
+struct LimitFigures {
+    decisions: Family<[(&'static str, &'static str); 2], Counter>,
+    buckets: Gauge,
+    evictions: Family<[(&'static str, &'static str); 1], Counter>,
+    together: Counter,
+}
+
 /// The pool of tunnels.
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
@@ -117,8 +149,10 @@ impl Default for Metrics {
             mirrors_skipped: Counter::default(),
             checks: Checks::default(),
             streams: Gauge::default(),
+            limits: LimitFigures::default(),
             refused: Family::default(),
             overload: Family::default(),
+            malformed_traces: Family::default(),
         }
     }
 }
@@ -142,15 +176,59 @@ impl Metrics {
         let help = "Time to the whole answer of an external authorizer";
         registry.register("ambit_authorizer_check_duration_milliseconds", help, metrics.checks.took.clone());
         registry.register("ambit_streams_open", "Streams of tunnels that are open", metrics.streams.clone());
+        let limits = &metrics.limits;
+        let help = "Requests that limits have judged, by who counts and what came of it";
+        registry.register("ambit_rate_limit_decisions", help, limits.decisions.clone());
+        let help = "Buckets of local limits: one for each key that was seen lately";
+        registry.register("ambit_rate_limit_buckets", help, limits.buckets.clone());
+        let help = "Buckets of local limits that were let go of, by reason";
+        registry.register("ambit_rate_limit_evictions", help, limits.evictions.clone());
+        let help = "Requests counted with others than their key's, because there were too many keys";
+        registry.register("ambit_rate_limit_shared", help, limits.together.clone());
         let help = "Requests and connections that were refused or failed, by reason";
         registry.register("ambit_refusals", help, metrics.refused.clone());
         let help = "Requests and connections turned away because a limit was reached";
         registry.register("ambit_overload_rejections", help, metrics.overload.clone());
+        let help = "Headers of traces that were malformed, and so ignored, by form";
+        registry.register("ambit_malformed_trace_headers", help, metrics.malformed_traces.clone());
         let info = Family::<[(&'static str, String); 2], Gauge>::default();
         info.get_or_create(&[("component", "waypoint".to_owned()), ("tag", tag)]).set(1);
         registry.register("istio_build", "The build of this component", info);
         registry.collect(XdsShown(xds));
         Arc::new(metrics)
+    }
+
+    /// A limit has judged a request.
+    pub fn limited(&self, kind: LimitKind, outcome: LimitOutcome) {
+        let kind = match kind {
+            LimitKind::Local => "local",
+            LimitKind::Global => "global",
+        };
+        let outcome = match outcome {
+            LimitOutcome::Allowed => "allowed",
+            LimitOutcome::Limited => "limited",
+            LimitOutcome::Error => "error",
+        };
+        self.limits.decisions.get_or_create(&[("limit", kind), ("outcome", outcome)]).inc();
+    }
+
+    /// So many buckets there are, and so many more were let go of because they were full again.
+    pub fn limit_buckets(&self, count: usize, evicted: usize) {
+        self.limits.buckets.set(i64::try_from(count).unwrap_or(i64::MAX));
+        if evicted > 0 {
+            let evicted = u64::try_from(evicted).unwrap_or(u64::MAX);
+            self.limits.evictions.get_or_create(&[("reason", "refilled")]).inc_by(evicted);
+        }
+    }
+
+    /// Of so many limits, a request was counted with others than its key's.
+    pub fn counted_together(&self, limits: usize) {
+        self.limits.together.inc_by(u64::try_from(limits).unwrap_or(u64::MAX));
+    }
+
+    /// What a request says of its trace in this form is malformed.
+    pub fn malformed_trace(&self, form: Form) {
+        self.malformed_traces.get_or_create(&[("form", form.word())]).inc();
     }
 
     /// Something was refused or failed.

@@ -98,7 +98,8 @@ impl Target {
         }
     }
 
-    fn port(&self) -> u16 {
+    /// Its port.
+    pub fn port(&self) -> u16 {
         match self {
             Self::Service { port, .. } | Self::Workload { port, .. } => *port,
         }
@@ -131,19 +132,27 @@ struct By<'m> {
     of_backend: Granted,
 }
 
-/// Chooses the rule of a request of a client of `from`, and does to its head what the rule says.
+/// Chooses the rule of a request of a client of `from`; `None`: there are no routes.
+pub fn choose<'m>(
+    target: &'m Target,
+    from: &Namespace,
+    head: &request::Parts,
+) -> Result<Option<Chosen<'m>>, Refusal> {
+    let config = target.config();
+    let Some(table) = config.routes(target.port(), from) else { return Ok(None) };
+    let no_route = || Refusal::NoRoute(config.key().to_string());
+    select(table, head).ok_or_else(no_route).map(Some)
+}
+
+/// Does to the head of a request what the rule says that was `chosen` for it.
 pub fn plan<'m>(
     mesh: &Snapshot,
     target: &'m Target,
-    from: &Namespace,
+    chosen: Option<Chosen<'m>>,
     head: &mut request::Parts,
 ) -> Result<Planned<'m>, Refusal> {
-    let port = target.port();
-    let config = target.config();
-    let Some(table) = config.routes(port, from) else { return Ok(direct(target)) };
-    let no_route = || Refusal::NoRoute(config.key().to_string());
-    let chosen = select(table, head).ok_or_else(no_route)?;
-    let front = Front { scheme: Scheme::Http, port };
+    let Some(chosen) = chosen else { return Ok(direct(target)) };
+    let front = Front { scheme: Scheme::Http, port: target.port() };
     let of_rule = match chosen.rule.filters.request(head, chosen.prefix(), front) {
         Step::Continue(granted) => granted,
         Step::Answer(response) => return Ok(Planned::Answer(response)),
@@ -174,17 +183,16 @@ fn nowhere(chosen: &Chosen<'_>) -> Refusal {
     Refusal::InvalidBackend(chosen.origin.key.as_str().to_owned())
 }
 
-impl Plan<'_> {
-    /// `namespace/name` of the route, and the name of its rule.
-    pub fn route(&self) -> Option<String> {
-        let By { chosen, .. } = self.by.as_ref()?;
-        let route = chosen.origin.key.as_str();
-        Some(match &chosen.rule.name {
-            Some(rule) => format!("{route}/{rule}"),
-            None => route.to_owned(),
-        })
+/// `namespace/name` of the route, and the name of its rule.
+pub fn route_name(chosen: &Chosen<'_>) -> String {
+    let route = chosen.origin.key.as_str();
+    match &chosen.rule.name {
+        Some(rule) => format!("{route}/{rule}"),
+        None => route.to_owned(),
     }
+}
 
+impl Plan<'_> {
     /// When it is repeated.
     pub fn retry(&self) -> Option<&retry::Policy> {
         self.by.as_ref()?.chosen.rule.retry.as_ref().filter(|policy| policy.attempts() > 0)

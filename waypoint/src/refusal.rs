@@ -11,7 +11,7 @@ use ambit_model::{
 };
 use http::StatusCode;
 
-use crate::hygiene::InvalidHead;
+use crate::{hygiene::InvalidHead, limits::Limited};
 
 /// Why something is not carried.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +86,17 @@ pub enum Refusal {
     /// Its body is longer than what whom a policy asks may be shown, in bytes.
     #[error("the body is longer than the {0} bytes that an authorizer is shown")]
     BodyTooLong(u32),
+    /// There is no room for it in a limit.
+    #[error("more requests than {} allows", .0.by())]
+    Limited(Box<Limited>),
+    /// Nobody says whether there is room for it.
+    #[error("{by}: the limit service says nothing: {reason}")]
+    NoLimiter {
+        /// The limit.
+        by: String,
+        /// Why.
+        reason: String,
+    },
     /// It shows tokens, and none of them is believed.
     #[error("no token of the request is believed: {0}")]
     Unauthenticated(String),
@@ -169,6 +180,8 @@ impl Refusal {
             Self::DeniedByAuthorizer { .. } => "denied_by_authorizer",
             Self::AuthorizerFailed { .. } => "authorizer_failed",
             Self::BodyTooLong(_) => "body_too_long",
+            Self::Limited(_) => "limited",
+            Self::NoLimiter { .. } => "no_limiter",
             Self::Unauthenticated(_) => "unauthenticated",
             Self::NoEndpoint { .. } => "no_endpoint",
             Self::Connect { .. } => "connect",
@@ -198,6 +211,8 @@ impl Refusal {
             | Self::AuthorizerFailed { .. }
             | Self::BodyTooLong(_)
             | Self::Unauthenticated(_) => "UAEX",
+            Self::Limited(_) => "RL",
+            Self::NoLimiter { .. } => "RLSE",
             Self::NoEndpoint { .. } => "UH",
             Self::Connect { .. }
             | Self::TunnelStatus { .. }
@@ -217,7 +232,10 @@ impl Refusal {
             Self::NotConnect(_) | Self::BadAuthority(_) | Self::ClientBody(_) => StatusCode::BAD_REQUEST,
             Self::BadRequest(invalid) => invalid.status(),
             Self::NotServed(_) | Self::NoRoute(_) => StatusCode::NOT_FOUND,
-            Self::BrokenConfig { .. } | Self::InvalidBackend(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::BrokenConfig { .. } | Self::InvalidBackend(_) | Self::NoLimiter { .. } => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Denied(_) | Self::NoAuthorizer { .. } | Self::AsksOfRequests { .. } => {
                 StatusCode::FORBIDDEN
             }
@@ -243,6 +261,8 @@ impl Refusal {
     pub fn body(&self) -> &'static str {
         match self {
             Self::Denied(_) | Self::NoAuthorizer { .. } => "RBAC: access denied",
+            Self::Limited(_) => "too many requests",
+            Self::NoLimiter { .. } => "rate limit service error",
             Self::Unauthenticated(_) => "Jwt verification fails",
             Self::NoEndpoint { .. } => "no healthy upstream",
             Self::TimedOut(_) => "upstream request timeout",
@@ -297,6 +317,12 @@ impl Refusal {
             }
             Self::BodyTooLong(_) => {
                 "raise maxRequestBytes of the provider, or set allowPartialMessage to show it the beginning"
+            }
+            Self::Limited(_) => {
+                "the client sends more than the RateLimitPolicy allows; slow it down, or raise the limit"
+            }
+            Self::NoLimiter { .. } => {
+                "does the limit service answer in time? failOpen: true takes requests while it does not"
             }
             Self::Unauthenticated(_) => {
                 "the error names what is wrong with the token, or who does not answer for its keys"

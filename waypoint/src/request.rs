@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use ambit_model::{authz, claims::Claims, snapshot::Snapshot};
+use ambit_model::{authz, claims::Claims, limit::Going, route::Chosen, snapshot::Snapshot};
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version as Spoken, header, request, response,
@@ -18,10 +18,11 @@ use crate::{
     caller,
     hygiene::{self, InvalidHead, Received},
     io::Heads,
+    limits::{self, Counted, Room},
     mirror::Mirrors,
     opaque::asked_address,
     permit::{Judged, Permit},
-    plan::{Plan, Planned, Target, plan, version},
+    plan::{Plan, Planned, Target, choose, plan, route_name, version},
     refusal::Refusal,
     shared::Shared,
     upgrade,
@@ -108,7 +109,7 @@ impl Proxy {
             request.headers().contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
         let wish = may_switch.then(|| hyper::upgrade::on(&mut request));
         let mut record =
-            Record::open(&self.shared().metrics, &tunnel.client, &tunnel.arrival.asked, &request);
+            Record::open(&self.shared().records, &tunnel.client, &tunnel.arrival.asked, &request);
         let told = self.story(tunnel, request, &mut record).await;
         let ending =
             |record| Ending { record, lease: None, underway: None, heads, passed: Passed::default() };
@@ -149,16 +150,20 @@ impl Proxy {
         record.meant_for(target.service());
         let rules = target.config().authentication();
         let claims = caller::identify(rules, &shared.keys, &mut asked.head).await?;
-        let (_permit, heard) = self.permit(&mesh, &target, tunnel, &mut asked, claims.as_ref()).await?;
-        let plan = match plan(&mesh, &target, &tunnel.client.namespace(), &mut asked.head)? {
+        let (permit, heard) = self.permit(&mesh, &target, tunnel, &mut asked, claims.as_ref()).await?;
+        record.permitted(&permit);
+        let chosen = choose(&target, &tunnel.client.namespace(), &asked.head)?;
+        record.route(chosen.as_ref().map(route_name));
+        let room = self.room(&mesh, &target, tunnel, chosen.as_ref(), &mut asked).await?;
+        let plan = match plan(&mesh, &target, chosen, &mut asked.head)? {
             Planned::Go(plan) => plan,
             Planned::Answer(mut response) => {
+                room.tell(response.headers_mut());
                 heard.respond(response.headers_mut());
                 return Ok(Reply::Here(response));
             }
         };
-        record.route(plan.route());
-        let mut said = self.send(&mesh, *plan, asked, record).await?;
+        let mut said = self.send(&mesh, *plan, asked, &room, record).await?;
         heard.respond(&mut said.head.headers);
         Ok(Reply::Upstream(Box::new(said)))
     }
@@ -190,12 +195,32 @@ impl Proxy {
         }
     }
 
+    /// Finds room for a request in all limits that count it.
+    async fn room(
+        &self,
+        mesh: &Snapshot,
+        target: &Target,
+        tunnel: &Tunnel,
+        chosen: Option<&Chosen<'_>>,
+        asked: &mut Asked,
+    ) -> Result<Room, Refusal> {
+        let by = chosen.map(|chosen| (&**chosen.origin, &**chosen.rule));
+        let counted = Counted {
+            config: target.config(),
+            client: &tunnel.client,
+            address: asked.address,
+            going: Going { port: target.port(), by },
+        };
+        limits::room(&self.upstream, mesh, counted, &mut asked.head).await
+    }
+
     /// Sends a request as `plan` says, and its copies; then what the filters have to say of the response.
     async fn send(
         &self,
         mesh: &Snapshot,
         plan: Plan<'_>,
         asked: Asked,
+        room: &Room,
         record: &mut Record,
     ) -> Result<Said, Refusal> {
         let Asked { head, body, received, spoken, address } = asked;
@@ -222,7 +247,7 @@ impl Proxy {
         let sent = self.upstream.send(mesh, sending, record).await;
         // Copies go out when the request has, whatever came of it: their bodies are what was kept of its own.
         if let Some((head, body)) = copied {
-            self.mirrors.send(copies, &head, &body, spoken, address);
+            self.mirrors.send(copies, &head, &body, spoken, address, record.context());
         }
         let Answered { mut response, lease, underway } = sent?;
         let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -231,6 +256,7 @@ impl Proxy {
         let protocol = head.headers.get(header::UPGRADE).cloned().filter(|_| is_switch);
         hygiene::respond(&mut head.headers);
         plan.response(&mut head);
+        room.tell(&mut head.headers);
         if let Some(protocol) = protocol {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.insert(header::UPGRADE, protocol);
@@ -262,9 +288,12 @@ fn refused(refusal: Refusal, mut ending: Ending) -> Response<Answer> {
         authz::change(&mut head.headers, &denial.headers);
         text = denial.body.clone().into();
     }
+    if let Refusal::Limited(limited) = &refusal {
+        limited.tell(&mut head.headers);
+    }
     if ending.record.is_grpc() {
         head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        head.headers.insert("grpc-status", HeaderValue::from_static(grpc_status(refusal.status())));
+        head.headers.insert("grpc-status", HeaderValue::from_static(grpc_status(&refusal)));
         // What an authorizer says may be anything, a page of HTML among it; that is no message of a call.
         if !refusal.body().is_empty() {
             head.headers.insert("grpc-message", HeaderValue::from_static(refusal.body()));
@@ -281,9 +310,13 @@ fn refused(refusal: Refusal, mut ending: Ending) -> Response<Answer> {
     Response::from_parts(head, Answer::whole(text, ending))
 }
 
-/// The gRPC status of a call that HTTP answers with `status` (gRPC over HTTP/2, "HTTP2 to gRPC status codes").
-fn grpc_status(status: StatusCode) -> &'static str {
-    match status.as_u16() {
+/// The gRPC status of a call that HTTP answers with the status of `refusal` (gRPC over HTTP/2, "HTTP2 to gRPC status
+/// codes"); but what is limited says so (RESOURCE_EXHAUSTED): UNAVAILABLE, which that table has, is sent again at once.
+fn grpc_status(refusal: &Refusal) -> &'static str {
+    if matches!(refusal, Refusal::Limited(_)) {
+        return "8";
+    }
+    match refusal.status().as_u16() {
         400 => "13",
         401 => "16",
         403 => "7",

@@ -20,8 +20,10 @@ use ambit_wire::{
 use tokio::sync::Semaphore;
 
 use crate::{
+    access::Records,
     caller::keys::KeyStore,
-    config::Limits,
+    config,
+    limits::Limits,
     metrics::Metrics,
     served::Served,
     upstream::{budgets::Budgets, endpoints::Endpoints},
@@ -40,12 +42,16 @@ pub struct Shared {
     pub revocation: Revocation,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where requests and connections are recorded.
+    pub records: Arc<Records>,
     /// The keys of those who issue tokens.
     pub keys: KeyStore,
     /// How endpoints do.
     pub endpoints: Endpoints,
     /// How much may be repeated.
     pub budgets: Budgets,
+    /// How many requests are taken.
+    pub limits: Limits,
     /// Turns at handshakes.
     pub handshakes: Semaphore,
     /// Places for streams of tunnels.
@@ -70,7 +76,7 @@ pub struct Settings {
     /// Liveness of TCP connections.
     pub keepalive: Option<Keepalive>,
     /// What is bounded.
-    pub limits: Limits,
+    pub limits: config::Limits,
     /// When the process started: the clock of budgets begins here.
     pub started: Instant,
 }

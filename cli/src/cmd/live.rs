@@ -10,6 +10,7 @@ use ambit_api::gateway::{Gateway, GatewayClass};
 use ambit_api::grpc_route::GRPCRoute;
 use ambit_api::http_route::HTTPRoute;
 use ambit_api::peer_authentication::PeerAuthentication;
+use ambit_api::rate_limit_policy::RateLimitPolicy;
 use ambit_api::reference_grant::ReferenceGrant;
 use ambit_api::request_authentication::RequestAuthentication;
 use ambit_api::service_entry::ServiceEntry;
@@ -45,6 +46,7 @@ pub(crate) async fn documents(client: &Client) -> anyhow::Result<Vec<Document>> 
         paths::<AuthorizationPolicy>(),
         paths::<PeerAuthentication>(),
         paths::<RequestAuthentication>(),
+        paths::<RateLimitPolicy>(),
         paths::<ServiceEntry>(),
         paths::<WorkloadEntry>(),
         paths::<Gateway>(),

@@ -98,6 +98,12 @@ impl Cluster {
             (Kind::RequestAuthentication, _) => {
                 put(&mut self.request_authentications, key, None).map(Object::RequestAuthentication)
             }
+            (Kind::RateLimitPolicy, Some(Object::RateLimitPolicy(new))) => {
+                put(&mut self.rate_limit_policies, key, Some(new)).map(Object::RateLimitPolicy)
+            }
+            (Kind::RateLimitPolicy, _) => {
+                put(&mut self.rate_limit_policies, key, None).map(Object::RateLimitPolicy)
+            }
             (Kind::Gateway, Some(Object::Gateway(new))) => {
                 put(&mut self.gateways, key, Some(new)).map(Object::Gateway)
             }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ambit_api::labels;
 use ambit_model::name::{Hostname, Namespace, Node};
 
-use super::object::{Attachment, Key, Kind, Labels, Meta, Name, Object, PolicyTarget, Referent};
+use super::object::{Attachment, Key, Kind, Labels, LimitTarget, Meta, Name, Object, PolicyTarget, Referent};
 
 /// A pod or workload entry: what selectors select.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,6 +88,8 @@ pub(super) struct Index {
     routes_by_parent: Multimap<HostOwner, Key>,
     routes_by_reference: Multimap<HostOwner, Key>,
     policies_by_target: Multimap<PolicyTarget, AttachedPolicy>,
+    limits_by_target: Multimap<LimitTarget, Name>,
+    limits_by_reference: Multimap<HostOwner, Name>,
 }
 
 impl Index {
@@ -146,6 +148,17 @@ impl Index {
         target: &PolicyTarget,
     ) -> impl Iterator<Item = &'s AttachedPolicy> + use<'s> {
         self.policies_by_target.get(target)
+    }
+
+    pub(super) fn limits_on<'s>(&'s self, target: &LimitTarget) -> impl Iterator<Item = &'s Name> + use<'s> {
+        self.limits_by_target.get(target)
+    }
+
+    pub(super) fn limits_counted_by<'s>(
+        &'s self,
+        service: &HostOwner,
+    ) -> impl Iterator<Item = &'s Name> + use<'s> {
+        self.limits_by_reference.get(service)
     }
 
     /// Enters an object. `hostname_of` names Kubernetes Services.
@@ -233,6 +246,15 @@ impl Index {
                     if let Referent::Service { owner, .. } = &reference.to {
                         self.routes_by_reference.put(owner.clone(), key.clone(), change);
                     }
+                }
+            }
+            Object::RateLimitPolicy(policy) => {
+                let name = &policy.meta.name;
+                for target in &policy.targets {
+                    self.limits_by_target.put(target.to.clone(), name.clone(), change);
+                }
+                if let Some(Referent::Service { owner, .. }) = policy.limit_service().map(|one| &one.to) {
+                    self.limits_by_reference.put(owner.clone(), name.clone(), change);
                 }
             }
             Object::Node(_)

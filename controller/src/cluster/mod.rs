@@ -22,8 +22,8 @@ pub use apply::Touched;
 use index::Index;
 pub use index::{AttachedPolicy, HostOwner, Member, SelectorOwner};
 use object::{
-    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, MeshConfig, Name,
-    NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, Provider, ReferenceGrant,
+    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, LimitTarget, MeshConfig, Name,
+    NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, Provider, RateLimitPolicy, ReferenceGrant,
     RequestAuthentication, Route, Selector, Service, ServiceEntry, WorkloadEntry,
 };
 pub use vips::{Vip, Vips};
@@ -160,6 +160,8 @@ pub struct Cluster {
     pub peer_authentications: Store<PeerAuthentication>,
     /// RequestAuthentications.
     pub request_authentications: Store<RequestAuthentication>,
+    /// RateLimitPolicies.
+    pub rate_limit_policies: Store<RateLimitPolicy>,
     /// Gateways.
     pub gateways: Store<Gateway>,
     /// GatewayClasses.
@@ -188,6 +190,7 @@ impl Cluster {
             authorization_policies: Store::default(),
             peer_authentications: Store::default(),
             request_authentications: Store::default(),
+            rate_limit_policies: Store::default(),
             gateways: Store::default(),
             gateway_classes: Store::default(),
             reference_grants: Store::default(),
@@ -315,6 +318,19 @@ impl Cluster {
         target: &PolicyTarget,
     ) -> impl Iterator<Item = &'s AttachedPolicy> + use<'s> {
         self.index.policies_on(target)
+    }
+
+    /// The RateLimitPolicies that limit this.
+    pub fn limits_on<'s>(
+        &'s self,
+        target: &LimitTarget,
+    ) -> impl Iterator<Item = &'s Arc<RateLimitPolicy>> + use<'s> {
+        self.index.limits_on(target).filter_map(|name| self.rate_limit_policies.get(name))
+    }
+
+    /// The RateLimitPolicies that a service counts for.
+    pub fn limits_counted_by(&self, service: &HostOwner) -> impl Iterator<Item = &Arc<RateLimitPolicy>> {
+        self.index.limits_counted_by(service).filter_map(|name| self.rate_limit_policies.get(name))
     }
 
     /// Whatever has this host name, in any namespace.

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | is understood | – | what is written |
 //! | is not | was understood | what it said before |
-//! | is not | nothing, or not understood either | what stands in for it: of a policy the strictest that it can mean |
+//! | is not | nothing, or not understood either | what stands in for it: of a policy of security the strictest that it can mean |
 
 use super::Event;
 use crate::cluster::object::{Key, Object, Parsed, Rejection};
@@ -40,7 +40,7 @@ pub fn judge(parsed: Parsed, before: Option<&Standing>) -> Verdict {
             let was_good = before.is_some_and(|before| before.understood && before.object.is_some());
             let in_force = match (was_good, &instead) {
                 (true, _) => "what it last said stays in force",
-                (false, Some(Object::Route(_))) => "until then it is not used",
+                (false, Some(Object::Route(_) | Object::RateLimitPolicy(_))) => "until then it is not used",
                 (false, Some(_)) => "until then the strictest that it can mean is in force",
                 (false, None) => "until then it is not used",
             };

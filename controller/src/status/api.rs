@@ -8,6 +8,7 @@ use ambit_api::{
     grpc_route::GRPCRoute,
     http_route::HTTPRoute,
     peer_authentication::PeerAuthentication,
+    rate_limit_policy::RateLimitPolicy,
     request_authentication::RequestAuthentication,
     service_entry::ServiceEntry,
     stream_route::{TCPRoute, TLSRoute},
@@ -26,7 +27,7 @@ use serde_json::{Value, json};
 
 use super::{
     board::{Carried, Holds, Manager, Slot, Write},
-    parents,
+    parents::{ANCESTORS, List, PARENTS},
 };
 use crate::cluster::object::{Key, Kind, Name};
 
@@ -68,6 +69,7 @@ impl Served {
             Kind::AuthorizationPolicy => custom::<AuthorizationPolicy>(),
             Kind::PeerAuthentication => custom::<PeerAuthentication>(),
             Kind::RequestAuthentication => custom::<RequestAuthentication>(),
+            Kind::RateLimitPolicy => custom::<RateLimitPolicy>(),
             Kind::GrpcRoute => custom::<GRPCRoute>(),
             Kind::HttpRoute => custom::<HTTPRoute>(),
             Kind::TlsRoute => custom::<TLSRoute>(),
@@ -86,7 +88,8 @@ impl Served {
     /// Writes conditions, or takes them away.
     pub(super) async fn write(&self, client: &Client, write: &Write) -> Result<(), Error> {
         match write.slot.manager {
-            Manager::Route => self.merge(client, write).await,
+            Manager::Route => self.merge(client, write, &PARENTS).await,
+            Manager::Limit => self.merge(client, write, &ANCESTORS).await,
             Manager::Service
             | Manager::WorkloadEntry
             | Manager::TunnelPolicy
@@ -95,15 +98,15 @@ impl Served {
         }
     }
 
-    /// Writes the status of a route, if nobody writes to it meanwhile: then it is tried again.
-    async fn merge(&self, client: &Client, write: &Write) -> Result<(), Error> {
+    /// Writes the status of a route or limit, if nobody writes to it meanwhile: then it is tried again.
+    async fn merge(&self, client: &Client, write: &Write, list: &List) -> Result<(), Error> {
         let name = &write.slot.key.name;
         let request = Request::new(format!("{}/namespaces/{}/{}", self.path, name.namespace, self.plural));
         let get = request.get(name.name.as_str(), &GetParams::default()).map_err(Error::BuildRequest)?;
         let there: There = client.request(get).await?;
         let change = json!({
             "metadata": { "resourceVersion": there.metadata.resource_version },
-            "status": { "parents": parents::merged(&there.status, &write.holds.conditions) },
+            "status": { list.field: list.merged(&there.status, &write.holds.conditions) },
         });
         let manager = Some(write.slot.manager.word().to_owned());
         let params = PatchParams { field_manager: manager, ..PatchParams::default() };
@@ -180,6 +183,7 @@ pub(super) async fn look(client: &Client) -> Result<(BTreeMap<Kind, Served>, BTr
         Kind::AuthorizationPolicy,
         Kind::PeerAuthentication,
         Kind::RequestAuthentication,
+        Kind::RateLimitPolicy,
         Kind::GrpcRoute,
         Kind::HttpRoute,
         Kind::TlsRoute,
@@ -197,7 +201,7 @@ pub(super) async fn look(client: &Client) -> Result<(BTreeMap<Kind, Served>, BTr
     Ok((served, found))
 }
 
-/// A route, as far as its status is concerned.
+/// A route or limit, as far as its status is concerned.
 #[derive(Deserialize)]
 struct There {
     metadata: ThereMeta,
@@ -251,7 +255,8 @@ impl Item {
         let name = Name::new(self.metadata.namespace.as_str(), self.metadata.name.as_str());
         for manager in Manager::of(kind) {
             let conditions = match manager {
-                Manager::Route => Some(parents::ours(&self.status)).filter(|ours| !ours.is_empty()),
+                Manager::Route => Some(PARENTS.ours(&self.status)).filter(|ours| !ours.is_empty()),
+                Manager::Limit => Some(ANCESTORS.ours(&self.status)).filter(|ours| !ours.is_empty()),
                 Manager::Service
                 | Manager::WorkloadEntry
                 | Manager::TunnelPolicy

@@ -42,6 +42,8 @@ pub(super) enum Manager {
     PeerAuthentication,
     /// Of routes, for each parent. They are known by the name of the controller, not by this one.
     Route,
+    /// Of RateLimitPolicies, for each target. They, too, are known by the name of the controller.
+    Limit,
 }
 
 impl Manager {
@@ -54,6 +56,7 @@ impl Manager {
             Self::WaypointPolicy => "istio-ambient-waypoint-policy",
             Self::PeerAuthentication => "istio-ambient-peerauthentication",
             Self::Route => "istio-ambient-route",
+            Self::Limit => "ambit-ratelimitpolicy",
         }
     }
 
@@ -66,6 +69,7 @@ impl Manager {
             Kind::PeerAuthentication => &[Self::PeerAuthentication],
             Kind::RequestAuthentication => &[Self::WaypointPolicy],
             Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => &[Self::Route],
+            Kind::RateLimitPolicy => &[Self::Limit],
             Kind::Namespace
             | Kind::Node
             | Kind::Pod
@@ -85,6 +89,7 @@ impl Manager {
             Self::TunnelPolicy => &[ZTUNNEL_ACCEPTED],
             Self::WaypointPolicy => &[WAYPOINT_ACCEPTED],
             Self::PeerAuthentication => &[UNDERSTOOD],
+            Self::Limit => &[ACCEPTED, RESOLVED_REFS, PARTIALLY_INVALID],
             Self::Route => &[ACCEPTED, RESOLVED_REFS, PARTIALLY_INVALID, RESOLVED_WAYPOINTS],
         }
     }
@@ -111,7 +116,7 @@ pub(super) struct Wanted {
 /// A condition as an object carries it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Carried {
-    /// Of a route: the parent that it is about.
+    /// Of a route or a limit: the parent or target that it is about.
     pub parent: Option<Value>,
     /// What it says.
     pub told: Told,
@@ -150,7 +155,7 @@ pub(super) fn complaints(problems: &[Problem]) -> BTreeMap<Key, String> {
     complaints
 }
 
-/// The kinds that can be told of a mistake in them: Istio's, and routes. The API server judges Kubernetes' own, and the status of
+/// The kinds that can be told of a mistake in them: Istio's, routes, and our own. The API server judges Kubernetes' own, and the status of
 /// gateways belongs to whoever runs them; mistakes there are in the log and on the admin page.
 fn tellable(key: &ObjectKey) -> Option<Key> {
     let kinds = [
@@ -159,6 +164,7 @@ fn tellable(key: &ObjectKey) -> Option<Key> {
         Kind::AuthorizationPolicy,
         Kind::PeerAuthentication,
         Kind::RequestAuthentication,
+        Kind::RateLimitPolicy,
         Kind::GrpcRoute,
         Kind::HttpRoute,
         Kind::TlsRoute,
@@ -209,7 +215,7 @@ fn complain(cluster: &Cluster, key: &Key, complaint: &str, conditions: &mut Vec<
             Some(policy) if matches!(policy.tokens, Tokens::Undecodable(_)) => return,
             Some(_) | None => WAYPOINT_ACCEPTED,
         },
-        Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
+        Kind::RateLimitPolicy | Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
             return fall_back(complaint, conditions);
         }
         Kind::Namespace
@@ -238,8 +244,8 @@ fn complain(cluster: &Cluster, key: &Key, complaint: &str, conditions: &mut Vec<
     conditions.push(condition);
 }
 
-/// Says, where the former version of a route is accepted, that it is not what is written now: as Gateway API has it,
-/// which prescribes the first words. A route that was never understood says so itself.
+/// Says, where the former version of a route or limit is accepted, that it is not what is written now: as Gateway API has it,
+/// which prescribes the first words. One that was never understood says so itself.
 fn fall_back(complaint: &str, conditions: &mut Vec<Condition>) {
     let accepted = conditions.iter().enumerate().filter(|(_, one)| one.kind == ACCEPTED && one.status);
     let fallen: Vec<_> = accepted
@@ -271,6 +277,7 @@ pub(super) fn uid_of(cluster: &Cluster, key: &Key) -> Option<Label> {
         Kind::RequestAuthentication => {
             cluster.request_authentications.get(name).map(|object| object.meta.uid.clone())
         }
+        Kind::RateLimitPolicy => cluster.rate_limit_policies.get(name).map(|object| object.meta.uid.clone()),
         Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
             cluster.route(key).map(|object| object.meta.uid.clone())
         }

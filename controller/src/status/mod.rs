@@ -1,5 +1,5 @@
 //! Tells users what became of their objects: conditions (protocols 11.7), written by the leader with server-side apply;
-//! those of routes, which share a list with other controllers' ([`parents`]), where nobody wrote meanwhile.
+//! those of routes and limits, which share a list with other controllers' ([`parents`]), where nobody wrote meanwhile.
 //!
 //! Level-triggered: each round compares what objects should carry ([`board`]) with what they carry and writes some of
 //! the difference, so nothing is lost when a write fails, the leader changes or the API server is away. What objects

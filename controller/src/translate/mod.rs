@@ -1,6 +1,8 @@
 //! What the mesh is to know of one thing, from all that users wrote. Pure: `(&Cluster, &Output) -> Option<…>`.
 
 pub mod authz;
+pub mod limit;
+pub mod limit_status;
 pub mod peer_auth;
 pub mod policy_status;
 pub mod route;

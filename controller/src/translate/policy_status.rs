@@ -18,8 +18,8 @@ use crate::cluster::object::{
 };
 use crate::cluster::{Cluster, L7Deny, UnknownProvider};
 
-const TARGET_NOT_FOUND: &str = "TargetNotFound";
-const NOT_BOUND: &str = "AncestorNotBound";
+pub(super) const TARGET_NOT_FOUND: &str = "TargetNotFound";
+pub(super) const NOT_BOUND: &str = "AncestorNotBound";
 const UNKNOWN_PROVIDER: &str = "UnknownProvider";
 const DENIED: &str = "what matches is denied";
 

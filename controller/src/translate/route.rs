@@ -20,7 +20,7 @@ use ambit_model::{
 };
 
 use super::service;
-use crate::cluster::object::{Parent, Reference, Referent, Route, RouteKind};
+use crate::cluster::object::{Kind, Parent, Reference, Referent, Route, RouteKind};
 use crate::cluster::{Cluster, HostOwner};
 
 /// Where one parent reference puts a route.
@@ -46,9 +46,9 @@ pub struct Refusal {
 }
 
 /// A port of a service, of either kind.
-struct Port<'a> {
-    name: &'a Label,
-    number: u16,
+pub(super) struct Port<'a> {
+    pub(super) name: &'a Label,
+    pub(super) number: u16,
     protocol: Option<AppProtocol>,
 }
 
@@ -143,7 +143,8 @@ fn ports(cluster: &Cluster, parent: &Parent, owner: &HostOwner) -> BTreeSet<u16>
     all_ports(cluster, owner).into_iter().filter(is_meant).map(|port| port.number).collect()
 }
 
-fn all_ports<'a>(cluster: &'a Cluster, owner: &HostOwner) -> Vec<Port<'a>> {
+/// The ports of a service.
+pub(super) fn all_ports<'a>(cluster: &'a Cluster, owner: &HostOwner) -> Vec<Port<'a>> {
     match owner {
         HostOwner::Service(name) => {
             let ports = cluster.services.get(name).into_iter().flat_map(|service| &service.ports);
@@ -160,11 +161,32 @@ fn all_ports<'a>(cluster: &'a Cluster, owner: &HostOwner) -> Vec<Port<'a>> {
     }
 }
 
+/// Who refers to a service.
+#[derive(Clone, Copy, Debug)]
+pub struct Referrer<'a> {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace.
+    pub namespace: &'a Namespace,
+    /// What it is attached to, which it may refer to wherever that is.
+    pub parent: Option<&'a HostOwner>,
+}
+
 /// The service and port that `reference` reaches from `route`, as far as it is attached to `parent`.
 pub fn reach(
     cluster: &Cluster,
     route: &Route,
     parent: &HostOwner,
+    reference: &Reference,
+) -> Result<(ServiceKey, u16), Refusal> {
+    let namespace = &route.meta.name.namespace;
+    reach_from(cluster, Referrer { kind: route.kind.kind(), namespace, parent: Some(parent) }, reference)
+}
+
+/// The service and port that `reference` reaches from `referrer`.
+pub fn reach_from(
+    cluster: &Cluster,
+    referrer: Referrer<'_>,
     reference: &Reference,
 ) -> Result<(ServiceKey, u16), Refusal> {
     let refuse = |reason, what: String| Err(refusal(reason, format!("{}: {what}", reference.field)));
@@ -174,10 +196,11 @@ pub fn reach(
             return refuse("InvalidKind", format!("{kind} is no service; name a Service or ServiceEntry"));
         }
     };
-    let (own, name) = (&route.meta.name.namespace, owner.name());
-    let is_foreign = name.namespace != *own && owner != parent;
-    if is_foreign && !cluster.is_granted(route.kind.kind(), own, owner) {
-        let kind = route.kind.kind().word();
+    let Referrer { kind, namespace: own, parent } = referrer;
+    let name = owner.name();
+    let is_foreign = name.namespace != *own && Some(owner) != parent;
+    if is_foreign && !cluster.is_granted(kind, own, owner) {
+        let kind = kind.word();
         let what =
             format!("{name} is of another namespace; a ReferenceGrant there must name {kind}s of {own}");
         return refuse("RefNotPermitted", what);
@@ -204,7 +227,7 @@ pub fn reach(
     let Some(found) = all_ports(cluster, owner).into_iter().find(|one| one.number == port) else {
         return refuse("BackendNotFound", format!("{name} has no port {port}; correct it, or add the port"));
     };
-    let of_requests = matches!(route.kind, RouteKind::Grpc | RouteKind::Http);
+    let of_requests = matches!(kind, Kind::GrpcRoute | Kind::HttpRoute | Kind::RateLimitPolicy);
     if of_requests && found.protocol == Some(AppProtocol::Tls) {
         let what = format!(
             "port {port} of {name} speaks TLS, which hides requests; name a port without, or write a TLSRoute"

@@ -13,7 +13,7 @@ use ambit_model::{
 };
 
 use super::{
-    authz,
+    authz, limit,
     route::{place, reach},
     service, waypoint,
 };
@@ -47,6 +47,7 @@ pub fn translate(cluster: &Cluster, gateway: &Name, service: &ServiceKey) -> Opt
             attach(cluster, route, &owner, (consumers, ports.into_iter().collect()), &mut parts);
         }
     }
+    parts.limits = limit::of_service(cluster, gateway, &owner, service);
     let own = PolicyTarget::Service(owner);
     judge(cluster, policies(cluster, gateway, Some(&own)), &mut parts);
     Some(ServiceConfig::new(service.clone(), parts))
@@ -60,7 +61,7 @@ fn of_workloads(cluster: &Cluster, gateway: &Name) -> Option<ServiceConfig> {
     if !serves {
         return None;
     }
-    let mut parts = Parts::default();
+    let mut parts = Parts { limits: limit::of_waypoint(cluster, gateway), ..Parts::default() };
     judge(cluster, policies(cluster, gateway, None), &mut parts);
     Some(ServiceConfig::new(ServiceConfig::key_of_workloads(&gateway.namespace), parts))
 }

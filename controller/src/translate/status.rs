@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::service::{waypoint_of, waypoint_of_entry};
 use super::waypoint::{self, Binding, Canary};
-use super::{policy_status, route_status};
+use super::{limit_status, policy_status, route_status};
 use crate::cluster::object::{Key, Kind, Name, Resolution, ServiceEntry};
 use crate::cluster::{Cluster, EntryVisibility};
 
@@ -25,7 +25,7 @@ pub struct Condition {
     /// The version of the object that this is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Of a route: the parent that this is about, as the route names it.
+    /// Of a route or a limit: the parent or target that this is about, as it names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<Value>,
 }
@@ -51,6 +51,7 @@ pub fn keys(cluster: &Cluster) -> impl Iterator<Item = Key> {
             Kind::RequestAuthentication,
             cluster.request_authentications.iter().map(|(name, _)| name),
         ))
+        .chain(keys(Kind::RateLimitPolicy, cluster.rate_limit_policies.iter().map(|(name, _)| name)))
         .chain(cluster.routes().map(|(key, _)| key.clone()))
 }
 
@@ -87,6 +88,10 @@ pub fn of(cluster: &Cluster, key: &Key) -> Vec<Condition> {
             Some(object) => {
                 (object.meta.generation, vec![policy_status::of_request_authentication(cluster, object)])
             }
+            None => return Vec::new(),
+        },
+        Kind::RateLimitPolicy => match cluster.rate_limit_policies.get(name) {
+            Some(object) => (object.meta.generation, limit_status::of(cluster, object)),
             None => return Vec::new(),
         },
         Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => match cluster.route(key) {

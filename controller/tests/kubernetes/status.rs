@@ -227,7 +227,7 @@ async fn a_kind_that_is_not_served_is_no_trouble_and_found_when_it_comes() {
     until("written", || fake.conditions(&path("web")) == [NOT_READY]).await;
     sleep(Duration::from_secs(600)).await;
     assert_eq!(fake.seen(PATCHES), 1);
-    assert!(fake.seen("GET") < 12 * 16, "looks once a minute: {}", fake.seen("GET"));
+    assert!(fake.seen("GET") < 12 * 17, "looks once a minute: {}", fake.seen("GET"));
     // Only the older version comes.
     fake.serve();
     fake.unserve("/security.istio.io/v1/");
@@ -400,4 +400,34 @@ async fn a_route_that_falls_back_says_so_and_one_that_was_never_understood_is_no
     until("written", || fake.parents(ROUTE) == told("web", &["Accepted=False UnsupportedValue"])).await;
     let message = &fake.get(ROUTE).unwrap()["status"]["parents"][0]["conditions"][0]["message"];
     assert_eq!(message, "spec.rules[0].filters[0].cors: is missing; write what the filter does");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_is_told_of_each_target_as_gateway_api_tells_policies() {
+    const LIMIT: &str = "/apis/ambit.io/v1alpha1/namespaces/shop/ratelimitpolicies/p";
+    let fake = Fake::default();
+    let theirs = json!({
+        "ancestorRef": { "kind": "Service", "name": "web" },
+        "controllerName": "example.com/gateway",
+        "conditions": [],
+    });
+    let metadata = json!({ "name": "p", "namespace": "shop", "uid": "u" });
+    fake.put(LIMIT, json!({ "metadata": metadata, "status": { "ancestors": [theirs] } }));
+    let yaml = service("web", "uid-web", "")
+        + "apiVersion: ambit.io/v1alpha1\nkind: RateLimitPolicy\nmetadata: {name: p, namespace: shop, generation: 2}\n\
+           spec: {targetRefs: [{kind: Service, name: web}], local: [{requests: 1, per: 1s}]}\n";
+    let _controller = start(&fake, &yaml, true);
+    let ancestors = || fake.get(LIMIT).unwrap()["status"]["ancestors"].clone();
+    until("written", || ancestors().as_array().is_some_and(|all| all.len() == 2)).await;
+    let told = ancestors();
+    assert_eq!(told[0], theirs, "what others wrote stays");
+    assert_eq!(told[1]["ancestorRef"], json!({ "group": "", "kind": "Service", "name": "web" }));
+    let condition = &told[1]["conditions"][0];
+    assert_eq!(condition["type"], "Accepted");
+    assert_eq!(
+        (&condition["reason"], &condition["observedGeneration"]),
+        (&json!("AncestorNotBound"), &json!(2))
+    );
+    sleep(Duration::from_secs(700)).await;
+    assert_eq!(fake.seen("ratelimitpolicies/p/status"), 1, "what is there is not written again");
 }

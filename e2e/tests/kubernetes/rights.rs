@@ -11,7 +11,7 @@ use crate::scene::{SYSTEM, Scene};
 
 /// Rights that a story without waypoints, rotations and mistakes in objects need not use, and what they are for. One that
 /// is not granted any more must go from here.
-const FOR_OTHER_DAYS: [(&str, &str); 65] = [
+const FOR_OTHER_DAYS: [(&str, &str); 67] = [
     ("ambit-controller patch services/status", "a service is bound to a waypoint"),
     (
         "ambit-controller patch serviceentries.networking.istio.io/status",
@@ -26,6 +26,8 @@ const FOR_OTHER_DAYS: [(&str, &str); 65] = [
         "ambit-controller patch requestauthentications.security.istio.io/status",
         "a waypoint is to believe tokens",
     ),
+    ("ambit-controller get ratelimitpolicies.ambit.io", "one is to be told of"),
+    ("ambit-controller patch ratelimitpolicies.ambit.io/status", "one is to be told of"),
     ("ambit-controller list configmaps istio-ca-crl", "a plugged-in authority has revocation lists"),
     ("ambit-controller watch configmaps istio-ca-crl", "a plugged-in authority has revocation lists"),
     ("ambit-controller patch configmaps istio-ca-crl", "a plugged-in authority has revocation lists"),

@@ -1,5 +1,5 @@
 //! The CustomResourceDefinitions of the Istio kinds that the mesh reads: same group, versions and names, the schema of
-//! what it understands. What it does not know is kept, so that the controller can say so.
+//! what it understands; and of our own. What it does not know is kept, so that the controller can say so.
 //!
 //! `install/crds/` holds them as YAML; `cargo run -p ambit-api --example crds` writes them anew.
 
@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::authorization_policy::{AuthorizationPolicy, AuthorizationPolicySpec};
 use crate::kind::CustomKind;
 use crate::peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};
+use crate::rate_limit_policy::{RateLimitPolicy, RateLimitPolicySpec};
 use crate::request_authentication::{RequestAuthentication, RequestAuthenticationSpec};
 use crate::service_entry::{ServiceEntry, ServiceEntrySpec};
 use crate::workload_entry::{WorkloadEntry, WorkloadEntrySpec};
@@ -53,6 +54,7 @@ pub fn all() -> Vec<Definition> {
         ),
         definition::<WorkloadEntry, WorkloadEntrySpec>("we", &[Column("Address", ".spec.address")]),
         definition::<WorkloadGroup, WorkloadGroupSpec>("wg", &[]),
+        definition::<RateLimitPolicy, RateLimitPolicySpec>("rlp", &[]),
     ]
 }
 
@@ -96,6 +98,10 @@ fn definition<K: CustomKind, S: JsonSchema>(short: &str, columns: &[Column]) -> 
             "schema": { "openAPIV3Schema": schema },
         })
     });
+    let mut categories = vec![K::GROUP.replace('.', "-")];
+    if K::GROUP.ends_with(".istio.io") {
+        categories.insert(0, "istio-io".to_owned());
+    }
     let object = json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -108,7 +114,7 @@ fn definition<K: CustomKind, S: JsonSchema>(short: &str, columns: &[Column]) -> 
                 "plural": K::PLURAL,
                 "singular": K::KIND.to_lowercase(),
                 "shortNames": [short],
-                "categories": ["istio-io", K::GROUP.replace('.', "-")],
+                "categories": categories,
             },
             "scope": "Namespaced",
             "versions": versions.collect::<Vec<_>>(),

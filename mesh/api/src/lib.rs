@@ -18,6 +18,7 @@ mod kind;
 pub mod labels;
 pub mod mesh_config;
 pub mod peer_authentication;
+pub mod rate_limit_policy;
 pub mod reference_grant;
 pub mod request_authentication;
 pub mod route;

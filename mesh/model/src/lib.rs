@@ -18,7 +18,9 @@
 //! | [`authn`] | which tokens does a request bring, and do they hold? |
 //! | [`authz`] | may this connection, or this request, be? |
 //! | [`claims`] | what does a verified token say of its bearer? |
+//! | [`limit`] | how many requests are taken? |
 //! | [`route`] | which route does a request take, and what is done to it? |
+//! | [`trace`] | which trace does a request belong to, and is it recorded? |
 //! | [`service_config`] | what applies to one service at its waypoint? |
 
 pub mod address;
@@ -29,9 +31,11 @@ pub mod balance;
 pub mod claims;
 pub mod gateway;
 pub mod identity;
+pub mod limit;
 pub mod name;
 pub mod route;
 pub mod service;
 pub mod service_config;
 pub mod snapshot;
+pub mod trace;
 pub mod workload;

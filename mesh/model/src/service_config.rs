@@ -8,6 +8,7 @@
 //! | who is the bearer of its token? | [`ServiceConfig::authentication`], then [`authn`](crate::authn) |
 //! | may it be? | [`ServiceConfig::policies`], then [`authz::judge`](crate::authz::judge()) |
 //! | which routes compete for it? | [`ServiceConfig::routes`], then [`route::select`](crate::route::select()) |
+//! | is there room for it? | [`ServiceConfig::limits`], then [`limit`](crate::limit) |
 //! | where does a connection go that is no HTTP? | [`ServiceConfig::stream`] |
 //!
 //! What is addressed to workloads, and not to a service, has a configuration of its own, without routes
@@ -22,6 +23,7 @@ use hashbrown::HashMap;
 use crate::{
     authn::TokenRule,
     authz::Policy,
+    limit::{Counter, RateLimit},
     name::{Namespace, ServiceKey},
     route::{Route, RouteTable, StreamRoute, StreamTable},
 };
@@ -32,6 +34,7 @@ pub struct ServiceConfig {
     key: ServiceKey,
     parts: Parts,
     broken: Option<Box<str>>,
+    counters: Vec<Vec<Arc<Counter>>>,
     tables: HashMap<(u16, Namespace), RouteTable>,
     streams: HashMap<(u16, Namespace), StreamTable>,
 }
@@ -47,6 +50,8 @@ pub struct Parts {
     pub policies: Vec<Arc<Policy>>,
     /// Whose tokens are believed.
     pub authentication: Vec<TokenRule>,
+    /// How many requests are taken.
+    pub limits: Vec<RateLimit>,
 }
 
 /// A route, and to what of the service it is attached.
@@ -87,7 +92,8 @@ impl ServiceConfig {
     pub fn new(key: ServiceKey, parts: Parts) -> Self {
         let tables = compiled(&parts.http, RouteTable::compile);
         let streams = compiled(&parts.stream, StreamTable::compile);
-        Self { key, tables, streams, parts, broken: None }
+        let counters = parts.limits.iter().map(|limit| limit.counters(&key)).collect();
+        Self { key, counters, tables, streams, parts, broken: None }
     }
 
     /// The stand-in for a configuration that could not be understood: nothing is let through.
@@ -118,6 +124,11 @@ impl ServiceConfig {
     /// The policies that judge connections and requests to it.
     pub fn policies(&self) -> impl Iterator<Item = &Policy> {
         self.parts.policies.iter().map(Arc::as_ref)
+    }
+
+    /// The limits that may count requests to it, each with what its local ones are counted under.
+    pub fn limits(&self) -> impl Iterator<Item = (&RateLimit, &[Arc<Counter>])> {
+        self.parts.limits.iter().zip(self.counters.iter().map(Vec::as_slice))
     }
 
     /// The routes that compete for requests of clients of `client` to `port`. `None`: there are none, and

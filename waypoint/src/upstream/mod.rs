@@ -40,5 +40,6 @@ impl Upstream {
     pub fn sweep(&self) {
         self.pool.sweep();
         self.shared.endpoints.sweep();
+        self.shared.limits.sweep(self.shared.settings.started.elapsed(), &self.shared.metrics);
     }
 }

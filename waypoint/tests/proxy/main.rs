@@ -14,7 +14,9 @@
 mod authorizers;
 mod bytes;
 mod hostile;
+mod limits;
 mod policies;
 mod requests;
 mod routes;
+mod traces;
 mod world;

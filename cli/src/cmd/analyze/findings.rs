@@ -12,7 +12,8 @@ use ambit_controller::translate::status::{self, Condition};
 use serde_json::{Value, json};
 
 /// Groups whose objects users expect to have an effect on the mesh.
-const OURS: [&str; 6] = [
+const OURS: [&str; 7] = [
+    "ambit.io",
     "networking.istio.io",
     "security.istio.io",
     "telemetry.istio.io",
@@ -127,7 +128,7 @@ pub(super) fn find(given: &Given, settings: Settings) -> Vec<Finding> {
         findings.extend(conditions.iter().filter_map(|condition| {
             let severity = severity(&cluster, &key, condition, given.complete)?;
             let (what, remedy) = parted(&condition.message);
-            Some(finding(document, severity, field_of(condition), what, remedy))
+            Some(finding(document, severity, field_of(key.kind, condition), what, remedy))
         }));
     }
     for (key, document) in &origin {
@@ -276,6 +277,7 @@ fn of_reach(cluster: &Cluster, key: &Key, document: &Document, complete: bool) -
         Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
         | Kind::RequestAuthentication
+        | Kind::RateLimitPolicy
         | Kind::Node
         | Kind::Service
         | Kind::EndpointSlice
@@ -298,7 +300,7 @@ fn severity(cluster: &Cluster, key: &Key, condition: &Condition, complete: bool)
     let absent = if complete { Severity::Error } else { Severity::Warning };
     match (condition.kind, condition.status, condition.reason) {
         // It waits for a waypoint, as what is bound to one does.
-        ("ResolvedWaypoints", false, _) | ("WaypointAccepted", false, "AncestorNotBound") => {
+        ("ResolvedWaypoints", false, _) | ("WaypointAccepted" | "Accepted", false, "AncestorNotBound") => {
             Some(Severity::Warning)
         }
         (_, false, "UnknownProvider") => Some(absent),
@@ -322,9 +324,11 @@ fn severity(cluster: &Cluster, key: &Key, condition: &Condition, complete: bool)
     }
 }
 
-fn field_of(condition: &Condition) -> String {
+fn field_of(kind: Kind, condition: &Condition) -> String {
     match condition.kind {
         "WaypointAccepted" if condition.reason == "UnknownProvider" => "spec.provider.name".to_owned(),
+        "Accepted" if kind == Kind::RateLimitPolicy => "spec.targetRefs".to_owned(),
+        "ResolvedRefs" if kind == Kind::RateLimitPolicy => "spec.global.service".to_owned(),
         "WaypointAccepted" => "spec.targetRefs".to_owned(),
         "ZtunnelAccepted" => "spec".to_owned(),
         "istio.io/WaypointBound" => format!("metadata.labels[{}]", labels::USE_WAYPOINT),

@@ -65,7 +65,7 @@ const OURS: [(&str, &str); 8] = [
 ];
 
 /// Lists of the whole cluster.
-const EVERYWHERE: [(&str, &str); 17] = [
+const EVERYWHERE: [(&str, &str); 18] = [
     ("namespaces", "/api/v1/namespaces"),
     ("nodes", "/api/v1/nodes"),
     (
@@ -77,6 +77,7 @@ const EVERYWHERE: [(&str, &str); 17] = [
     ("authorizationpolicies", "/apis/security.istio.io/v1/authorizationpolicies"),
     ("peerauthentications", "/apis/security.istio.io/v1/peerauthentications"),
     ("requestauthentications", "/apis/security.istio.io/v1/requestauthentications"),
+    ("ratelimitpolicies", "/apis/ambit.io/v1alpha1/ratelimitpolicies"),
     ("serviceentries", "/apis/networking.istio.io/v1/serviceentries"),
     ("workloadentries", "/apis/networking.istio.io/v1/workloadentries"),
     ("gateways", "/apis/gateway.networking.k8s.io/v1/gateways"),

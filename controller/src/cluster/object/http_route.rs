@@ -64,7 +64,8 @@ pub(super) fn parse_backends(
     parsed.collect()
 }
 
-fn parse_match(field: &str, written: &api::HttpMatch) -> Result<Match, Rejection> {
+/// Reads what is asked of a request.
+pub(super) fn parse_match(field: &str, written: &api::HttpMatch) -> Result<Match, Rejection> {
     refuse_unknown(field, &written.unknown)?;
     let path = written.path.clone().unwrap_or_default();
     let path = match path.kind {
@@ -177,7 +178,7 @@ pub(super) fn parse_session(
 
 /// Reads a duration of Gateway API (GEP-2257): up to four numbers of up to five digits, each with `h`, `m`, `s` or
 /// `ms`.
-fn parse_duration(field: &str, text: &str) -> Result<Duration, Rejection> {
+pub(super) fn parse_duration(field: &str, text: &str) -> Result<Duration, Rejection> {
     duration(text).ok_or_else(|| {
         let what = format!("{text:?} is no duration");
         Rejection::new(field, what, "write numbers with h, m, s or ms: 1h30m, 10s, 500ms")

@@ -14,6 +14,7 @@ mod peer_authentication;
 mod pod;
 mod policy_target;
 mod protocol;
+mod rate_limit;
 mod reference_grant;
 mod request_authentication;
 mod route;
@@ -42,6 +43,7 @@ pub use namespace::{NamespaceObject, Node};
 pub use peer_authentication::{Mode, PeerAuthentication};
 pub use pod::{Owner, Phase, Pod};
 pub use policy_target::{Attachment, PolicyTarget};
+pub use rate_limit::{LimitAtService, LimitContent, LimitTarget, LimitTargetRef, RateLimitPolicy};
 pub use reference_grant::{Granted, ReferenceGrant};
 pub use request_authentication::{RequestAuthentication, Tokens};
 pub use route::{
@@ -100,6 +102,8 @@ pub enum Kind {
     PeerAuthentication,
     /// `RequestAuthentication`.
     RequestAuthentication,
+    /// `RateLimitPolicy`.
+    RateLimitPolicy,
     /// `Gateway`.
     Gateway,
     /// `GatewayClass`.
@@ -139,6 +143,7 @@ impl Kind {
             ("security.istio.io", "AuthorizationPolicy") if stable => Some(Self::AuthorizationPolicy),
             ("security.istio.io", "PeerAuthentication") if stable => Some(Self::PeerAuthentication),
             ("security.istio.io", "RequestAuthentication") if stable => Some(Self::RequestAuthentication),
+            ("ambit.io", "RateLimitPolicy") if version == "v1alpha1" => Some(Self::RateLimitPolicy),
             ("gateway.networking.k8s.io", "Gateway") if stable => Some(Self::Gateway),
             ("gateway.networking.k8s.io", "GatewayClass") if stable => Some(Self::GatewayClass),
             ("gateway.networking.k8s.io", "HTTPRoute") if stable => Some(Self::HttpRoute),
@@ -173,6 +178,7 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
+            Self::RateLimitPolicy => "RateLimitPolicy",
             Self::Gateway => "Gateway",
             Self::GatewayClass => "GatewayClass",
             Self::GrpcRoute => "GRPCRoute",
@@ -223,6 +229,8 @@ pub enum Object {
     PeerAuthentication(Arc<PeerAuthentication>),
     /// Whose tokens are believed.
     RequestAuthentication(Arc<RequestAuthentication>),
+    /// How many requests are taken.
+    RateLimitPolicy(Arc<RateLimitPolicy>),
     /// A gateway or waypoint.
     Gateway(Arc<Gateway>),
     /// A kind of gateway.
@@ -249,6 +257,7 @@ impl Object {
             Self::AuthorizationPolicy(object) => (Kind::AuthorizationPolicy, &object.meta),
             Self::PeerAuthentication(object) => (Kind::PeerAuthentication, &object.meta),
             Self::RequestAuthentication(object) => (Kind::RequestAuthentication, &object.meta),
+            Self::RateLimitPolicy(object) => (Kind::RateLimitPolicy, &object.meta),
             Self::Gateway(object) => (Kind::Gateway, &object.meta),
             Self::GatewayClass(object) => (Kind::GatewayClass, &object.meta),
             Self::Route(object) => (object.kind.kind(), &object.meta),
@@ -332,6 +341,9 @@ pub fn parse_value(
                     written,
                     rejection.to_string(),
                 )))),
+                Kind::RateLimitPolicy => Some(Object::RateLimitPolicy(Arc::new(
+                    RateLimitPolicy::undecodable(written, rejection.to_string()),
+                ))),
                 Kind::Namespace
                 | Kind::Node
                 | Kind::Pod
@@ -394,6 +406,9 @@ fn parse_known(kind: Kind, written: &Written<'_>) -> Result<Object, Rejection> {
         }
         Kind::RequestAuthentication => {
             Object::RequestAuthentication(Arc::new(RequestAuthentication::parse(namespace, read(written)?)?))
+        }
+        Kind::RateLimitPolicy => {
+            Object::RateLimitPolicy(Arc::new(RateLimitPolicy::parse(namespace, read(written)?)?))
         }
         Kind::Gateway => Object::Gateway(Arc::new(Gateway::parse(namespace, read(written)?)?)),
         Kind::GatewayClass => Object::GatewayClass(Arc::new(GatewayClass::parse(read(written)?)?)),

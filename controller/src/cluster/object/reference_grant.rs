@@ -1,10 +1,10 @@
-//! ReferenceGrant: which routes of other namespaces may refer to services of this one.
+//! ReferenceGrant: which routes and limits of other namespaces may refer to services of this one.
 
 use ambit_api::reference_grant as api;
 use ambit_model::name::{Label, Namespace};
 
 use super::{
-    Kind, Meta, Rejection,
+    Kind, Meta, Rejection, rate_limit,
     route::{GATEWAY_API, ISTIO_NETWORKING},
 };
 use crate::cluster::HostOwner;
@@ -14,7 +14,7 @@ use crate::cluster::HostOwner;
 pub struct ReferenceGrant {
     /// Name, labels and annotations.
     pub meta: Meta,
-    /// Who may refer: routes of this kind in this namespace.
+    /// Who may refer: routes, or limits, of this kind in this namespace.
     pub from: Vec<(Kind, Namespace)>,
     /// To what.
     pub to: Vec<Granted>,
@@ -33,9 +33,16 @@ impl ReferenceGrant {
     /// Grants to and for other kinds are others' affair.
     pub(super) fn parse(namespace: Namespace, object: api::ReferenceGrant) -> Result<Self, Rejection> {
         let from = object.spec.from.into_iter().filter_map(|from| {
-            let kinds = [Kind::GrpcRoute, Kind::HttpRoute, Kind::TlsRoute, Kind::TcpRoute];
-            let kind = kinds.into_iter().find(|kind| kind.word() == from.kind)?;
-            (from.group == GATEWAY_API).then(|| (kind, from.namespace.into()))
+            let kinds = [
+                (Kind::GrpcRoute, GATEWAY_API),
+                (Kind::HttpRoute, GATEWAY_API),
+                (Kind::TlsRoute, GATEWAY_API),
+                (Kind::TcpRoute, GATEWAY_API),
+                (Kind::RateLimitPolicy, rate_limit::group()),
+            ];
+            let is_it = |(kind, group): &(Kind, &str)| kind.word() == from.kind && *group == from.group;
+            let (kind, _) = kinds.into_iter().find(is_it)?;
+            Some((kind, from.namespace.into()))
         });
         let to = object.spec.to.into_iter().filter_map(|to| {
             let name = to.name.filter(|name| !name.is_empty()).map(Label::from);
@@ -48,7 +55,7 @@ impl ReferenceGrant {
         Ok(Self { from: from.collect(), to: to.collect(), meta: Meta::parse(namespace, object.metadata) })
     }
 
-    /// Whether routes of this kind and namespace may refer to a service of its own namespace.
+    /// Whether objects of this kind and namespace may refer to a service of its own namespace.
     pub fn allows(&self, kind: Kind, namespace: &Namespace, owner: &HostOwner) -> bool {
         let is_named = |name: &Option<Label>| name.as_ref().is_none_or(|name| *name == owner.name().name);
         let to = |granted: &Granted| match (granted, owner) {

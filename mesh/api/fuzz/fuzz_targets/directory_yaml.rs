@@ -8,6 +8,7 @@ use ambit_api::{
     directory::{Document, read_text},
     gateway::{Gateway, GatewayClass},
     peer_authentication::PeerAuthentication,
+    rate_limit_policy::RateLimitPolicy,
     request_authentication::RequestAuthentication,
     service_entry::ServiceEntry,
     workload_entry::WorkloadEntry,
@@ -43,6 +44,7 @@ fn parse(document: &Document) {
         "AuthorizationPolicy" => drop(document.parse::<AuthorizationPolicy>()),
         "PeerAuthentication" => drop(document.parse::<PeerAuthentication>()),
         "RequestAuthentication" => drop(document.parse::<RequestAuthentication>()),
+        "RateLimitPolicy" => drop(document.parse::<RateLimitPolicy>()),
         "Gateway" => drop(document.parse::<Gateway>()),
         "GatewayClass" => drop(document.parse::<GatewayClass>()),
         _ => {}

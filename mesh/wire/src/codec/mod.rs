@@ -8,6 +8,7 @@ mod authorizer;
 mod authz;
 mod filter;
 mod interner;
+mod limit;
 mod policy;
 mod route;
 mod service;

@@ -43,7 +43,7 @@ pub(super) fn encode_rule(rule: &Rule) -> pb::HttpRule {
     }
 }
 
-fn decode_match(message: pb::HttpMatch) -> Result<Match, InvalidResource> {
+pub(super) fn decode_match(message: pb::HttpMatch) -> Result<Match, InvalidResource> {
     use pb::http_match::Path as Wire;
     let (field, path) = match message.path.ok_or_else(|| unset("path"))? {
         Wire::Exact(path) => ("exact", Path::exact(&path)),
@@ -72,7 +72,7 @@ fn decode_match(message: pb::HttpMatch) -> Result<Match, InvalidResource> {
     Ok(matched)
 }
 
-fn encode_match(matched: &Match) -> pb::HttpMatch {
+pub(super) fn encode_match(matched: &Match) -> pb::HttpMatch {
     use pb::http_match::Path as Wire;
     let path = match matched.paths() {
         Path::Exact(path) => Wire::Exact(path.as_str().to_owned()),

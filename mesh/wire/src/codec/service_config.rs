@@ -11,7 +11,7 @@ use ambit_proto::waypoint as pb;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Interner, InvalidResource, authn, decode_each, decode_port, policy, route};
+use super::{Interner, InvalidResource, authn, decode_each, decode_port, limit, policy, route};
 
 /// The name of the resource with what applies to `service` at the waypoint `gateway_name`.
 pub fn service_config_name(gateway_namespace: &str, gateway_name: &str, service: &ServiceKey) -> String {
@@ -37,6 +37,7 @@ pub(super) fn decode(body: Bytes, names: &mut Interner) -> Result<ServiceConfig,
         stream: decode_each("stream_routes", message.stream_routes, |one| decode_stream(one, names))?,
         authentication: decode_each("authentication", message.authentication, authn::decode)?,
         policies: message.policies.into_iter().map(|one| Arc::new(policy::decode(one, names))).collect(),
+        limits: decode_each("limits", message.limits, |one| limit::decode(one, names))?,
     };
     Ok(ServiceConfig::new(key, parts))
 }
@@ -125,6 +126,7 @@ pub(super) fn encode(config: &ServiceConfig) -> pb::ServiceConfig {
         stream_routes: parts.stream.iter().map(encode_stream).collect(),
         authentication: config.authentication().iter().map(authn::encode).collect(),
         policies: config.policies().map(policy::encode).collect(),
+        limits: parts.limits.iter().map(limit::encode).collect(),
         broken: config.broken().unwrap_or_default().to_owned(),
     }
 }
@@ -159,4 +161,4 @@ fn encode_origin(origin: &Origin) -> pb::Origin {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

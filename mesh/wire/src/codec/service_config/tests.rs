@@ -12,7 +12,9 @@ use http::{HeaderName, Method};
 use proptest::{option, prelude::*, sample::select};
 
 use super::*;
-use crate::codec::{decode_service_config, encode_service_config, policy::tests::policy};
+use crate::codec::{
+    decode_service_config, encode_service_config, limit::tests::limit, policy::tests::policy,
+};
 
 fn decoded(body: Bytes) -> Result<ServiceConfig, InvalidResource> {
     decode_service_config(body, &mut Interner::default())
@@ -45,7 +47,7 @@ fn path() -> impl Strategy<Value = Path> {
     ]
 }
 
-fn matched() -> impl Strategy<Value = Match> {
+pub(in crate::codec) fn matched() -> impl Strategy<Value = Match> {
     let method = select(vec![Method::GET, Method::POST, Method::from_bytes(b"PURGE").expect("a method")]);
     let header = (select(vec!["x-a", "x-b", "cookie"]), text());
     let query = ("[a-zé]{1,3}", text());
@@ -60,7 +62,7 @@ fn matched() -> impl Strategy<Value = Match> {
     })
 }
 
-fn destination() -> impl Strategy<Value = Destination> {
+pub(in crate::codec) fn destination() -> impl Strategy<Value = Destination> {
     prop_oneof![
         ("[a-z]{1,4}", "[a-z]{1,4}(\\.[a-z]{1,4}){0,2}", 1..=u16::MAX).prop_map(
             |(namespace, hostname, port)| {
@@ -254,13 +256,16 @@ fn config() -> impl Strategy<Value = ServiceConfig> {
     let stream = prop::collection::vec(attached(stream_route()), 0..3);
     let policies = prop::collection::vec(policy().prop_map(Arc::new), 0..3);
     let authentication = prop::collection::vec(token_rule(), 0..3);
-    let parts =
-        (http, stream, policies, authentication).prop_map(|(http, stream, policies, authentication)| Parts {
+    let limits = prop::collection::vec(limit(), 0..3);
+    let parts = (http, stream, policies, authentication, limits).prop_map(
+        |(http, stream, policies, authentication, limits)| Parts {
             http,
             stream,
             policies,
             authentication,
-        });
+            limits,
+        },
+    );
     ("[a-z]{1,4}", "(\\*\\.)?[a-z]{1,4}(\\.[a-z]{1,4}){0,2}", parts).prop_map(
         |(namespace, hostname, parts)| ServiceConfig::new(ServiceKey::new(namespace, hostname), parts),
     )
