@@ -10,9 +10,9 @@ use ambit_model::name::{Hostname, Namespace, ServiceKey};
 use ambit_model::service_config::ServiceConfig;
 
 use crate::cluster::object::{
-    Attachment, AuthorizationPolicy, Content, EndpointSlice, GatewayClass, Key, Kind, Labels, LimitTarget, Meta, Name,
-    NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget, RateLimitPolicy, ReferenceGrant, Route, Selector,
-    Service, ServiceEntry,
+    Attachment, AuthorizationPolicy, Content, EndpointSlice, GatewayClass, Key, Kind, Labels, LimitTarget,
+    Meta, Name, NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget, RateLimitPolicy,
+    ReferenceGrant, Route, Selector, Service, ServiceEntry,
 };
 use crate::cluster::{Cluster, HostOwner, Member, Touched};
 use crate::translate::waypoint;

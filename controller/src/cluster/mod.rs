@@ -23,8 +23,8 @@ use index::Index;
 pub use index::{AttachedPolicy, HostOwner, Member, SelectorOwner};
 use object::{
     AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, LimitTarget, MeshConfig, Name,
-    NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, Provider, RateLimitPolicy, ReferenceGrant,
-    RequestAuthentication, Route, Selector, Service, ServiceEntry, WorkloadEntry,
+    NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, Provider, RateLimitPolicy,
+    ReferenceGrant, RequestAuthentication, Route, Selector, Service, ServiceEntry, WorkloadEntry,
 };
 pub use vips::{Vip, Vips};
 

@@ -52,6 +52,13 @@ pub(crate) struct Identity {
     pub(crate) answered: AtomicU64,
 }
 
+impl Identity {
+    /// Of this name, and nothing else about it is asked for.
+    pub(crate) fn named(pod: String) -> Self {
+        Self { pod, namespace: String::new(), status: StatusCode::OK, answered: AtomicU64::new(0) }
+    }
+}
+
 /// What a port speaks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Speak {

@@ -74,6 +74,15 @@ pub trait Witness {
     fn answered(&mut self, outcome: Result<&Response<Incoming>, &Refusal>);
 }
 
+/// Nobody: a question of our own, which is part of no trace.
+impl Witness for () {
+    fn attempt(&mut self, _: &Arc<Workload>, _: SocketAddr, _: u32) {}
+
+    fn tell(&self, _: &mut HeaderMap) {}
+
+    fn answered(&mut self, _: Result<&Response<Incoming>, &Refusal>) {}
+}
+
 impl Upstream {
     /// Sends a request, and again if it may be.
     pub async fn send(

@@ -53,7 +53,7 @@ mod tests {
         };
         let mut tasks = JoinSet::new();
         let (near, far) = tokio::io::duplex(1024);
-        let identity = Identity { pod: "web-1".to_owned(), namespace: String::new() };
+        let identity = Identity::named("web-1".to_owned());
         tasks.spawn(async { drop(server::serve(far, 8080, Arc::new(identity)).await) });
         let mut server = Server::over(near, &args.url, &mut tasks).await.unwrap();
         let mut said = String::new();

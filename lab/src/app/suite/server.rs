@@ -48,7 +48,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> io::Result<Verdict> {
     // Its own UTS namespace says so.
     let pod = std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
-    let identity = Arc::new(Identity { pod, namespace: String::new() });
+    let identity = Arc::new(Identity::named(pod));
     let spoken = args.ports.into_iter().chain(args.grpc).filter(|port| !args.tls.contains(port));
     let spoken = spoken.map(|port| (port, Speak::Suite(port)));
     let mut servers = JoinSet::new();
