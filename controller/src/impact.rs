@@ -10,9 +10,9 @@ use ambit_model::name::{Hostname, Namespace, ServiceKey};
 use ambit_model::service_config::ServiceConfig;
 
 use crate::cluster::object::{
-    Attachment, AuthorizationPolicy, EndpointSlice, GatewayClass, Key, Kind, Labels, LimitTarget, Meta, Name,
-    NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget, RateLimitPolicy, ReferenceGrant, Route,
-    Selector, Service, ServiceEntry,
+    Attachment, AuthorizationPolicy, Content, EndpointSlice, GatewayClass, Key, Kind, Labels, LimitTarget, Meta, Name,
+    NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget, RateLimitPolicy, ReferenceGrant, Route, Selector,
+    Service, ServiceEntry,
 };
 use crate::cluster::{Cluster, HostOwner, Member, Touched};
 use crate::translate::waypoint;
@@ -104,6 +104,7 @@ impl<'a> Dependents<'a> {
             Object::GatewayClass(class) => self.of_class(class),
             Object::Route(route) => self.of_route(route),
             Object::ReferenceGrant(grant) => self.of_grant(grant),
+            Object::MeshConfig(_) => self.of_providers(),
         }
     }
 
@@ -251,7 +252,8 @@ impl<'a> Dependents<'a> {
                 | Kind::HttpRoute
                 | Kind::TlsRoute
                 | Kind::TcpRoute
-                | Kind::ReferenceGrant => {}
+                | Kind::ReferenceGrant
+                | Kind::MeshConfig => {}
             }
         }
     }
@@ -320,7 +322,8 @@ impl<'a> Dependents<'a> {
                 | Kind::HttpRoute
                 | Kind::TlsRoute
                 | Kind::TcpRoute
-                | Kind::ReferenceGrant => {}
+                | Kind::ReferenceGrant
+                | Kind::MeshConfig => {}
             }
         }
     }
@@ -343,6 +346,16 @@ impl<'a> Dependents<'a> {
                 for (_, policy) in cluster.rate_limit_policies.within(namespace) {
                     self.limited(policy);
                 }
+            }
+        }
+    }
+
+    /// Providers are part of the policies that ask them.
+    fn of_providers(&mut self) {
+        let cluster = self.cluster;
+        for (_, policy) in cluster.authorization_policies.iter() {
+            if matches!(policy.content, Content::Custom { .. }) {
+                self.attached(&policy.attachment);
             }
         }
     }

@@ -309,6 +309,19 @@ fn any_attached_policy() -> impl Strategy<Value = Value> {
     )
 }
 
+/// Providers of which policies name some, in a namespace that counts and in one that does not.
+fn any_providers() -> impl Strategy<Value = Value> {
+    let names = prop::collection::btree_set(pick(NAMES), 0..3);
+    (pick(NAMESPACES), names, 1..3_u32).prop_map(|(namespace, names, port)| {
+        let provider = |name| {
+            json!({"name": name, "envoyExtAuthzGrpc": {"service": "a.shop.svc.cluster.local", "port": port}})
+        };
+        let mesh = json!({"extensionProviders": names.into_iter().map(provider).collect::<Vec<_>>()});
+        let metadata = json!({"name": "istio", "namespace": namespace});
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"mesh": mesh.to_string()}})
+    })
+}
+
 /// Limits of services, waypoints and routes, counted here or by a service that may be there or not.
 fn any_limit() -> impl Strategy<Value = Value> {
     let kind = pick(&["Service", "ServiceEntry", "Gateway", "HTTPRoute", "GRPCRoute"]);
@@ -392,6 +405,7 @@ fn waypoint_step() -> impl Strategy<Value = Step> {
             },
         ),
         4 => any_attached_policy(),
+        1 => any_providers(),
     ];
     prop_oneof![
         8 => written.prop_map(Step::Write),

@@ -206,7 +206,8 @@ fn every_action_reaches_the_waypoint() {
     assert!(is_of_action(of("action: ALLOW"), Action::Allow, false));
     assert!(is_of_action(of("action: DENY"), Action::Deny, false));
     assert!(matches!(of("action: AUDIT"), Content::Audit { rules } if rules.len() == 1));
-    let Content::Custom { provider, rules } = of("action: CUSTOM, provider: {name: opa}") else {
+    let Content::Custom { provider, authorizer: None, rules } = of("action: CUSTOM, provider: {name: opa}")
+    else {
         panic!("asks")
     };
     assert_eq!((provider.as_str(), rules.len()), ("opa", 1));
@@ -498,7 +499,9 @@ fn authors_are_told_what_is_not_as_they_may_think() {
     let timeout = tokens(&format!("{TO_WEB}, jwtRules: [{{issuer: 'https://a', timeout: 1s}}]"));
     assert!(message(Kind::RequestAuthentication, &timeout).2.contains("timeout is not used"));
     let custom = policy(&format!("{TO_WEB}, action: CUSTOM, provider: {{name: opa}}"));
-    assert!(message(Kind::AuthorizationPolicy, &custom).2.contains("does not know opa"));
+    let (status, reason, text) = message(Kind::AuthorizationPolicy, &custom);
+    assert_eq!((status, reason), (false, "UnknownProvider"));
+    assert!(text.contains("provider opa does not exist: what matches is denied; create ConfigMap"), "{text}");
     let dry = object("AuthorizationPolicy", "shop", "istio.io/dry-run: 'true'", TO_WEB);
     assert!(message(Kind::AuthorizationPolicy, &dry).2.contains("decides nothing"));
 }

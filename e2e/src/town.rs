@@ -344,6 +344,13 @@ impl Called {
         pods.map(|(pod, count)| (pod.clone(), count.as_u64().unwrap_or_default())).collect()
     }
 
+    /// How many were answered with each status.
+    pub fn statuses(&self) -> BTreeMap<u16, u64> {
+        let statuses = self.summary("statuses").as_object().into_iter().flatten();
+        let read = |(status, count): (&String, &Value)| Some((status.parse().ok()?, count.as_u64()?));
+        statuses.filter_map(read).collect()
+    }
+
     /// What went wrong, in the client's words.
     pub fn errors(&self) -> Vec<String> {
         self.summary("errors").as_object().into_iter().flatten().map(|(error, _)| error.clone()).collect()

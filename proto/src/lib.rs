@@ -41,6 +41,26 @@ pub mod discovery {
     tonic::include_proto!("envoy.service.discovery.v3");
 }
 
+/// Asking an external authorizer: `envoy.service.auth.v3`.
+pub mod ext_authz {
+    tonic::include_proto!("envoy.service.auth.v3");
+}
+
+/// Addresses and changes of headers: `envoy.config.core.v3`.
+pub mod envoy_core {
+    tonic::include_proto!("envoy.config.core.v3");
+}
+
+/// Statuses of HTTP: `envoy.type.v3`.
+pub mod envoy_type {
+    tonic::include_proto!("envoy.r#type.v3");
+}
+
+/// What a call ended with: `google.rpc`.
+pub mod rpc_status {
+    tonic::include_proto!("google.rpc");
+}
+
 /// What a waypoint is told of the services that it serves: `ambit.waypoint.v1`.
 pub mod waypoint {
     tonic::include_proto!("ambit.waypoint.v1");

@@ -1,22 +1,72 @@
 //! One record per request, and one per connection that is not looked into: counted, and written to the access log, once,
-//! at its end.
+//! at its end; and the spans of a request that is traced.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+mod carried;
+mod spans;
+pub mod template;
 
-use ambit_model::{address::Target, service::Service, workload::Workload};
-use ambit_proxy::metrics::{AppIs, Ends, Labels, Peer, Traffic, WELL};
-use ambit_wire::copy::Meter;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, request::Parts};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ambit_model::{
+    address::Target,
+    service::Service,
+    trace::{Context, TraceId},
+    workload::Workload,
+};
+use ambit_proxy::metrics::{Ends, Peer, WELL};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+};
 use hyper::body::Incoming;
 
+pub use self::{
+    carried::{Carried, refused_early},
+    spans::Tracer,
+};
+use self::{
+    spans::Trace,
+    template::{Facts, Template},
+};
 use crate::{
     accept::arrival::Client,
     body::Passed,
     hygiene::X_REQUEST_ID,
-    metrics::{Metrics, REPORTER, RequestLabels},
+    metrics::{Metrics, RequestLabels},
+    permit::Permit,
     refusal::Refusal,
     upstream::attempt::Witness,
 };
+
+/// Where records go.
+#[derive(Debug)]
+pub struct Records {
+    /// Everything that is counted.
+    pub metrics: Arc<Metrics>,
+    /// Which requests get spans; `None`: none, and what the caller says of a trace is passed on as it is.
+    pub tracer: Option<Tracer>,
+    /// What a line of the log is, unless it is text or JSON with every field.
+    pub template: Option<Template>,
+}
+
+impl Records {
+    /// Writes a line as the template says.
+    fn write(&self, template: &Template, facts: &Facts<'_>) {
+        let line = template.line(facts);
+        let (trace, span) = (facts.trace.map(|id| id.to_string()), facts.span.map(|id| id.to_string()));
+        tracing::event!(
+            target: "access",
+            parent: None,
+            tracing::Level::INFO,
+            line = line.as_str(),
+            trace.id = trace.as_deref(),
+            span.id = span.as_deref(),
+        );
+    }
+}
 
 /// The record of a request. It must be [closed](Self::close): dropped without, the request is counted nowhere.
 #[derive(Debug)]
@@ -25,7 +75,7 @@ pub struct Record(Box<Open>);
 
 #[derive(Debug)]
 struct Open {
-    metrics: Arc<Metrics>,
+    records: Arc<Records>,
     at: Instant,
     client: Arc<Client>,
     asked: Target,
@@ -43,6 +93,20 @@ struct Open {
     status: Option<StatusCode>,
     grpc: Option<GrpcStatus>,
     refusal: Option<Refusal>,
+    /// On its own: a request that is not traced has no room for it.
+    trace: Option<Box<Trace>>,
+    /// The trace that the caller told of, where nobody records it and the log wants it.
+    told: Option<TraceId>,
+    /// By which policy it may go on; only of a request that is traced.
+    policy: Option<String>,
+    /// What the template has of the request's head, and of the response's.
+    taken: Taken,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    request: Box<[Option<HeaderValue>]>,
+    response: Box<[Option<HeaderValue>]>,
 }
 
 /// What a gRPC call ended with.
@@ -59,15 +123,19 @@ impl GrpcStatus {
 impl Record {
     /// A request has come.
     pub fn open(
-        metrics: &Arc<Metrics>,
+        records: &Arc<Records>,
         client: &Arc<Client>,
         asked: &Target,
         head: &Request<Incoming>,
     ) -> Self {
+        let begin = |tracer: &Tracer| Box::new(tracer.begin(head.headers(), &records.metrics));
+        let trace = records.tracer.as_ref().map(begin);
+        let wants_trace = trace.is_none() && records.template.as_ref().is_some_and(Template::has_trace);
+        let told = wants_trace.then(|| spans::received(head.headers(), &records.metrics).parent).flatten();
         let content = head.headers().get(header::CONTENT_TYPE);
         let is_grpc = content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         Self(Box::new(Open {
-            metrics: metrics.clone(),
+            records: records.clone(),
             at: Instant::now(),
             client: client.clone(),
             asked: asked.clone(),
@@ -85,6 +153,10 @@ impl Record {
             status: None,
             grpc: None,
             refusal: None,
+            trace,
+            told: told.map(|parent| parent.trace),
+            policy: None,
+            taken: Taken::default(),
         }))
     }
 
@@ -92,6 +164,21 @@ impl Record {
     pub fn read(&mut self, head: &Parts) {
         self.0.uri = head.uri.clone();
         self.0.id = head.headers.get(&X_REQUEST_ID).cloned();
+        if let Some(template) = &self.0.records.template {
+            self.0.taken.request = template.of_request(&head.headers);
+        }
+    }
+
+    /// It may go on.
+    pub fn permitted(&mut self, permit: &Permit) {
+        if self.0.trace.as_ref().is_some_and(|trace| trace.is_recorded()) {
+            self.0.policy = Some(permit.granted_by().to_string());
+        }
+    }
+
+    /// The span in which it is answered, if it is traced.
+    pub fn context(&self) -> Option<Context> {
+        self.0.trace.as_ref().map(|trace| trace.context().clone())
     }
 
     /// It is meant for `service`.
@@ -118,6 +205,9 @@ impl Record {
     pub fn responded(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.0.status = Some(status);
         self.0.grpc = GrpcStatus::read(headers);
+        if let Some(template) = &self.0.records.template {
+            self.0.taken.response = template.of_response(headers);
+        }
     }
 
     /// The trailers of its response.
@@ -132,7 +222,8 @@ impl Record {
 
     /// Counts it, and writes it to the log. `sent` bytes of its response's body have passed.
     pub fn close(self, outcome: Result<(), &Refusal>, sent: u64) {
-        let open = *self.0;
+        let mut open = *self.0;
+        let trace = open.trace.take();
         let refusal = outcome.err().or(open.refusal.as_ref());
         let flag = refusal.map_or(WELL, Refusal::flag);
         let took = open.at.elapsed();
@@ -153,9 +244,56 @@ impl Record {
             flag,
             mutual_tls: open.client.identity.is_some(),
         };
-        open.metrics.requests.ended(&labels, took, open.received.bytes(), sent);
+        let metrics = &open.records.metrics;
+        metrics.requests.ended(&labels, took, open.received.bytes(), sent);
         if let Some(refusal) = refusal {
-            open.metrics.refused(refusal);
+            metrics.refused(refusal);
+        }
+        open.write(trace.as_deref(), refusal, took, sent);
+        if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
+            let (attributes, failed) = open.server_span(refusal, flag, sent);
+            trace.end(attributes, open.request().name(), took, failed);
+        }
+    }
+}
+
+impl Open {
+    /// Writes it to the log.
+    fn write(&self, trace: Option<&Trace>, refusal: Option<&Refusal>, took: Duration, sent: u64) {
+        let open = self;
+        let flag = refusal.map_or(WELL, Refusal::flag);
+        let status = open.status.map_or(0, |status| status.as_u16());
+        let upstream = open.upstream.as_ref();
+        if !tracing::enabled!(target: "access", tracing::Level::INFO) {
+            return;
+        }
+        if let Some(template) = &open.records.template {
+            let reached = open.status.is_some() && refusal.is_none() && upstream.is_some();
+            let details = if reached { Some("via_upstream") } else { refusal.map(Refusal::word) };
+            let facts = Facts {
+                method: Some(&open.method),
+                uri: Some(&open.uri),
+                protocol: Some(protocol(open.version)),
+                status,
+                grpc: open.grpc.map(|status| status.0),
+                details,
+                failure: refusal.filter(|_| flag == "UF").map(ToString::to_string),
+                received: open.received.bytes(),
+                sent,
+                upstream: upstream.map(|(_, address)| *address),
+                attempts: open.attempts,
+                service: open.service.as_ref().map(|service| service.hostname.as_str()),
+                client: Some(open.client.address),
+                asked: Some(&open.asked),
+                route: open.route.as_deref(),
+                peer: open.client.identity.as_ref(),
+                trace: trace.map(Trace::id).or(open.told),
+                span: trace.map(Trace::span),
+                request: &open.taken.request,
+                response: &open.taken.response,
+                ..Facts::new(took, flag)
+            };
+            return open.records.write(template, &facts);
         }
         let text = |value: &Option<HeaderValue>| {
             value.as_ref().and_then(|value| value.to_str().ok()).map(str::to_owned)
@@ -185,6 +323,8 @@ impl Record {
             bytes_sent = sent,
             duration = format!("{}ms", took.as_millis()).as_str(),
             request.id = text(&open.id).as_deref(),
+            trace.id = trace.map(|trace| tracing::field::display(trace.id())),
+            span.id = trace.map(|trace| tracing::field::display(trace.span())),
             user_agent = text(&open.agent).as_deref(),
             error = refusal.map(ToString::to_string).as_deref(),
             "request complete"
@@ -196,6 +336,22 @@ impl Witness for Record {
     fn attempt(&mut self, workload: &Arc<Workload>, address: SocketAddr, repeated: u32) {
         self.0.upstream = Some((workload.clone(), address));
         self.0.attempts = repeated + 1;
+        if let Some(trace) = &mut self.0.trace {
+            trace.attempt(workload, address, repeated);
+        }
+    }
+
+    fn tell(&self, headers: &mut HeaderMap) {
+        if let Some(trace) = &self.0.trace {
+            trace.tell(headers);
+        }
+    }
+
+    fn answered(&mut self, outcome: Result<&Response<Incoming>, &Refusal>) {
+        if let Some(mut trace) = self.0.trace.take() {
+            trace.answered(&self.0.request(), outcome);
+            self.0.trace = Some(trace);
+        }
     }
 }
 
@@ -205,101 +361,4 @@ fn protocol(version: Version) -> &'static str {
         Version::HTTP_2 => "HTTP/2",
         _ => "HTTP/1.1",
     }
-}
-
-/// The record of a connection that is not looked into. It must be [closed](Self::close).
-#[derive(Debug)]
-#[must_use = "a record is written when it is closed"]
-pub struct Carried {
-    metrics: Arc<Metrics>,
-    at: Instant,
-    client: Arc<Client>,
-    asked: Target,
-    service: Option<Arc<Service>>,
-    upstream: Arc<Workload>,
-    address: SocketAddr,
-    /// Which end a copy calls the application.
-    app: AppIs,
-    meter: Arc<Meter>,
-    traffic: Arc<Traffic>,
-}
-
-impl Carried {
-    /// A connection is about to be carried to `upstream`.
-    pub fn open(
-        metrics: &Arc<Metrics>,
-        client: &Arc<Client>,
-        asked: &Target,
-        service: Option<Arc<Service>>,
-        (upstream, address): (Arc<Workload>, SocketAddr),
-        app: AppIs,
-    ) -> Self {
-        let labels = Labels {
-            reporter: REPORTER,
-            ends: Ends {
-                source: Peer { workload: client.workload.as_ref(), identity: client.identity.as_ref() },
-                destination: Peer { workload: Some(&upstream), identity: None },
-                service: service.as_ref(),
-            },
-            mutual_tls: client.identity.is_some(),
-            flag: WELL,
-        };
-        let meter = Arc::new(Meter::default());
-        let traffic = metrics.traffic.opened(&labels, meter.clone(), app);
-        let (metrics, client, asked) = (metrics.clone(), client.clone(), asked.clone());
-        Self { metrics, at: Instant::now(), client, asked, service, upstream, address, app, meter, traffic }
-    }
-
-    /// Counts the bytes.
-    pub fn meter(&self) -> Arc<Meter> {
-        self.meter.clone()
-    }
-
-    /// Counts the connection as closed, and writes it to the log.
-    pub fn close(self, outcome: Result<(), &Refusal>) {
-        let flag = outcome.map_or_else(Refusal::flag, |()| WELL);
-        let (received, sent) = match self.app {
-            AppIs::Client => (self.meter.from_app(), self.meter.to_app()),
-            AppIs::Server => (self.meter.to_app(), self.meter.from_app()),
-        };
-        self.metrics.traffic.closed(&self.traffic, &self.meter, flag);
-        if let Err(refusal) = outcome {
-            self.metrics.refused(refusal);
-        }
-        tracing::event!(
-            target: "access",
-            parent: None,
-            tracing::Level::INFO,
-            src.addr = %self.client.address,
-            src.workload = self.client.workload.as_ref().map(|one| one.name.as_str()),
-            src.namespace = self.client.workload.as_ref().map(|one| one.namespace.as_str()),
-            src.identity = self.client.identity.as_ref().map(ToString::to_string).as_deref(),
-            dst.asked = %self.asked,
-            dst.service = self.service.as_ref().map(|service| service.hostname.as_str()),
-            dst.addr = %self.address,
-            dst.workload = self.upstream.name.as_str(),
-            flag = flag,
-            bytes_recv = received,
-            bytes_sent = sent,
-            duration = format!("{}ms", self.at.elapsed().as_millis()).as_str(),
-            error = outcome.err().map(ToString::to_string).as_deref(),
-            "connection complete"
-        );
-    }
-}
-
-/// A tunnel or stream is refused before anything is known of it: one line, and no traffic is counted.
-pub fn refused_early(metrics: &Metrics, client: SocketAddr, asked: Option<&Target>, refusal: &Refusal) {
-    metrics.refused(refusal);
-    tracing::event!(
-        target: "access",
-        parent: None,
-        tracing::Level::WARN,
-        src.addr = %client,
-        dst.asked = asked.map(tracing::field::display),
-        flag = refusal.flag(),
-        error = refusal.to_string().as_str(),
-        advice = refusal.advice(),
-        "connection failed"
-    );
 }

@@ -93,6 +93,12 @@ fn settings(config: &Config) -> Value {
         "network": config.own.network.as_str(),
         "threads": config.threads.get(),
         "drainSeconds": config.drain.as_secs(),
+        "traces": config.telemetry.traces.as_ref().map(|(sampler, export)| json!({
+            "collector": export.collector.address,
+            "callersDecide": sampler.heeds_caller,
+            "ratio": sampler.ratio.to_string(),
+        })),
+        "logs": config.telemetry.logs.as_ref().map(|export| json!({ "collector": export.collector.address })),
         "limits": {
             "handshakes": limits.handshakes,
             "connections": limits.connections,

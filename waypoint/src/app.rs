@@ -11,6 +11,7 @@ use ambit_proxy::{
     accept,
     identity::{self, Whose},
     metrics::Fetches,
+    telemetry::Exports,
 };
 use ambit_runtime::{
     admin::{Address, Pages, Server},
@@ -35,6 +36,7 @@ use tokio::{net::TcpListener, runtime::Handle, sync::Semaphore};
 
 use crate::{
     accept::Accept,
+    access::{Records, Tracer},
     admin,
     caller::{fetch::Fetch, keys::KeyStore},
     config::Config,
@@ -76,7 +78,14 @@ pub async fn run(config: Config, logs: LogControl) -> anyhow::Result<()> {
     registry.collect(Fetches(certificates.clone()));
     certificates.prefetch(&config.identity).context("the own certificate cannot be asked for")?;
     let (mesh, subscription) = mesh(&config, &profile, xds_metrics)?;
+    let exports = Exports::start(&config.telemetry, &profile, &logs, &mut registry)?;
+    let records = Arc::new(Records {
+        metrics: metrics.clone(),
+        tracer: exports.spans.clone().map(|(sampler, spans)| Tracer::new(sampler, spans)),
+        template: config.access.clone(),
+    });
     let shared = Arc::new(Shared {
+        records,
         mesh,
         served: Served::default(),
         certificates,
@@ -126,8 +135,10 @@ pub async fn run(config: Config, logs: LogControl) -> anyhow::Result<()> {
             Ok(())
         }
     };
-    tracing::info!("Ended");
     tokio::task::spawn_blocking(move || workers.shutdown(LAST_MOMENT)).await?;
+    // Now nobody records any more.
+    exports.end().await;
+    tracing::info!("Ended");
     outcome
 }
 

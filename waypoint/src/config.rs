@@ -10,10 +10,13 @@ use std::{
 
 use ambit_model::identity::Identity;
 use ambit_proxy::config::{
-    Ca, Files, Keepalive, Logging, Own, Pages, Tls, Xds, drain, hbone, proxy_config, worker_threads,
+    Ca, Files, Keepalive, Logging, Own, Pages, Telemetry, Tls, Xds, drain, hbone, proxy_config,
+    worker_threads,
 };
 use ambit_runtime::env::Env;
 use ambit_wire::{hbone::Settings as Hbone, xds::node::NodeKind};
+
+use crate::access::template::{InvalidTemplate, Template};
 
 /// Everything that the operator decides.
 #[derive(Clone, Debug)]
@@ -44,6 +47,10 @@ pub struct Config {
     pub threads: NonZeroUsize,
     /// What is logged.
     pub logging: Logging,
+    /// What a line of the access log is; `None`: every field, as `LOG_FORMAT` says: `AMBIT_ACCESS_LOG_FORMAT`.
+    pub access: Option<Template>,
+    /// Where traces and logs go: `OTEL_*`.
+    pub telemetry: Telemetry,
     /// `ISTIO_META_ISTIO_VERSION`, for the metric `istio_build`.
     pub istio_version: Option<String>,
 }
@@ -95,10 +102,17 @@ impl Config {
             drain: drain(env),
             threads: worker_threads(env, &proxy, "WAYPOINT"),
             logging: Logging::read(env),
+            access: env.parsed("AMBIT_ACCESS_LOG_FORMAT", template).optional().flatten(),
+            telemetry: Telemetry::read(env, &own),
             istio_version: env.string("ISTIO_META_ISTIO_VERSION").optional(),
             own,
         }
     }
+}
+
+/// Empty is none.
+fn template(text: &str) -> Result<Option<Template>, InvalidTemplate> {
+    if text.trim().is_empty() { Ok(None) } else { text.parse().map(Some) }
 }
 
 /// Where waypoints accept tunnels (protocols 4.10).
@@ -163,5 +177,44 @@ mod tests {
         for name in ["AMBIT_MAX_HANDSHAKES", "AMBIT_MAX_CONNECTIONS"] {
             assert_eq!(read(&[own[0], own[1], (name, "0")]).1, [name]);
         }
+    }
+
+    #[test]
+    fn a_template_is_read_once_and_what_is_wrong_with_it_is_told() {
+        let own = [("POD_NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "gate")];
+        let read_with = |text| read(&[own[0], own[1], ("AMBIT_ACCESS_LOG_FORMAT", text)]);
+        assert!(read_with("%REQ(:PATH)%").0.access.is_some());
+        assert_eq!(read_with(" ").0.access, None);
+        assert_eq!(read_with("%NOTHING%").1, ["AMBIT_ACCESS_LOG_FORMAT"]);
+        let mistakes = read(&[own[0], own[1], ("OTEL_TRACES_SAMPLER_ARG", "many")]).1;
+        assert_eq!(mistakes, ["OTEL_TRACES_SAMPLER_ARG"]);
+    }
+
+    #[test]
+    fn the_environment_in_the_page_on_traces_is_understood() {
+        let page = include_str!("../../docs/tasks/tracing.md");
+        let blocks = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let documents = blocks.flat_map(|block| block.split("---\n"));
+        let documents = documents.map(|text| serde_yaml_ng::from_str::<serde_json::Value>(text).unwrap());
+        let environments = documents.filter_map(|document| {
+            let piece = document["data"]["deployment"].as_str()?.to_owned();
+            let piece: serde_json::Value = serde_yaml_ng::from_str(&piece).unwrap();
+            piece["spec"]["template"]["spec"]["containers"][0]["env"].as_array().cloned()
+        });
+        let mut read_so_far = 0;
+        for environment in environments {
+            let pair = |one: &serde_json::Value| {
+                Some((one["name"].as_str()?.to_owned(), one["value"].as_str()?.to_owned()))
+            };
+            let pairs: Vec<_> = environment.iter().map(|one| pair(one).unwrap()).collect();
+            let mut all = vec![("POD_NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "gate")];
+            all.extend(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+            let (config, mistakes) = read(&all);
+            assert_eq!(mistakes, Vec::<String>::new());
+            assert!(config.telemetry.traces.is_some());
+            assert_eq!(config.access.is_some(), config.telemetry.logs.is_some());
+            read_so_far += 1;
+        }
+        assert_eq!(read_so_far, 2);
     }
 }

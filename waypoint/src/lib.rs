@@ -5,7 +5,8 @@
 //!    service (or workload) that this waypoint serves, or is refused ([`accept::arrival`], pure).
 //! 2. What the stream carries is known from the service's port, or found out ([`accept::detect`]).
 //! 3. HTTP: [`serve`] reads requests, [`request`] tells the story of one: its head gets one spelling ([`hygiene`]), its
-//!    [`caller`] is identified, a [`permit`] asked for, a route chosen, filters applied, and [`upstream`] sends it, once or several times.
+//!    [`caller`] is identified, a [`permit`] asked for, for which an [`authorizer`] may have to be asked, a route chosen,
+//!    filters applied, and [`upstream`] sends it, once or several times.
 //!    Anything else: [`opaque`] chooses an endpoint and moves bytes.
 //! 4. What happened is counted and written ([`access`]); what is refused, and why, is in [`refusal`].
 
@@ -13,6 +14,7 @@ pub mod accept;
 pub mod access;
 pub mod admin;
 pub mod app;
+pub mod authorizer;
 pub mod body;
 pub mod caller;
 pub mod config;

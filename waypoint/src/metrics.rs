@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use ambit_model::trace::Form;
 use ambit_proxy::metrics::{AllTraffic, Collection, Ends, OwnedEnds, Series, UNKNOWN, WELL, XdsShown};
 use ambit_runtime::metrics::Registry;
 use ambit_wire::xds::ClientMetrics;
@@ -44,11 +45,59 @@ pub struct Metrics {
     pub mirrored: Counter,
     /// Copies that were not sent: the body was too long to be kept, or too many were under way.
     pub mirrors_skipped: Counter,
+    /// What external authorizers were asked.
+    pub checks: Checks,
     /// Streams of tunnels that are open.
     pub streams: Gauge,
     limits: LimitFigures,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
     overload: Family<[(&'static str, &'static str); 1], Counter>,
+    malformed_traces: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+/// What was asked of external authorizers. They are not told apart: who they are is configuration, which has no bound.
+#[derive(Clone, Debug)]
+pub struct Checks {
+    outcomes: Family<[(&'static str, &'static str); 1], Counter>,
+    took: Histogram,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self { outcomes: Family::default(), took: Histogram::new(MILLISECONDS) }
+    }
+}
+
+impl Checks {
+    /// A check ended so, after `took`.
+    pub fn ended(&self, outcome: CheckOutcome, took: Duration) {
+        self.outcomes.get_or_create(&[("outcome", outcome.word())]).inc();
+        self.took.observe(took.as_secs_f64() * 1000.0);
+    }
+}
+
+/// What came of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckOutcome {
+    /// The request may be.
+    Allowed,
+    /// It may not.
+    Denied,
+    /// There was no answer, and it may not.
+    Failed,
+    /// There was no answer, and it goes on.
+    FailedOpen,
+}
+
+impl CheckOutcome {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+            Self::FailedOpen => "failed_open",
+        }
+    }
 }
 
 /// Who counts a limit.
@@ -98,10 +147,12 @@ impl Default for Metrics {
             retries: Counter::default(),
             mirrored: Counter::default(),
             mirrors_skipped: Counter::default(),
+            checks: Checks::default(),
             streams: Gauge::default(),
             limits: LimitFigures::default(),
             refused: Family::default(),
             overload: Family::default(),
+            malformed_traces: Family::default(),
         }
     }
 }
@@ -120,6 +171,10 @@ impl Metrics {
         show("ambit_request_retries", "Requests sent once more", &metrics.retries);
         show("ambit_mirrored_requests", "Copies of requests sent", &metrics.mirrored);
         show("ambit_mirrors_skipped", "Copies of requests that were not sent", &metrics.mirrors_skipped);
+        let help = "External authorizers asked, by what came of it";
+        registry.register("ambit_authorizer_checks", help, metrics.checks.outcomes.clone());
+        let help = "Time to the whole answer of an external authorizer";
+        registry.register("ambit_authorizer_check_duration_milliseconds", help, metrics.checks.took.clone());
         registry.register("ambit_streams_open", "Streams of tunnels that are open", metrics.streams.clone());
         let limits = &metrics.limits;
         let help = "Requests that limits have judged, by who counts and what came of it";
@@ -134,6 +189,8 @@ impl Metrics {
         registry.register("ambit_refusals", help, metrics.refused.clone());
         let help = "Requests and connections turned away because a limit was reached";
         registry.register("ambit_overload_rejections", help, metrics.overload.clone());
+        let help = "Headers of traces that were malformed, and so ignored, by form";
+        registry.register("ambit_malformed_trace_headers", help, metrics.malformed_traces.clone());
         let info = Family::<[(&'static str, String); 2], Gauge>::default();
         info.get_or_create(&[("component", "waypoint".to_owned()), ("tag", tag)]).set(1);
         registry.register("istio_build", "The build of this component", info);
@@ -167,6 +224,11 @@ impl Metrics {
     /// Of so many limits, a request was counted with others than its key's.
     pub fn counted_together(&self, limits: usize) {
         self.limits.together.inc_by(u64::try_from(limits).unwrap_or(u64::MAX));
+    }
+
+    /// What a request says of its trace in this form is malformed.
+    pub fn malformed_trace(&self, form: Form) {
+        self.malformed_traces.get_or_create(&[("form", form.word())]).inc();
     }
 
     /// Something was refused or failed.

@@ -5,17 +5,25 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use ambit_model::{
     route::{Destination, Filters, Timeout},
     snapshot::Snapshot,
+    trace::Context,
+    workload::Workload,
 };
 use ambit_runtime::task;
-use http::{Version as Spoken, header, request::Parts};
+use http::{HeaderMap, Response, Version as Spoken, header, request::Parts};
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     body::Copied,
     plan::{goal, version},
+    refusal::Refusal,
     shared::dice,
-    upstream::{Upstream, attempt::Sending, choose::Goal},
+    upstream::{
+        Upstream,
+        attempt::{Sending, Witness},
+        choose::Goal,
+    },
 };
 
 /// How many copies are under way at a time. A destination that is slower than the one that it shadows must not hold
@@ -53,7 +61,16 @@ impl Mirrors {
     }
 
     /// Sends copies. What is longer than what is kept of a body cannot be copied any more.
-    pub fn send(&self, to: Vec<Goal>, head: &Parts, body: &Copied, spoken: Spoken, asked: SocketAddr) {
+    /// `within` is the span that they are sent in; nobody waits for what they do in it.
+    pub fn send(
+        &self,
+        to: Vec<Goal>,
+        head: &Parts,
+        body: &Copied,
+        spoken: Spoken,
+        asked: SocketAddr,
+        within: Option<Context>,
+    ) {
         let metrics = &self.upstream.shared().metrics;
         for goal in to {
             let place = self.places.clone().try_acquire_owned();
@@ -76,19 +93,34 @@ impl Mirrors {
                 attempt: Timeout::Default,
                 deadline: None,
             };
-            let upstream = self.upstream.clone();
+            let (upstream, within) = (self.upstream.clone(), Within(within.clone()));
             task::spawn("mirror", async move {
                 // Whatever comes of it is nobody's concern but the endpoint's.
-                let _ = timeout(LIMIT, exchange(&upstream, sending)).await;
+                let _ = timeout(LIMIT, exchange(&upstream, sending, within)).await;
                 drop(place);
             });
         }
     }
 }
 
-async fn exchange(upstream: &Upstream, sending: Sending<'_>) {
+/// The span that a copy is sent in.
+struct Within(Option<Context>);
+
+impl Witness for Within {
+    fn attempt(&mut self, _: &Arc<Workload>, _: SocketAddr, _: u32) {}
+
+    fn tell(&self, headers: &mut HeaderMap) {
+        if let Some(context) = &self.0 {
+            context.write(headers);
+        }
+    }
+
+    fn answered(&mut self, _: Result<&Response<Incoming>, &Refusal>) {}
+}
+
+async fn exchange(upstream: &Upstream, sending: Sending<'_>, mut within: Within) {
     let mesh = upstream.shared().mesh.current();
-    let Ok(answered) = upstream.send(&mesh, sending, &mut ()).await else { return };
+    let Ok(answered) = upstream.send(&mesh, sending, &mut within).await else { return };
     let mut body = answered.response.into_body();
     while let Some(Ok(_)) = body.frame().await {}
     answered.lease.give_back();

@@ -47,7 +47,7 @@ pub enum First {
     /// The client: this.
     Client(Option<std::io::Result<Bytes>>),
     /// The server.
-    Server(Called),
+    Server(Box<Called>),
 }
 
 /// Connects to an endpoint and moves bytes. `first` was read of the client, `name` is that which its TLS greets.
@@ -78,7 +78,7 @@ pub async fn call(proxy: &Proxy, stream: &mut TunnelStream, tunnel: &Tunnel) -> 
         }
         said = called.onward.speaks() => {
             called.said = said;
-            First::Server(called)
+            First::Server(Box::new(called))
         }
     }
 }
@@ -143,7 +143,8 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
                     Onward::Tunnel(_) => AppIs::Client,
                 };
                 let service = goal.service().cloned();
-                let record = Carried::open(&shared.metrics, &tunnel.client, asked, service, end, app);
+                let record = Carried::open(&shared.records, &tunnel.client, asked, service, end, app);
+                let record = record.greeting(name);
                 return Ok(Called { onward, said: Bytes::new(), record, _underway: underway });
             }
             Err(refusal) => {
@@ -184,6 +185,6 @@ pub fn asked_address(asked: &Asked) -> SocketAddr {
 }
 
 fn refuse(proxy: &Proxy, mut stream: TunnelStream, tunnel: &Tunnel, refusal: &Refusal) {
-    refused_early(&proxy.shared().metrics, tunnel.client.address, Some(&tunnel.arrival.asked), refusal);
+    refused_early(&proxy.shared().records, tunnel.client.address, Some(&tunnel.arrival.asked), refusal);
     stream.reset(h2::Reason::CONNECT_ERROR);
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use ambit_model::{
-    authz::{self, By, Facts, Policy, Request, Ruling, Seen, Verdict, audited, dry_run},
+    authz::{self, Ask, By, Facts, Policy, Request, Ruling, Seen, Verdict, audited, dry_run},
     claims::Claims,
     service_config::ServiceConfig,
 };
@@ -11,6 +11,7 @@ use http::request::Parts;
 
 use crate::{
     accept::arrival::Client,
+    authorizer::Heard,
     hygiene::{InvalidHead, Received},
     refusal::Refusal,
 };
@@ -19,6 +20,15 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Permit {
     granted_by: By,
+}
+
+/// What comes of judging a request.
+#[derive(Clone, Debug)]
+pub enum Judged {
+    /// It may be sent on.
+    Permitted(Permit),
+    /// Somebody has to be asked first, and then it is judged again.
+    Asks(Ask),
 }
 
 impl Permit {
@@ -31,18 +41,26 @@ impl Permit {
         server_name: Option<&str>,
     ) -> Result<Self, Refusal> {
         let seen = Seen { remote: client.address.ip(), server_name, request: None };
-        Self::judge(config, client, destination, &seen)
+        match Self::judge(config, client, destination, &seen, &Heard::default())? {
+            Judged::Permitted(permit) => Ok(permit),
+            // What is asked about is a request, and nobody has looked for one; unknown means deny.
+            Judged::Asks(Ask { provider, policy, .. }) => {
+                Err(Refusal::AsksOfRequests { provider: provider.to_string(), policy: policy.to_string() })
+            }
+        }
     }
 
     /// Judges a request of `client` to `destination`, by what applies to its service; `claims` are those of its
-    /// verified token.
+    /// verified token. Who is not among those who were `heard` is asked before ALLOW and DENY count: what he says may
+    /// change what they see.
     pub fn request(
         config: &ServiceConfig,
         client: &Client,
         destination: SocketAddr,
         (head, received): (&Parts, &Received),
         claims: Option<&Claims>,
-    ) -> Result<Self, Refusal> {
+        heard: &Heard,
+    ) -> Result<Judged, Refusal> {
         // To a policy that compares paths, this one would be another than to the application.
         if received.path_is_ambiguous && config.policies().any(Policy::compares_paths) {
             return Err(Refusal::BadRequest(InvalidHead::Ambiguous));
@@ -56,7 +74,7 @@ impl Permit {
             claims,
         };
         let seen = Seen { remote: client.address.ip(), server_name: None, request: Some(&request) };
-        Self::judge(config, client, destination, &seen)
+        Self::judge(config, client, destination, &seen, heard)
     }
 
     fn judge(
@@ -64,7 +82,8 @@ impl Permit {
         client: &Client,
         destination: SocketAddr,
         seen: &Seen<'_>,
-    ) -> Result<Self, Refusal> {
+        heard: &Heard,
+    ) -> Result<Judged, Refusal> {
         if let Some(reason) = config.broken() {
             let (service, reason) = (config.key().to_string(), reason.to_owned());
             return Err(Refusal::BrokenConfig { service, reason });
@@ -75,21 +94,19 @@ impl Permit {
             destination,
             seen: Some(seen),
         };
+        let Ruling { ask, then } = authz::judge(config.policies(), &facts);
+        if let Some(ask) = ask.into_iter().find(|ask| !heard.lets(&ask.provider)) {
+            return Ok(Judged::Asks(ask));
+        }
         for (policy, action) in dry_run(config.policies(), &facts) {
             tracing::info!(target: "access", policy = %policy, action = ?action, src.addr = %client.address, "dry-run policy matched; not enforced");
         }
         for policy in audited(config.policies(), &facts) {
             tracing::info!(target: "access", policy = %policy, src.addr = %client.address, "audit policy matched");
         }
-        let Ruling { ask, then } = authz::judge(config.policies(), &facts);
-        match (ask.into_iter().next(), then) {
-            (_, Verdict::Deny(by)) => Err(Refusal::Denied(by)),
-            // Nobody is known here who could be asked; unknown means deny.
-            (Some(ask), Verdict::Allow(_)) => Err(Refusal::NoAuthorizer {
-                provider: ask.provider.to_string(),
-                policy: ask.policy.to_string(),
-            }),
-            (None, Verdict::Allow(granted_by)) => Ok(Self { granted_by }),
+        match then {
+            Verdict::Deny(by) => Err(Refusal::Denied(by)),
+            Verdict::Allow(granted_by) => Ok(Judged::Permitted(Self { granted_by })),
         }
     }
 

@@ -5,7 +5,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use ambit_model::{address::Target, authz::By};
+use ambit_model::{
+    address::Target,
+    authz::{By, Denial},
+};
 use http::StatusCode;
 
 use crate::{hygiene::InvalidHead, limits::Limited};
@@ -50,6 +53,39 @@ pub enum Refusal {
         /// By which policy.
         policy: String,
     },
+    /// A policy wants somebody to be asked about a request, and this is a connection that nobody looks into.
+    #[error("{policy} asks {provider} of requests, and this connection is not looked into")]
+    AsksOfRequests {
+        /// Who is to be asked.
+        provider: String,
+        /// By which policy.
+        policy: String,
+    },
+    /// Whom a policy asks denies it.
+    #[error("{provider}, whom {policy} asks, denies it with {}", denial.status)]
+    DeniedByAuthorizer {
+        /// Who was asked.
+        provider: String,
+        /// By which policy.
+        policy: String,
+        /// What the client is told.
+        denial: Box<Denial>,
+    },
+    /// Whom a policy asks gives no answer that is one.
+    #[error("{provider}, whom {policy} asks, does not answer: {reason}")]
+    AuthorizerFailed {
+        /// Who was asked.
+        provider: String,
+        /// By which policy.
+        policy: String,
+        /// What happened.
+        reason: String,
+        /// What the client is told.
+        status: StatusCode,
+    },
+    /// Its body is longer than what whom a policy asks may be shown, in bytes.
+    #[error("the body is longer than the {0} bytes that an authorizer is shown")]
+    BodyTooLong(u32),
     /// There is no room for it in a limit.
     #[error("more requests than {} allows", .0.by())]
     Limited(Box<Limited>),
@@ -140,6 +176,10 @@ impl Refusal {
             Self::InvalidBackend(_) => "invalid_backend",
             Self::Denied(_) => "denied",
             Self::NoAuthorizer { .. } => "no_authorizer",
+            Self::AsksOfRequests { .. } => "asks_of_requests",
+            Self::DeniedByAuthorizer { .. } => "denied_by_authorizer",
+            Self::AuthorizerFailed { .. } => "authorizer_failed",
+            Self::BodyTooLong(_) => "body_too_long",
             Self::Limited(_) => "limited",
             Self::NoLimiter { .. } => "no_limiter",
             Self::Unauthenticated(_) => "unauthenticated",
@@ -164,7 +204,13 @@ impl Refusal {
             Self::NotConnect(_) | Self::BadAuthority(_) | Self::BadRequest(_) => "DPE",
             Self::NotServed(_) | Self::NoRoute(_) => "NR",
             Self::BrokenConfig { .. } | Self::InvalidBackend(_) => "NC",
-            Self::Denied(_) | Self::NoAuthorizer { .. } | Self::Unauthenticated(_) => "UAEX",
+            Self::Denied(_)
+            | Self::NoAuthorizer { .. }
+            | Self::AsksOfRequests { .. }
+            | Self::DeniedByAuthorizer { .. }
+            | Self::AuthorizerFailed { .. }
+            | Self::BodyTooLong(_)
+            | Self::Unauthenticated(_) => "UAEX",
             Self::Limited(_) => "RL",
             Self::NoLimiter { .. } => "RLSE",
             Self::NoEndpoint { .. } => "UH",
@@ -190,7 +236,12 @@ impl Refusal {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Denied(_) | Self::NoAuthorizer { .. } => StatusCode::FORBIDDEN,
+            Self::Denied(_) | Self::NoAuthorizer { .. } | Self::AsksOfRequests { .. } => {
+                StatusCode::FORBIDDEN
+            }
+            Self::DeniedByAuthorizer { denial, .. } => denial.status,
+            Self::AuthorizerFailed { status, .. } => *status,
+            Self::BodyTooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::NoEndpoint { .. }
             | Self::Connect { .. }
@@ -206,7 +257,7 @@ impl Refusal {
         }
     }
 
-    /// The text of the response. What is denied is not told by which policy.
+    /// The text of the response. What is denied is not told by which policy; what an authorizer says is its own.
     pub fn body(&self) -> &'static str {
         match self {
             Self::Denied(_) | Self::NoAuthorizer { .. } => "RBAC: access denied",
@@ -229,6 +280,10 @@ impl Refusal {
             | Self::BadRequest(_)
             | Self::NoRoute(_)
             | Self::InvalidBackend(_)
+            | Self::AsksOfRequests { .. }
+            | Self::DeniedByAuthorizer { .. }
+            | Self::AuthorizerFailed { .. }
+            | Self::BodyTooLong(_)
             | Self::Overload { .. }
             | Self::ClientBody(_)
             | Self::ClientGone => "",
@@ -252,6 +307,16 @@ impl Refusal {
             Self::InvalidBackend(_) => "look at the condition ResolvedRefs of the route",
             Self::NoAuthorizer { .. } => {
                 "name the provider in the mesh's extensionProviders, or remove the policy"
+            }
+            Self::AsksOfRequests { .. } => {
+                "say that the port carries HTTP, or leave the port out of the policy with notPorts"
+            }
+            Self::DeniedByAuthorizer { .. } => "look at the log of the provider's service",
+            Self::AuthorizerFailed { .. } => {
+                "the error names what is wrong; look at the service of the provider in extensionProviders"
+            }
+            Self::BodyTooLong(_) => {
+                "raise maxRequestBytes of the provider, or set allowPartialMessage to show it the beginning"
             }
             Self::Limited(_) => {
                 "the client sends more than the RateLimitPolicy allows; slow it down, or raise the limit"

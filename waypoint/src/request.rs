@@ -1,8 +1,9 @@
 //! The story of one request.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use ambit_model::{limit::Going, route::Chosen, snapshot::Snapshot};
+use ambit_model::{authz, claims::Claims, limit::Going, route::Chosen, snapshot::Snapshot};
+use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version as Spoken, header, request, response,
 };
@@ -12,14 +13,15 @@ use tokio::time::Instant;
 use crate::{
     accept::arrival::{Arrival, Client},
     access::Record,
-    body::{Answer, Ending, Passed, Source},
+    authorizer::{Authorizers, Heard, Question},
+    body::{Answer, Ending, Passed, Source, Streamed},
     caller,
     hygiene::{self, InvalidHead, Received},
     io::Heads,
     limits::{self, Counted, Room},
     mirror::Mirrors,
     opaque::asked_address,
-    permit::Permit,
+    permit::{Judged, Permit},
     plan::{Plan, Planned, Target, choose, plan, route_name, version},
     refusal::Refusal,
     shared::Shared,
@@ -46,12 +48,13 @@ pub struct Tunnel {
 pub struct Proxy {
     upstream: Arc<Upstream>,
     mirrors: Mirrors,
+    authorizers: Authorizers,
 }
 
 /// A request as it was received.
 struct Asked {
     head: request::Parts,
-    body: Incoming,
+    body: Streamed,
     received: Received,
     /// The version that the client speaks.
     spoken: Spoken,
@@ -81,7 +84,8 @@ struct Said {
 impl Proxy {
     /// Answers through `upstream`.
     pub fn new(upstream: Arc<Upstream>) -> Self {
-        Self { mirrors: Mirrors::new(upstream.clone()), upstream }
+        let (mirrors, authorizers) = (Mirrors::new(upstream.clone()), Authorizers::new(upstream.clone()));
+        Self { upstream, mirrors, authorizers }
     }
 
     /// What all workers share.
@@ -105,14 +109,14 @@ impl Proxy {
             request.headers().contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
         let wish = may_switch.then(|| hyper::upgrade::on(&mut request));
         let mut record =
-            Record::open(&self.shared().metrics, &tunnel.client, &tunnel.arrival.asked, &request);
+            Record::open(&self.shared().records, &tunnel.client, &tunnel.arrival.asked, &request);
         let told = self.story(tunnel, request, &mut record).await;
         let ending =
             |record| Ending { record, lease: None, underway: None, heads, passed: Passed::default() };
         match told {
             Ok(Reply::Here(response)) => {
                 record.responded(response.status(), response.headers());
-                response.map(|()| Answer::text("", ending(record)))
+                response.map(|()| Answer::whole("", ending(record)))
             }
             Ok(Reply::Upstream(said)) => {
                 let Said { head, body, switch, lease, underway, deadline } = *said;
@@ -137,18 +141,17 @@ impl Proxy {
         request: Request<Incoming>,
         record: &mut Record,
     ) -> Result<Reply, Refusal> {
-        let mut asked = receive(tunnel, request)?;
-        record.read(&asked.head);
         let shared = self.shared();
+        let mut asked = receive(tunnel, request, shared.settings.limits.idle, record.received())?;
+        record.read(&asked.head);
         // One snapshot for the whole request.
         let mesh = shared.mesh.current();
         let target = Target::find(&mesh, &shared.served, shared.namespace(), &tunnel.arrival)?;
         record.meant_for(target.service());
         let rules = target.config().authentication();
         let claims = caller::identify(rules, &shared.keys, &mut asked.head).await?;
-        let request = (&asked.head, &asked.received);
-        let _permit =
-            Permit::request(target.config(), &tunnel.client, asked.address, request, claims.as_ref())?;
+        let (permit, heard) = self.permit(&mesh, &target, tunnel, &mut asked, claims.as_ref()).await?;
+        record.permitted(&permit);
         let chosen = choose(&target, &tunnel.client.namespace(), &asked.head)?;
         record.route(chosen.as_ref().map(route_name));
         let room = self.room(&mesh, &target, tunnel, chosen.as_ref(), &mut asked).await?;
@@ -156,10 +159,40 @@ impl Proxy {
             Planned::Go(plan) => plan,
             Planned::Answer(mut response) => {
                 room.tell(response.headers_mut());
+                heard.respond(response.headers_mut());
                 return Ok(Reply::Here(response));
             }
         };
-        self.send(&mesh, *plan, asked, &room, record).await.map(|said| Reply::Upstream(Box::new(said)))
+        let mut said = self.send(&mesh, *plan, asked, &room, record).await?;
+        heard.respond(&mut said.head.headers);
+        Ok(Reply::Upstream(Box::new(said)))
+    }
+
+    /// Judges a request, and asks about it whoever is to be asked. Each of them sees what those before have changed, and
+    /// so do routes and policies. He is asked once, so it ends.
+    async fn permit(
+        &self,
+        mesh: &Snapshot,
+        target: &Target,
+        tunnel: &Tunnel,
+        asked: &mut Asked,
+        claims: Option<&Claims>,
+    ) -> Result<(Permit, Heard), Refusal> {
+        let mut heard = Heard::default();
+        loop {
+            let request = (&asked.head, &asked.received);
+            let client = &tunnel.client;
+            match Permit::request(target.config(), client, asked.address, request, claims, &heard)? {
+                Judged::Permitted(permit) => return Ok((permit, heard)),
+                Judged::Asks(ask) => {
+                    let Asked { head, body, spoken, address, .. } = &mut *asked;
+                    let question =
+                        Question { client, target, address: *address, spoken: *spoken, head, body };
+                    // Boxed: few requests are asked about, and every request would have room for it.
+                    Box::pin(self.authorizers.ask(mesh, &ask, question, &mut heard)).await?;
+                }
+            }
+        }
     }
 
     /// Finds room for a request in all limits that count it.
@@ -197,7 +230,7 @@ impl Proxy {
         }
         let copies = self.mirrors.draw(mesh, plan.filters());
         let keep = plan.retry().is_some() || !copies.is_empty();
-        let body = Source::new(body, keep, self.shared().settings.limits.idle, record.received());
+        let body = Source::new(body, keep);
         let copied = (!copies.is_empty()).then(|| (head.clone(), body.copy()));
         let deadline = plan.deadline(Instant::now());
         let sending = Sending {
@@ -214,7 +247,7 @@ impl Proxy {
         let sent = self.upstream.send(mesh, sending, record).await;
         // Copies go out when the request has, whatever came of it: their bodies are what was kept of its own.
         if let Some((head, body)) = copied {
-            self.mirrors.send(copies, &head, &body, spoken, address);
+            self.mirrors.send(copies, &head, &body, spoken, address, record.context());
         }
         let Answered { mut response, lease, underway } = sent?;
         let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -233,8 +266,14 @@ impl Proxy {
 }
 
 /// Gives a request its one reading.
-fn receive(tunnel: &Tunnel, request: Request<Incoming>) -> Result<Asked, Refusal> {
+fn receive(
+    tunnel: &Tunnel,
+    request: Request<Incoming>,
+    idle: Duration,
+    passed: Passed,
+) -> Result<Asked, Refusal> {
     let (mut head, body) = request.into_parts();
+    let body = Streamed::new(body, idle, passed);
     let spoken = head.version;
     let received = hygiene::receive(&mut head, tunnel.client.address.ip(), rand::random);
     let received = received.map_err(Refusal::BadRequest)?;
@@ -244,26 +283,31 @@ fn receive(tunnel: &Tunnel, request: Request<Incoming>) -> Result<Asked, Refusal
 /// The answer to a request that is refused. A gRPC call is answered with a status of its own kind.
 fn refused(refusal: Refusal, mut ending: Ending) -> Response<Answer> {
     let mut head = Response::new(()).into_parts().0;
-    let text = refusal.body();
+    let mut text = Bytes::from_static(refusal.body().as_bytes());
+    if let Refusal::DeniedByAuthorizer { denial, .. } = &refusal {
+        authz::change(&mut head.headers, &denial.headers);
+        text = denial.body.clone().into();
+    }
     if let Refusal::Limited(limited) = &refusal {
         limited.tell(&mut head.headers);
     }
     if ending.record.is_grpc() {
         head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         head.headers.insert("grpc-status", HeaderValue::from_static(grpc_status(&refusal)));
-        if !text.is_empty() {
-            head.headers.insert("grpc-message", HeaderValue::from_static(text));
+        // What an authorizer says may be anything, a page of HTML among it; that is no message of a call.
+        if !refusal.body().is_empty() {
+            head.headers.insert("grpc-message", HeaderValue::from_static(refusal.body()));
         }
+        text.clear();
     } else {
         head.status = refusal.status();
-        if !text.is_empty() {
+        if !text.is_empty() && !head.headers.contains_key(header::CONTENT_TYPE) {
             head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         }
     }
-    let text = if ending.record.is_grpc() { "" } else { text };
     ending.record.responded(head.status, &head.headers);
     ending.record.refused(refusal);
-    Response::from_parts(head, Answer::text(text, ending))
+    Response::from_parts(head, Answer::whole(text, ending))
 }
 
 /// The gRPC status of a call that HTTP answers with the status of `refusal` (gRPC over HTTP/2, "HTTP2 to gRPC status

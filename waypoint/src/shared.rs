@@ -20,6 +20,7 @@ use ambit_wire::{
 use tokio::sync::Semaphore;
 
 use crate::{
+    access::Records,
     caller::keys::KeyStore,
     config,
     limits::Limits,
@@ -41,6 +42,8 @@ pub struct Shared {
     pub revocation: Revocation,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where requests and connections are recorded.
+    pub records: Arc<Records>,
     /// The keys of those who issue tokens.
     pub keys: KeyStore,
     /// How endpoints do.

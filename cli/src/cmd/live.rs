@@ -29,6 +29,9 @@ const BUILT_IN: [&str; 5] = [
     "/apis/discovery.k8s.io/v1/endpointslices",
 ];
 
+/// One of all ConfigMaps.
+const MESH_CONFIG: (&str, &str) = ("/api/v1/configmaps", "fieldSelector=metadata.name%3Distio");
+
 /// All of them. A kind that is not installed has none.
 pub(crate) async fn documents(client: &Client) -> anyhow::Result<Vec<Document>> {
     let mut documents = Vec::new();
@@ -36,6 +39,9 @@ pub(crate) async fn documents(client: &Client) -> anyhow::Result<Vec<Document>> 
         let objects: Option<Vec<Value>> = objects::list(client, path, "").await?;
         documents.extend(objects.into_iter().flatten().filter_map(document));
     }
+    let (path, query) = MESH_CONFIG;
+    let objects: Option<Vec<Value>> = objects::list(client, path, query).await?;
+    documents.extend(objects.into_iter().flatten().filter_map(document));
     let custom = [
         paths::<AuthorizationPolicy>(),
         paths::<PeerAuthentication>(),

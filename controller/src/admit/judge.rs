@@ -82,7 +82,8 @@ pub fn judge(settings: &Settings, asked: &Asked<'_>) -> Verdict {
         | Object::RateLimitPolicy(_)
         | Object::Gateway(_)
         | Object::GatewayClass(_)
-        | Object::ReferenceGrant(_) => Ok(()),
+        | Object::ReferenceGrant(_)
+        | Object::MeshConfig(_) => Ok(()),
     };
     match judged {
         Ok(()) => Verdict::Admitted(warnings.into_iter().map(cut).collect()),

@@ -118,6 +118,10 @@ impl Cluster {
             (Kind::ReferenceGrant, _) => {
                 put(&mut self.reference_grants, key, None).map(Object::ReferenceGrant)
             }
+            (Kind::MeshConfig, Some(Object::MeshConfig(new))) => {
+                put(&mut self.mesh_configs, key, Some(new)).map(Object::MeshConfig)
+            }
+            (Kind::MeshConfig, _) => put(&mut self.mesh_configs, key, None).map(Object::MeshConfig),
             (
                 Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute,
                 Some(Object::Route(new)),

@@ -257,7 +257,11 @@ impl Index {
                     self.limits_by_reference.put(owner.clone(), name.clone(), change);
                 }
             }
-            Object::Node(_) | Object::Gateway(_) | Object::GatewayClass(_) | Object::ReferenceGrant(_) => {}
+            Object::Node(_)
+            | Object::Gateway(_)
+            | Object::GatewayClass(_)
+            | Object::ReferenceGrant(_)
+            | Object::MeshConfig(_) => {}
         }
     }
 

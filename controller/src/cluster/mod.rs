@@ -12,18 +12,18 @@ mod vips;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ambit_api::labels;
+use ambit_api::{labels, mesh_config::CONFIG_MAP};
 use ambit_model::{
     identity::TrustDomain,
-    name::{Hostname, Namespace, Network, Node as NodeName, ServiceKey},
+    name::{Hostname, Label, Namespace, Network, Node as NodeName, ServiceKey},
 };
 
 pub use apply::Touched;
 use index::Index;
 pub use index::{AttachedPolicy, HostOwner, Member, SelectorOwner};
 use object::{
-    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, LimitTarget, Name,
-    NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, RateLimitPolicy, ReferenceGrant,
+    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, LimitTarget, MeshConfig, Name,
+    NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, Provider, RateLimitPolicy, ReferenceGrant,
     RequestAuthentication, Route, Selector, Service, ServiceEntry, WorkloadEntry,
 };
 pub use vips::{Vip, Vips};
@@ -84,6 +84,17 @@ pub enum EntryVisibility {
     Namespace,
     /// Nobody: they are not sent.
     None,
+}
+
+/// Why a provider is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownProvider<'a> {
+    /// There is no mesh configuration.
+    NoConfig,
+    /// It could not be understood, for this reason.
+    Undecodable(&'a str),
+    /// It does not name him.
+    Missing,
 }
 
 /// Objects of one kind, by namespace and name.
@@ -157,6 +168,8 @@ pub struct Cluster {
     pub gateway_classes: Store<GatewayClass>,
     /// ReferenceGrants.
     pub reference_grants: Store<ReferenceGrant>,
+    /// Mesh configurations; the one of the root namespace counts.
+    pub mesh_configs: Store<MeshConfig>,
     routes: BTreeMap<Key, Arc<Route>>,
     index: Index,
     vips: Vips,
@@ -181,6 +194,7 @@ impl Cluster {
             gateways: Store::default(),
             gateway_classes: Store::default(),
             reference_grants: Store::default(),
+            mesh_configs: Store::default(),
             routes: BTreeMap::new(),
             index: Index::default(),
             vips: Vips::default(),
@@ -196,6 +210,19 @@ impl Cluster {
     pub fn network(&self) -> Network {
         let root = self.namespaces.get(&Name::new("", self.settings.root_namespace.as_str()));
         root.and_then(|root| root.meta.labels.get(labels::TOPOLOGY_NETWORK)).unwrap_or_default().into()
+    }
+
+    /// Whom policies know by `name`.
+    ///
+    /// # Errors
+    /// Says why nobody is known by it.
+    pub fn provider(&self, name: &Label) -> Result<&Provider, UnknownProvider<'_>> {
+        let place = Name::new(self.settings.root_namespace.clone(), CONFIG_MAP);
+        match self.mesh_configs.get(&place).map(|config| &config.providers) {
+            None => Err(UnknownProvider::NoConfig),
+            Some(Err(reason)) => Err(UnknownProvider::Undecodable(reason)),
+            Some(Ok(providers)) => providers.get(name).ok_or(UnknownProvider::Missing),
+        }
     }
 
     /// The labels of a namespace, whether it has an object or not.

@@ -176,4 +176,25 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
     }
+
+    #[test]
+    fn the_parameters_in_the_page_on_traces_set_the_waypoints_environment() {
+        let page = include_str!("../../../docs/tasks/tracing.md");
+        let blocks = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let documents = blocks.flat_map(|block| block.split("---\n")).map(|text| read_value(text).unwrap());
+        let maps: Vec<_> = documents.filter(|document| document["kind"] == "ConfigMap").collect();
+        assert_eq!(maps.len(), 2);
+        for map in maps {
+            let data: BTreeMap<String, String> = serde_json::from_value(map["data"].clone()).unwrap();
+            let overlays = Overlays::read(&data).unwrap();
+            let container = json!({"name": "istio-proxy", "env": [{"name": "A", "value": "1"}]});
+            let mut made = json!({"spec": {"template": {"spec": {"containers": [container]}}}});
+            merge(&mut made, overlays.over(Made::Deployment).unwrap());
+            let containers = made["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+            assert_eq!(containers.len(), 1, "the page names the container as it is made");
+            let names: Vec<_> =
+                containers[0]["env"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+            assert!(names.contains(&&json!("A")) && names.contains(&&json!("OTEL_EXPORTER_OTLP_ENDPOINT")));
+        }
+    }
 }

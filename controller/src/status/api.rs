@@ -80,7 +80,8 @@ impl Served {
             | Kind::EndpointSlice
             | Kind::Gateway
             | Kind::GatewayClass
-            | Kind::ReferenceGrant => Vec::new(),
+            | Kind::ReferenceGrant
+            | Kind::MeshConfig => Vec::new(),
         }
     }
 

@@ -76,7 +76,8 @@ impl Manager {
             | Kind::EndpointSlice
             | Kind::Gateway
             | Kind::GatewayClass
-            | Kind::ReferenceGrant => &[],
+            | Kind::ReferenceGrant
+            | Kind::MeshConfig => &[],
         }
     }
 
@@ -227,7 +228,8 @@ fn complain(cluster: &Cluster, key: &Key, complaint: &str, conditions: &mut Vec<
         | Kind::PeerAuthentication
         | Kind::Gateway
         | Kind::GatewayClass
-        | Kind::ReferenceGrant => UNDERSTOOD,
+        | Kind::ReferenceGrant
+        | Kind::MeshConfig => UNDERSTOOD,
     };
     conditions.retain(|condition| condition.kind != kind);
     let message = complaint.to_owned();
@@ -285,7 +287,8 @@ pub(super) fn uid_of(cluster: &Cluster, key: &Key) -> Option<Label> {
         | Kind::EndpointSlice
         | Kind::Gateway
         | Kind::GatewayClass
-        | Kind::ReferenceGrant => None,
+        | Kind::ReferenceGrant
+        | Kind::MeshConfig => None,
     }
 }
 

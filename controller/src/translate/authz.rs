@@ -6,7 +6,9 @@ use ambit_model::{
     name::{Namespace, PolicyKey},
 };
 
-use crate::cluster::object::{Attachment, AuthorizationPolicy, Content as Wish, Labels, Name, ParsedRule};
+use crate::cluster::object::{
+    Attachment, AuthorizationPolicy, Content as Wish, Labels, Name, ParsedRule, Provider,
+};
 use crate::cluster::{Cluster, L7Deny, SelectorOwner};
 use crate::translate::waypoint;
 
@@ -31,14 +33,21 @@ pub fn translate(cluster: &Cluster, name: &Name) -> Option<Policy> {
 }
 
 /// The policy as the waypoints get it that it is attached to: all of it, tried out or not.
-pub fn at_waypoints(policy: &AuthorizationPolicy) -> Policy {
+pub fn at_waypoints(cluster: &Cluster, policy: &AuthorizationPolicy) -> Policy {
     let key = key(&policy.meta.name);
     let all = |rules: &[ParsedRule]| rules.iter().map(|one| one.rule.clone()).collect();
     let content = match &policy.content {
         Wish::Rules { action, rules, dry_run } => {
             Content::Rules { action: *action, rules: all(rules), dry_run: *dry_run }
         }
-        Wish::Custom { provider, rules } => Content::Custom { provider: provider.clone(), rules: all(rules) },
+        Wish::Custom { provider, rules } => {
+            let authorizer = match cluster.provider(provider) {
+                Ok(Provider::Authorizer(authorizer)) => Some(authorizer.clone()),
+                // A waypoint denies what matches.
+                Ok(Provider::Other) | Err(_) => None,
+            };
+            Content::Custom { provider: provider.clone(), authorizer, rules: all(rules) }
+        }
         Wish::Audit { rules } => Content::Audit { rules: all(rules) },
         Wish::Undecodable(reason) => Content::Undecodable { reason: reason.clone() },
     };

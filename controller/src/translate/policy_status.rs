@@ -1,6 +1,10 @@
 //! What users are told of their policies: whether tunnels or waypoints enforce them (protocols 11.7). Pure.
 
-use ambit_model::{authz::Action, name::Namespace};
+use ambit_api::mesh_config::{CONFIG_MAP, KEY};
+use ambit_model::{
+    authz::{Action, OnFailure},
+    name::{Label, Namespace},
+};
 
 use super::{
     route_status::told,
@@ -9,12 +13,15 @@ use super::{
     waypoint::{self, Binding},
 };
 use crate::cluster::object::{
-    Attachment, AuthorizationPolicy, Content, ParsedRule, PolicyTarget, RequestAuthentication, Tokens,
+    Attachment, AuthorizationPolicy, Content, ParsedRule, PolicyTarget, Provider, RequestAuthentication,
+    Tokens,
 };
-use crate::cluster::{Cluster, L7Deny};
+use crate::cluster::{Cluster, L7Deny, UnknownProvider};
 
 pub(super) const TARGET_NOT_FOUND: &str = "TargetNotFound";
 pub(super) const NOT_BOUND: &str = "AncestorNotBound";
+const UNKNOWN_PROVIDER: &str = "UnknownProvider";
+const DENIED: &str = "what matches is denied";
 
 /// Of a RequestAuthentication without targets.
 pub const APPLIES_TO_NOTHING: &str = "it applies to nothing: tunnels see no tokens, and a waypoint takes only what \
@@ -33,15 +40,68 @@ pub fn of_authorization(cluster: &Cluster, policy: &AuthorizationPolicy) -> Cond
         return told(WAYPOINT_ACCEPTED, false, "Invalid", message);
     }
     let remark = match &policy.content {
-        Content::Custom { provider, .. } => {
-            format!("; a waypoint that does not know {provider} denies what matches")
-        }
+        Content::Custom { provider, .. } => format!("; about what matches, {provider} is asked"),
         Content::Rules { dry_run: true, .. } => "; only tried out: it decides nothing".to_owned(),
         Content::Rules { dry_run: false, .. } | Content::Audit { .. } | Content::Undecodable(_) => {
             String::new()
         }
     };
-    accepted_by_waypoints(cluster, &policy.meta.name.namespace, targets, &remark)
+    let condition = accepted_by_waypoints(cluster, &policy.meta.name.namespace, targets, &remark);
+    match &policy.content {
+        // What reaches nobody denies nothing: that comes first.
+        Content::Custom { provider, .. } if condition.status => {
+            unknown_provider(cluster, provider).unwrap_or(condition)
+        }
+        Content::Custom { .. } | Content::Rules { .. } | Content::Audit { .. } | Content::Undecodable(_) => {
+            condition
+        }
+    }
+}
+
+/// Why a policy asks nobody; `None` if it asks somebody.
+fn unknown_provider(cluster: &Cluster, provider: &Label) -> Option<Condition> {
+    let place = format!("ConfigMap {}/{CONFIG_MAP}", cluster.settings().root_namespace);
+    let (what, remedy) = match cluster.provider(provider) {
+        Ok(Provider::Authorizer(authorizer)) => {
+            let parts = authorizer.parts();
+            let known = cluster
+                .owners_of_host(&parts.hostname)
+                .any(|owner| parts.namespace.is_empty() || owner.name().namespace == parts.namespace);
+            if known {
+                return None;
+            }
+            let becomes = match parts.on_failure {
+                OnFailure::Deny(_) => "is denied",
+                OnFailure::Allow => "goes on, as failOpen says",
+            };
+            (
+                format!(
+                    "the service of provider {provider}, {}, does not exist: what matches {becomes}",
+                    parts.hostname
+                ),
+                format!("create it, or correct extensionProviders in key {KEY} of {place}"),
+            )
+        }
+        Ok(Provider::Other) => (
+            format!("provider {provider} is no external authorizer: {DENIED}"),
+            format!(
+                "give it envoyExtAuthzGrpc or envoyExtAuthzHttp in key {KEY} of {place}, or name another"
+            ),
+        ),
+        Err(UnknownProvider::Missing) => (
+            format!("provider {provider} does not exist: {DENIED}"),
+            format!("add it to extensionProviders in key {KEY} of {place}, or name another"),
+        ),
+        Err(UnknownProvider::NoConfig) => (
+            format!("provider {provider} does not exist: {DENIED}"),
+            format!("create {place}, with the provider under extensionProviders in its key {KEY}"),
+        ),
+        Err(UnknownProvider::Undecodable(reason)) => (
+            format!("{place} is not understood, so that {provider} is not known: {DENIED}"),
+            reason.to_owned(),
+        ),
+    };
+    Some(told(WAYPOINT_ACCEPTED, false, UNKNOWN_PROVIDER, format!("{what}; {remedy}")))
 }
 
 /// What is said of a RequestAuthentication.

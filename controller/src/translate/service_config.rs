@@ -72,7 +72,7 @@ fn judge(cluster: &Cluster, policies: BTreeSet<&AttachedPolicy>, parts: &mut Par
         match policy {
             AttachedPolicy::AuthorizationPolicy(name) => {
                 let policy = cluster.authorization_policies.get(name);
-                parts.policies.extend(policy.map(|policy| Arc::new(authz::at_waypoints(policy))));
+                parts.policies.extend(policy.map(|policy| Arc::new(authz::at_waypoints(cluster, policy))));
             }
             AttachedPolicy::RequestAuthentication(name) => {
                 if let Some(policy) = cluster.request_authentications.get(name) {

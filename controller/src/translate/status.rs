@@ -105,7 +105,8 @@ pub fn of(cluster: &Cluster, key: &Key) -> Vec<Condition> {
         | Kind::PeerAuthentication
         | Kind::Gateway
         | Kind::GatewayClass
-        | Kind::ReferenceGrant => return Vec::new(),
+        | Kind::ReferenceGrant
+        | Kind::MeshConfig => return Vec::new(),
     };
     for condition in &mut conditions {
         condition.observed_generation = generation;

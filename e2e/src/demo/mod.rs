@@ -1,8 +1,9 @@
-//! The story of the mesh in ten steps, each with the evidence that was seen on real packets. `make demo` tells it, and
+//! The story of the mesh in sixteen steps, each with the evidence that was seen on real packets. `make demo` tells it, and
 //! the test `story` is the same.
 
 mod entering;
 mod operating;
+mod requests;
 mod ruling;
 mod surviving;
 
@@ -17,7 +18,7 @@ use crate::town::{Client, Town};
 use crate::wait::Stop;
 
 /// What the steps are about, in order.
-const STEPS: [(&str, Tell); 10] = [
+const STEPS: [(&str, Tell); 16] = [
     ("Before: a request between nodes can be read on the wire", entering::in_the_clear),
     ("One label on the namespace: the same pods, now in mutual TLS", entering::one_label),
     ("A connection from before is not broken", entering::unbroken),
@@ -28,6 +29,12 @@ const STEPS: [(&str, Tell); 10] = [
     ("The controller is stopped: all goes on; it returns: all is in sync", surviving::controller),
     ("A tunnel is replaced under load: no new connection fails", surviving::replacement),
     ("`ambit status` and `ambit tunnel-config` show all this", operating::shown),
+    ("A waypoint: from here on requests are seen, not connections", requests::waypoint),
+    ("Canary: a header, and a tenth of the rest, go to another version", requests::canary),
+    ("Retries: an endpoint fails, and no client notices", requests::retries),
+    ("Mirror: another version sees everything, and nobody waits for it", requests::mirroring),
+    ("Tokens: who calls, and what his token says, decides", requests::tokens),
+    ("All of it was counted", requests::counted),
 ];
 
 /// How long certificates live in the story: short enough to see one renewed, long enough to do without the controller

@@ -32,6 +32,17 @@ pub fn app(binaries: &Path) -> anyhow::Result<Image> {
     Ok(image.entrypoint(&["/usr/bin/ambit-lab-app"]))
 }
 
+/// What the conformance tests of Gateway API run in pods, from the folder of built programs, by the name under which they
+/// ask for it: the lab's application takes the same arguments and prints the same lines.
+pub fn conformance(name: &str, binaries: &Path) -> anyhow::Result<Image> {
+    let image = Image::new(name).accounts().system_programs(&["sh"])?;
+    let image = image.program(&binaries.join("ambit-lab-app"), "/usr/bin/ambit-lab-app")?;
+    // The tests start a program of this name in a pod.
+    let client = "#!/usr/bin/sh\nexec /usr/bin/ambit-lab-app suite-client \"$@\"\n";
+    let image = image.file("/usr/bin/client", client, 0o755);
+    Ok(image.entrypoint(&["/usr/bin/ambit-lab-app", "suite-server"]))
+}
+
 /// The images of the mesh (`localhost/ambit/{controller,cni,ztunnel,waypoint}:dev`), from the folder of built programs.
 pub fn mesh(binaries: &Path) -> anyhow::Result<Vec<Image>> {
     let one = |name: &str| Image::new(&format!("localhost/ambit/{name}:dev")).accounts();

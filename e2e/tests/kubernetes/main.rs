@@ -5,10 +5,13 @@
 )]
 #![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
+mod claims;
 mod cluster;
+mod conformance;
 mod mesh;
 mod readme;
 mod reboot;
+mod requests;
 mod rights;
 mod scene;
 mod trace;

@@ -61,6 +61,16 @@ impl<'a> Scene<'a> {
         Ok(Self { cluster, binaries, programs })
     }
 
+    /// Where the programs of this project are.
+    pub(crate) fn binaries(&self) -> &Path {
+        &self.binaries
+    }
+
+    /// Where the other programs of the cluster are.
+    pub(crate) fn programs(&self) -> &Path {
+        &self.programs
+    }
+
     pub(crate) fn kubectl(&self) -> &Kubectl {
         self.cluster.kubectl()
     }

@@ -59,7 +59,8 @@ pub(crate) struct Args {
     data: String,
 }
 
-fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+/// Reads a header, `name: value`.
+pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("a header is `name: value`")?;
     let name = name.trim().parse().map_err(|_| format!("{name:?} is no header name"))?;
     let value = value.trim().parse().map_err(|_| format!("{value:?} is no header value"))?;

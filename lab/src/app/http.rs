@@ -9,12 +9,13 @@
 //! | `/delay/MS` | who answers, so much later |
 //! | `/headers` | the request's headers, as JSON |
 //! | POST, PUT | the request's body |
-//! | anything else | who answers whom, as JSON |
+//! | anything else | who answers whom, as JSON, and how many requests were answered before |
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -61,6 +62,7 @@ async fn answer(request: Request<Incoming>, identity: &Identity, client: SocketA
         "client": client,
         "method": request.method().as_str(),
         "path": request.uri().path(),
+        "answered": identity.answered.fetch_add(1, Ordering::Relaxed),
     });
     let path = request.uri().path().to_owned();
     let mut words = path.split('/').skip(1);
@@ -84,7 +86,11 @@ async fn answer(request: Request<Incoming>, identity: &Identity, client: SocketA
             text(who.to_string())
         }
         ("headers", None) => text(headers(&request).to_string()),
-        _ => text(who.to_string()),
+        _ => {
+            let mut response = text(who.to_string());
+            *response.status_mut() = identity.status;
+            response
+        }
     };
     if let Ok(pod) = HeaderValue::from_str(&identity.pod) {
         response.headers_mut().insert("x-pod", pod);

@@ -7,6 +7,7 @@ mod hold;
 mod http;
 mod report;
 mod serve;
+mod suite;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,10 @@ enum Command {
     Push(bulk::Args),
     /// Fetches bytes from a source and compares their SHA-256 with what they must be.
     Pull(bulk::Args),
+    /// Serves what the conformance tests of Gateway API call.
+    SuiteServer(suite::server::Args),
+    /// Calls it, and prints what those tests read.
+    SuiteClient(suite::client::Args),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -41,6 +46,8 @@ async fn main() -> ExitCode {
         Command::Hold(args) => hold::run(args).await,
         Command::Push(args) => bulk::push(args).await,
         Command::Pull(args) => bulk::pull(args).await,
+        Command::SuiteServer(args) => suite::server::run(args).await,
+        Command::SuiteClient(args) => suite::client::run(args).await,
     };
     match outcome {
         Ok(report::Verdict::Good) => ExitCode::SUCCESS,

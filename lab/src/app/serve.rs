@@ -3,14 +3,16 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
+use hyper::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::report::{self, Verdict};
-use crate::{bulk, http};
+use crate::{bulk, http, suite};
 
 /// A longer line is echoed in parts.
 const LINE: u64 = 64 * 1024;
@@ -34,7 +36,7 @@ pub(crate) struct Args {
 }
 
 /// Who is answering.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub(crate) struct Identity {
     /// The pod's name.
     #[arg(long = "pod", env = "POD_NAME", default_value = "nobody")]
@@ -42,14 +44,27 @@ pub(crate) struct Identity {
     /// The pod's namespace.
     #[arg(long = "namespace", env = "POD_NAMESPACE", default_value = "default")]
     pub(crate) namespace: String,
+    /// The status of every answer over HTTP, where the path asks for no other.
+    #[arg(long, default_value = "200")]
+    pub(crate) status: StatusCode,
+    /// How many requests were answered over HTTP.
+    #[arg(skip)]
+    pub(crate) answered: AtomicU64,
 }
 
+/// What a port speaks.
 #[derive(Debug, Clone, Copy)]
-enum Speak {
+pub(crate) enum Speak {
+    /// HTTP/1.1.
     Http,
+    /// Lines, with the pod's name before each.
     Echo,
+    /// Takes bytes.
     Sink,
+    /// Gives bytes.
     Source,
+    /// HTTP and gRPC of the conformance tests, at that port.
+    Suite(u16),
 }
 
 pub(crate) async fn run(args: Args) -> io::Result<Verdict> {
@@ -73,7 +88,7 @@ pub(crate) async fn run(args: Args) -> io::Result<Verdict> {
 }
 
 /// On every address; on IPv4 alone where there is no IPv6.
-async fn listen(port: u16) -> io::Result<TcpListener> {
+pub(crate) async fn listen(port: u16) -> io::Result<TcpListener> {
     match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
         Err(err) if err.kind() != io::ErrorKind::AddrInUse => {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
@@ -82,7 +97,8 @@ async fn listen(port: u16) -> io::Result<TcpListener> {
     }
 }
 
-async fn serve(listener: TcpListener, speak: Speak, identity: Arc<Identity>) {
+/// Serves whoever connects, for ever.
+pub(crate) async fn serve(listener: TcpListener, speak: Speak, identity: Arc<Identity>) {
     let mut open = JoinSet::new();
     loop {
         tokio::select! {
@@ -102,6 +118,7 @@ async fn answer(stream: TcpStream, speak: Speak, identity: Arc<Identity>) {
         Speak::Echo => echo(stream, &identity).await,
         Speak::Sink => bulk::sink(stream, &identity).await,
         Speak::Source => bulk::source(stream).await,
+        Speak::Suite(port) => suite::server::serve(stream, port, identity).await,
     };
     if let Err(err) = done {
         report::line(&json!({ "broken": err.to_string() }));

@@ -16,6 +16,7 @@ pub mod grpc_route;
 pub mod http_route;
 mod kind;
 pub mod labels;
+pub mod mesh_config;
 pub mod peer_authentication;
 pub mod rate_limit_policy;
 pub mod reference_grant;

@@ -20,6 +20,7 @@
 //! | [`claims`] | what does a verified token say of its bearer? |
 //! | [`limit`] | how many requests are taken? |
 //! | [`route`] | which route does a request take, and what is done to it? |
+//! | [`trace`] | which trace does a request belong to, and is it recorded? |
 //! | [`service_config`] | what applies to one service at its waypoint? |
 
 pub mod address;
@@ -36,4 +37,5 @@ pub mod route;
 pub mod service;
 pub mod service_config;
 pub mod snapshot;
+pub mod trace;
 pub mod workload;

@@ -86,7 +86,7 @@ fn deny(rules: Vec<Rule>) -> Policy {
 }
 
 fn custom(name: &str, provider: &str, rules: Vec<Rule>) -> Policy {
-    policy(name, Content::Custom { provider: provider.into(), rules })
+    policy(name, Content::Custom { provider: provider.into(), authorizer: None, rules })
 }
 
 fn on(request: RequestMatch) -> Match {
@@ -250,6 +250,7 @@ fn who_is_asked_is_asked_first_and_the_rest_is_judged() {
     let never = || rules(Match { destination_ports: vec![1], ..Match::default() });
     let ask = |policy: &str, provider: &str| Ask {
         provider: provider.into(),
+        authorizer: None,
         policy: PolicyKey::new("shop", policy),
     };
     let by = |name: &str| By::Policy(PolicyKey::new("shop", name));

@@ -7,6 +7,7 @@
 //! | [`identity`] | where do certificates come from, and which are revoked? |
 //! | [`start`] | how does the process begin and end? |
 //! | [`metrics`] | how are series found, labelled and bounded? |
+//! | [`telemetry`] | how do spans and access logs get to a collector? |
 //! | [`dump`] | how is what is known shown to operators? |
 
 pub mod accept;
@@ -15,3 +16,4 @@ pub mod dump;
 pub mod identity;
 pub mod metrics;
 pub mod start;
+pub mod telemetry;

@@ -1,4 +1,4 @@
-//! gRPC to and from the control plane: address, roots, token, extra headers; and the serving side.
+//! gRPC to and from the control plane, and to collectors: address, roots, token, extra headers; and the serving side.
 //!
 //! [`ControlPlane`] hands out channels; a channel connects when it is first used and again when it
 //! was lost. TLS proves the server only, by name; the client proves itself with a token
@@ -66,7 +66,7 @@ pub struct ChannelSettings {
     pub alt_hostname: Option<String>,
     /// What we prove ourselves with.
     pub token: TokenSource,
-    /// Sent as `clusterid`.
+    /// Sent as `clusterid`, unless it is empty.
     pub cluster_id: String,
     /// Sent with each request: names and values.
     pub headers: Vec<(String, String)>,
@@ -274,6 +274,7 @@ impl Credentials {
             Ok((key, value.parse().map_err(|_| invalid())?))
         };
         let cluster = std::iter::once(("clusterid", settings.cluster_id.as_str()));
+        let cluster = cluster.filter(|(_, value)| !value.is_empty());
         let extra = settings.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let fixed = cluster
             .chain(extra)

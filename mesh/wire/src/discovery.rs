@@ -206,7 +206,7 @@ impl Discovery {
                     return Err((missing(), denial.map(policy)));
                 };
                 let read = codec::decode_authorization(&name, body, &mut self.names);
-                read.map(policy).map_err(|(error, denial)| (error, denial.map(policy)))
+                read.map(policy).map_err(|(error, denial)| (error, denial.map(|denial| policy(*denial))))
             }
             Kind::ServiceConfig => {
                 let read = body.ok_or_else(missing);

@@ -1,7 +1,7 @@
 //! How mesh processes speak: TLS, certificates, HBONE, xDS, ZDS.
 //!
 //! Layers: `tls` ← `cert` ← {`ca`, `hbone`}; `tls` ← `xds`; `discovery` = `xds` + `codec`;
-//! `copy`, `limiter`, `proxy_protocol` and `zds` stand alone. This crate alone knows protobuf.
+//! `tls` ← `otlp`; `copy`, `ext_authz`, `limiter`, `proxy_protocol` and `zds` stand alone. This crate alone knows protobuf.
 
 pub mod ca;
 pub mod cert;
@@ -9,8 +9,10 @@ pub mod channel;
 pub mod codec;
 pub mod copy;
 pub mod discovery;
+pub mod ext_authz;
 pub mod hbone;
 pub mod limiter;
+pub mod otlp;
 pub mod proxy_protocol;
 pub mod spawn;
 pub mod tls;

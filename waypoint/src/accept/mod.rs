@@ -24,7 +24,7 @@ use self::{
     detect::{Beginning, Carried},
 };
 use crate::{
-    access::refused_early,
+    access::{Records, refused_early},
     io::{Heads, TunnelIo},
     opaque,
     refusal::Refusal,
@@ -63,7 +63,7 @@ impl Accept {
         let shared = self.proxy.shared().clone();
         let (tls, identity) = match Box::pin(self.welcome(tcp, address)).await {
             Ok(welcomed) => welcomed,
-            Err(refusal) => return refused_early(&shared.metrics, address, None, &refusal),
+            Err(refusal) => return refused_early(&shared.records, address, None, &refusal),
         };
         let held = drain.clone();
         let on_connect = |incoming| {
@@ -108,17 +108,17 @@ impl Accept {
         let asked = incoming.authority.clone().ok();
         let Ok(_place) = shared.connections.clone().try_acquire_owned() else {
             let limit = shared.settings.limits.connections;
-            return refuse(&shared.metrics, incoming, address, &Refusal::Overload { what: "streams", limit });
+            return refuse(&shared.records, incoming, address, &Refusal::Overload { what: "streams", limit });
         };
         let tunnel = match self.tunnel(&incoming, address, identity).await {
             Ok(tunnel) => Arc::new(tunnel),
-            Err(refusal) => return refuse(&shared.metrics, incoming, address, &refusal),
+            Err(refusal) => return refuse(&shared.records, incoming, address, &refusal),
         };
         let stream = match incoming.accept(None) {
             Ok(stream) => stream,
             Err(error) => {
                 let broken = Refusal::ClientBody(error.to_string());
-                return refused_early(&shared.metrics, address, asked.as_ref(), &broken);
+                return refused_early(&shared.records, address, asked.as_ref(), &broken);
             }
         };
         shared.metrics.streams.inc();
@@ -250,9 +250,9 @@ async fn begin(stream: &mut TunnelStream, mut beginning: Beginning, limit: Durat
     }
 }
 
-fn refuse(metrics: &crate::metrics::Metrics, incoming: Incoming, client: SocketAddr, refusal: &Refusal) {
+fn refuse(records: &Records, incoming: Incoming, client: SocketAddr, refusal: &Refusal) {
     let asked = incoming.authority.clone().ok();
-    refused_early(metrics, client, asked.as_ref(), refusal);
+    refused_early(records, client, asked.as_ref(), refusal);
     if let Err(error) = incoming.refuse(refusal.status()) {
         tracing::debug!(src.addr = %client, error = %error, "Refusal could not be sent");
     }

@@ -28,8 +28,13 @@ pub struct Answer {
 
 #[derive(Debug)]
 enum Content {
-    Text(&'static str),
-    Upstream { body: Incoming, idle: Idle, deadline: Option<Pin<Box<Sleep>>> },
+    /// All of it.
+    Whole(Bytes),
+    Upstream {
+        body: Incoming,
+        idle: Idle,
+        deadline: Option<Pin<Box<Sleep>>>,
+    },
 }
 
 /// What is to be done when a response is complete, or will never be.
@@ -67,12 +72,12 @@ impl Ending {
 impl Answer {
     /// None, and nothing to be done after it.
     pub fn nothing() -> Self {
-        Self { content: Content::Text(""), ending: None }
+        Self { content: Content::Whole(Bytes::new()), ending: None }
     }
 
-    /// A text of our own.
-    pub fn text(text: &'static str, ending: Ending) -> Self {
-        Self { content: Content::Text(text), ending: Some(Box::new(ending)) }
+    /// What is known here.
+    pub fn whole(whole: impl Into<Bytes>, ending: Ending) -> Self {
+        Self { content: Content::Whole(whole.into()), ending: Some(Box::new(ending)) }
     }
 
     /// What an endpoint answers, to be complete before `deadline`.
@@ -112,9 +117,9 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let frame = match &mut this.content {
-            Content::Text(text) => {
-                let text = std::mem::take(text);
-                let piece = (!text.is_empty()).then(|| Ok(Frame::data(Bytes::from_static(text.as_bytes()))));
+            Content::Whole(whole) => {
+                let whole = std::mem::take(whole);
+                let piece = (!whole.is_empty()).then(|| Ok(Frame::data(whole)));
                 this.end(Ok(()));
                 return Poll::Ready(piece);
             }
@@ -159,14 +164,14 @@ impl Body for Answer {
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Text(text) => text.is_empty(),
+            Content::Whole(whole) => whole.is_empty(),
             Content::Upstream { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Text(text) => SizeHint::with_exact(u64::try_from(text.len()).unwrap_or(u64::MAX)),
+            Content::Whole(whole) => SizeHint::with_exact(u64::try_from(whole.len()).unwrap_or(u64::MAX)),
             Content::Upstream { body, .. } => body.size_hint(),
         }
     }
@@ -175,8 +180,8 @@ impl Body for Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         let outcome = match &self.content {
-            // An empty text is never asked for.
-            Content::Text(_) => Ok(()),
+            // An empty one is never asked for.
+            Content::Whole(_) => Ok(()),
             Content::Upstream { body, .. } if body.is_end_stream() => Ok(()),
             Content::Upstream { .. } => Err(&Refusal::ClientGone),
         };

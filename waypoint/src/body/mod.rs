@@ -2,7 +2,8 @@
 //!
 //! | of | is | in |
 //! |---|---|---|
-//! | a request, before it is known how often it is sent | [`Source`] | `outgoing.rs` |
+//! | a request, as it comes; its beginning can be looked at | [`Streamed`] | `outgoing.rs` |
+//! | a request, before it is known how often it is sent | [`Source`] | |
 //! | a request, for one attempt | [`Outgoing`] | |
 //! | a request that may be repeated | kept, up to [`KEPT`] | `kept.rs` |
 //! | a response | [`Answer`] | `answer.rs` |
@@ -29,7 +30,7 @@ use tokio::time::{Instant, Sleep};
 pub use self::{
     answer::{Answer, Ending},
     kept::{Copied, KEPT, Kept, Reader},
-    outgoing::{Outgoing, Source, Streamed},
+    outgoing::{Beginning, Outgoing, Source, Streamed},
 };
 
 /// Bytes that have passed.

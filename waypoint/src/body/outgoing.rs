@@ -1,6 +1,8 @@
 //! The bodies of requests.
 
 use std::{
+    collections::VecDeque,
+    future::poll_fn,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -27,11 +29,10 @@ pub enum Source {
 
 impl Source {
     /// The body of a request; `keep` if it may be repeated.
-    pub fn new(body: Incoming, keep: bool, idle: Duration, passed: Passed) -> Self {
-        if body.is_end_stream() {
+    pub fn new(streamed: Streamed, keep: bool) -> Self {
+        if streamed.is_at_end() {
             return Self::Empty;
         }
-        let streamed = Streamed { body, idle: Idle::new(idle), passed };
         if keep { Self::Again(Kept::new(streamed)) } else { Self::Once(Some(streamed)) }
     }
 
@@ -89,18 +90,79 @@ pub struct Streamed {
     body: Incoming,
     idle: Idle,
     passed: Passed,
+    /// What was read before it was asked for.
+    ahead: VecDeque<Frame<Bytes>>,
+}
+
+/// The beginning of a body.
+#[derive(Clone, Debug, Default)]
+pub struct Beginning {
+    /// So much of it.
+    pub bytes: Bytes,
+    /// Whether this is all of it.
+    pub is_whole: bool,
 }
 
 impl Streamed {
+    /// Counts in `passed` what has come, and gives up when nothing comes for `idle`.
+    pub fn new(body: Incoming, idle: Duration, passed: Passed) -> Self {
+        Self { body, idle: Idle::new(idle), passed, ahead: VecDeque::new() }
+    }
+
+    /// Reads `most` bytes, or all of it if it is shorter. They are there all the same for whoever reads it.
+    pub async fn beginning(&mut self, most: usize) -> Result<Beginning, BodyError> {
+        let mut ended = false;
+        while !ended && self.bytes_ahead() <= most {
+            match poll_fn(|cx| self.poll_come(cx)).await {
+                Some(frame) => {
+                    let frame = frame?;
+                    ended = frame.is_trailers();
+                    self.ahead.push_back(frame);
+                }
+                None => ended = true,
+            }
+            ended |= self.body.is_end_stream();
+        }
+        let mut bytes = Vec::with_capacity(most.min(self.bytes_ahead()));
+        for piece in self.ahead.iter().filter_map(Frame::data_ref) {
+            let room = most.saturating_sub(bytes.len());
+            bytes.extend_from_slice(piece.get(..room).unwrap_or(piece));
+        }
+        Ok(Beginning { bytes: bytes.into(), is_whole: ended && self.bytes_ahead() <= most })
+    }
+
+    /// At least so many bytes are to come.
+    pub fn least(&self) -> u64 {
+        self.size_hint().lower()
+    }
+
+    fn bytes_ahead(&self) -> usize {
+        self.ahead.iter().filter_map(Frame::data_ref).map(Bytes::len).sum()
+    }
+
     pub(super) fn is_at_end(&self) -> bool {
-        self.body.is_end_stream()
+        self.ahead.is_empty() && self.body.is_end_stream()
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let ahead = u64::try_from(self.bytes_ahead()).unwrap_or(u64::MAX);
+        let rest = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(ahead));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(ahead));
+        }
+        hint
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.ahead.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.poll_come(cx),
+        }
+    }
+
+    fn poll_come(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.idle.moved();

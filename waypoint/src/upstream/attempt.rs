@@ -11,7 +11,7 @@ use ambit_model::{
     snapshot::Snapshot,
     workload::Workload,
 };
-use http::{HeaderValue, Request, Response, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, request::Parts};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
@@ -62,15 +62,16 @@ pub struct Answered {
     pub underway: Underway,
 }
 
-/// Whoever wants to know where a request was sent.
+/// Whoever wants to know where a request was sent, and tells the endpoint of that.
 pub trait Witness {
     /// It is sent to `workload` at `address`, after `repeated` others.
     fn attempt(&mut self, workload: &Arc<Workload>, address: SocketAddr, repeated: u32);
-}
 
-/// Nobody.
-impl Witness for () {
-    fn attempt(&mut self, _: &Arc<Workload>, _: SocketAddr, _: u32) {}
+    /// Puts into the headers that are sent what the endpoint is to know of this attempt.
+    fn tell(&self, headers: &mut HeaderMap);
+
+    /// The attempt has ended with the head of a response, or without.
+    fn answered(&mut self, outcome: Result<&Response<Incoming>, &Refusal>);
 }
 
 impl Upstream {
@@ -89,7 +90,8 @@ impl Upstream {
         loop {
             let chosen = self.choose(mesh, &sending.goal, sending.asked, &tried)?;
             witness.attempt(&chosen.workload, chosen.hop.address(), repeated);
-            let (outcome, result) = self.once(&chosen, &mut sending).await;
+            let (outcome, result) = self.once(&chosen, &mut sending, witness).await;
+            witness.answered(result.as_ref().map(|answered| &answered.response));
             let wait = match self.next(&sending, outcome, repeated) {
                 Next::Repeat(wait) => wait,
                 Next::Stop(_) => return result,
@@ -125,6 +127,7 @@ impl Upstream {
         &self,
         chosen: &Endpoint,
         sending: &mut Sending<'_>,
+        witness: &impl Witness,
     ) -> (retry::Outcome, Result<Answered, Refusal>) {
         let began = Instant::now();
         let underway = chosen.doing.begin();
@@ -133,7 +136,7 @@ impl Upstream {
             Timeout::Default | Timeout::Never => None,
         };
         let until = [limit, sending.deadline].into_iter().flatten().min();
-        let attempt = self.exchange(chosen, sending);
+        let attempt = self.exchange(chosen, sending, witness);
         let ended = match until {
             Some(until) => timeout_at(until, attempt)
                 .await
@@ -155,6 +158,7 @@ impl Upstream {
         &self,
         chosen: &Endpoint,
         sending: &mut Sending<'_>,
+        witness: &impl Witness,
     ) -> (retry::Outcome, Result<(Response<Incoming>, Lease), Refusal>) {
         let mut unsent = None;
         loop {
@@ -164,7 +168,7 @@ impl Upstream {
             };
             let request = match unsent.take() {
                 Some(request) => request,
-                None => match request(sending) {
+                None => match request(sending, witness) {
                     Some(request) => request,
                     None => {
                         let gone = Refusal::UpstreamBroke("the body is given away".to_owned());
@@ -218,9 +222,10 @@ fn broke(error: &hyper::Error) -> Refusal {
 }
 
 /// The request as it is written for one attempt; `None`: its body is given away.
-fn request(sending: &mut Sending<'_>) -> Option<Request<crate::body::Outgoing>> {
+fn request(sending: &mut Sending<'_>, witness: &impl Witness) -> Option<Request<crate::body::Outgoing>> {
     let body = sending.body.outgoing()?;
     let mut head = sending.head.clone();
+    witness.tell(&mut head.headers);
     match sending.version {
         Version::Http1 => hygiene::write_http1(&mut head, sending.upgrade.as_ref()),
         Version::Http2 => hygiene::write_http2(&mut head),

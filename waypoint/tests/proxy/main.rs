@@ -11,10 +11,12 @@
     reason = "a test: whatever fails here fails it"
 )]
 
+mod authorizers;
 mod bytes;
 mod hostile;
 mod limits;
 mod policies;
 mod requests;
 mod routes;
+mod traces;
 mod world;

@@ -74,7 +74,8 @@ fn what_was_not_understood_denies_and_so_does_whoever_cannot_be_asked() {
         let waypoint = world.start().await;
         let tunnel = world.tunnel().await;
         assert_eq!(tunnel.get(WEB, "/").await.status, 403);
-        let custom = Content::Custom { provider: "opa".into(), rules: vec![rule(path("/ask"))] };
+        let custom =
+            Content::Custom { provider: "opa".into(), authorizer: None, rules: vec![rule(path("/ask"))] };
         world.configure("shop/web", with(vec![policy("ask", custom)]));
         until("the policy is known", async || (tunnel.get(WEB, "/other").await.status == 200).then_some(()))
             .await;

@@ -289,7 +289,8 @@ fn of_reach(cluster: &Cluster, key: &Key, document: &Document, complete: bool) -
         | Kind::HttpRoute
         | Kind::TlsRoute
         | Kind::TcpRoute
-        | Kind::ReferenceGrant => None,
+        | Kind::ReferenceGrant
+        | Kind::MeshConfig => None,
     }
 }
 
@@ -302,6 +303,7 @@ fn severity(cluster: &Cluster, key: &Key, condition: &Condition, complete: bool)
         ("ResolvedWaypoints", false, _) | ("WaypointAccepted" | "Accepted", false, "AncestorNotBound") => {
             Some(Severity::Warning)
         }
+        (_, false, "UnknownProvider") => Some(absent),
         (_, false, "TargetNotFound" | "NoMatchingParent" | "BackendNotFound" | "RefNotPermitted") => {
             Some(absent)
         }
@@ -324,6 +326,7 @@ fn severity(cluster: &Cluster, key: &Key, condition: &Condition, complete: bool)
 
 fn field_of(kind: Kind, condition: &Condition) -> String {
     match condition.kind {
+        "WaypointAccepted" if condition.reason == "UnknownProvider" => "spec.provider.name".to_owned(),
         "Accepted" if kind == Kind::RateLimitPolicy => "spec.targetRefs".to_owned(),
         "ResolvedRefs" if kind == Kind::RateLimitPolicy => "spec.global.service".to_owned(),
         "WaypointAccepted" => "spec.targetRefs".to_owned(),

@@ -185,7 +185,7 @@ pub(super) fn parse_duration(field: &str, text: &str) -> Result<Duration, Reject
     })
 }
 
-fn duration(text: &str) -> Option<Duration> {
+pub(super) fn duration(text: &str) -> Option<Duration> {
     let (mut rest, mut parts, mut sum) = (text, 0, Duration::ZERO);
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit())?;

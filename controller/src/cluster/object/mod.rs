@@ -7,6 +7,7 @@ mod entry;
 mod gateway;
 mod grpc_route;
 mod http_route;
+mod mesh_config;
 mod meta;
 mod namespace;
 mod peer_authentication;
@@ -27,6 +28,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use ambit_api::directory::{Document, typed};
+use ambit_api::mesh_config::CONFIG_MAP;
 use ambit_model::name::{Label, Namespace};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -35,6 +37,7 @@ pub use authorization::{AuthorizationPolicy, Content};
 pub use authorization_rule::ParsedRule;
 pub use entry::{Endpoint, EntryAddress, EntryPort, Resolution, ServiceEntry, WorkloadEntry};
 pub use gateway::{AllowedNamespaces, Binding, Gateway, GatewayClass, Listener, Reach, TrafficType};
+pub use mesh_config::{MeshConfig, Provider};
 pub use meta::{Expression, LabelSelector, Labels, Meta, Selector, parse_bool};
 pub use namespace::{NamespaceObject, Node};
 pub use peer_authentication::{Mode, PeerAuthentication};
@@ -116,6 +119,8 @@ pub enum Kind {
     TcpRoute,
     /// `ReferenceGrant`.
     ReferenceGrant,
+    /// `ConfigMap`, of which the mesh reads the one with the mesh configuration.
+    MeshConfig,
 }
 
 impl Kind {
@@ -127,6 +132,7 @@ impl Kind {
             ("", "Node") if version == "v1" => Some(Self::Node),
             ("", "Pod") if version == "v1" => Some(Self::Pod),
             ("", "Service") if version == "v1" => Some(Self::Service),
+            ("", "ConfigMap") if version == "v1" => Some(Self::MeshConfig),
             ("discovery.k8s.io", "EndpointSlice") if version == "v1" => Some(Self::EndpointSlice),
             ("networking.istio.io", "ServiceEntry") if stable || version == "v1alpha3" => {
                 Some(Self::ServiceEntry)
@@ -180,6 +186,7 @@ impl Kind {
             Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::MeshConfig => "ConfigMap",
         }
     }
 }
@@ -232,6 +239,8 @@ pub enum Object {
     Route(Arc<Route>),
     /// Whom routes may refer to.
     ReferenceGrant(Arc<ReferenceGrant>),
+    /// The mesh configuration.
+    MeshConfig(Arc<MeshConfig>),
 }
 
 impl Object {
@@ -253,6 +262,7 @@ impl Object {
             Self::GatewayClass(object) => (Kind::GatewayClass, &object.meta),
             Self::Route(object) => (object.kind.kind(), &object.meta),
             Self::ReferenceGrant(object) => (Kind::ReferenceGrant, &object.meta),
+            Self::MeshConfig(object) => (Kind::MeshConfig, &object.meta),
         };
         Key { kind, name: meta.name.clone() }
     }
@@ -310,6 +320,9 @@ pub fn parse_value(
     value: &Value,
 ) -> Parsed {
     let Some(kind) = Kind::of(group, version, kind) else { return Parsed::Unknown };
+    if kind == Kind::MeshConfig && name != CONFIG_MAP {
+        return Parsed::Unknown;
+    }
     let written = &Written { namespace, name, value };
     match valid_name(written).and_then(|()| parse_known(kind, written)) {
         Ok(object) => Parsed::Object(object),
@@ -324,6 +337,10 @@ pub fn parse_value(
                 Kind::RequestAuthentication => Some(Object::RequestAuthentication(Arc::new(
                     RequestAuthentication::undecodable(written, rejection.to_string()),
                 ))),
+                Kind::MeshConfig => Some(Object::MeshConfig(Arc::new(MeshConfig::undecodable(
+                    written,
+                    rejection.to_string(),
+                )))),
                 Kind::RateLimitPolicy => Some(Object::RateLimitPolicy(Arc::new(
                     RateLimitPolicy::undecodable(written, rejection.to_string()),
                 ))),
@@ -402,6 +419,7 @@ fn parse_known(kind: Kind, written: &Written<'_>) -> Result<Object, Rejection> {
         Kind::ReferenceGrant => {
             Object::ReferenceGrant(Arc::new(ReferenceGrant::parse(namespace, read(written)?)?))
         }
+        Kind::MeshConfig => Object::MeshConfig(Arc::new(MeshConfig::parse(namespace, read(written)?)?)),
     })
 }
 

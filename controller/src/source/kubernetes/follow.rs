@@ -145,6 +145,10 @@ impl Follower {
         };
         match self.watched.depth {
             Depth::Whole => watcher(Api::<Raw>::all_with(self.client.clone(), &resource), config).boxed(),
+            Depth::Named(name) => {
+                let config = config.fields(&format!("metadata.name={name}"));
+                watcher(Api::<Raw>::all_with(self.client.clone(), &resource), config).boxed()
+            }
             Depth::Metadata => {
                 let api = Api::<PartialObjectMeta<Raw>>::all_with(self.client.clone(), &resource);
                 bare(watcher(api, config)).boxed()

@@ -3,6 +3,7 @@
 //! ServiceAccounts are not among them: nothing that is sent depends on one, and whoever runs as one proves it with
 //! its token.
 
+use ambit_api::mesh_config::CONFIG_MAP;
 use kube::api::ApiResource;
 
 use crate::cluster::object::Kind;
@@ -25,6 +26,8 @@ pub(super) enum Depth {
     Metadata,
     /// All of it.
     Whole,
+    /// All of those with this name.
+    Named(&'static str),
 }
 
 const STABLE: &[&str] = &["v1", "v1beta1"];
@@ -61,6 +64,7 @@ pub(super) const WATCHED: [Watched; 18] = [
         "referencegrants",
         Depth::Whole,
     ),
+    of(Kind::MeshConfig, "", &["v1"], "configmaps", Depth::Named(CONFIG_MAP)),
 ];
 
 const fn of(

@@ -3,9 +3,10 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
-use super::{Action, Content, Policy, Rule, Seen, rule::InDoubt};
+use super::{Action, Authorizer, Content, Policy, Rule, Seen, rule::InDoubt};
 use crate::{
     identity::Identity,
     name::{Label, PolicyKey},
@@ -59,10 +60,14 @@ pub fn judge<'p>(policies: impl IntoIterator<Item = &'p Policy>, facts: &Facts<'
                     allowed_by = Some(&policy.key);
                 }
             }
-            Content::Custom { provider, rules } => {
+            Content::Custom { provider, authorizer, rules } => {
                 let is_new = !ask.iter().any(|one| one.provider == *provider);
                 if is_new && any(rules, facts, InDoubt::Matches) {
-                    ask.push(Ask { provider: provider.clone(), policy: policy.key.clone() });
+                    ask.push(Ask {
+                        provider: provider.clone(),
+                        authorizer: authorizer.clone(),
+                        policy: policy.key.clone(),
+                    });
                 }
             }
         }
@@ -131,6 +136,8 @@ pub struct Ruling {
 pub struct Ask {
     /// Its name in the configuration of the mesh.
     pub provider: Label,
+    /// Who it is; `None`: nobody knows.
+    pub authorizer: Option<Arc<Authorizer>>,
     /// The CUSTOM policy that matched, the first of several.
     pub policy: PolicyKey,
 }

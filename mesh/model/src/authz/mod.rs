@@ -15,7 +15,8 @@
 //! | no | no | yes | no | deny |
 //!
 //! Before it, the providers of all CUSTOM policies that match are asked ([`judge()`]); one that denies is
-//! the end. Where nobody can be asked, such a policy denies ([`check()`]). AUDIT decides nothing.
+//! the end. Where nobody can be asked, such a policy denies ([`check()`]). AUDIT decides nothing. Whom they
+//! ask is an [`Authorizer`]; what it says, an [`Answer`].
 //!
 //! # When a rule matches (protocols 6.3)
 //!
@@ -38,6 +39,8 @@
 //! has it not. Hosts, server names and names of headers are compared without case, all else with it. A path
 //! is compared without its query, and as it is sent on: whoever asks has normalised it before.
 
+mod answer;
+mod authorizer;
 mod check;
 mod condition;
 mod matcher;
@@ -45,6 +48,15 @@ mod request;
 mod rule;
 mod template;
 
+use std::sync::Arc;
+
+pub use answer::{
+    Answer, Changes, Denial, HeaderChange, InvalidAnswer, LARGEST_DENIAL, MOST_CHANGES, change, may_be_told,
+};
+pub use authorizer::{
+    Authorizer, AuthorizerParts, BodyForm, CHECK_TIMEOUT, CheckProtocol, HttpCheck, InvalidAuthorizer,
+    LARGEST_SHARE, LONGEST_CHECK, Longer, MOST_HEADERS, OnFailure, SharedBody,
+};
 pub use check::{Ask, By, Facts, Ruling, Verdict, audited, check, dry_run, judge};
 pub use condition::{Attribute, Condition, InvalidAttribute};
 pub use matcher::{AccountMatch, Text};
@@ -122,6 +134,8 @@ pub enum Content {
     Custom {
         /// Whom, by the name in the configuration of the mesh.
         provider: Label,
+        /// Who that is; `None`: nobody knows him, and what matches is denied.
+        authorizer: Option<Arc<Authorizer>>,
         /// Any may match.
         rules: Vec<Rule>,
     },

@@ -2,6 +2,7 @@
 
 mod control;
 mod proxy_config;
+mod telemetry;
 mod traffic;
 
 use std::{
@@ -21,6 +22,7 @@ use ambit_wire::tls::{Compliance, Versions};
 pub use self::{
     control::{Authority, Ca, LocalXds, Own, Xds},
     proxy_config::{MESH_FILE, ProxyConfig},
+    telemetry::{Export, Telemetry},
     traffic::{Keepalive, Pages, hbone},
 };
 

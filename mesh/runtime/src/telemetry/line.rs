@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt::{Debug, Write};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use time::OffsetDateTime;
@@ -19,6 +19,12 @@ use super::output::Output;
 /// The scope of access records, whose fields are fixed: spans add none to them.
 const ACCESS: &str = "access";
 
+/// The field of an access record that is the whole line already, as its user wants it.
+const WHOLE: &str = "line";
+
+/// Who else is told of access records.
+pub(super) type Listener = OnceLock<Box<dyn Fn(&Event<'_>) + Send + Sync>>;
+
 /// What a JSON line says itself; a field of such a name gets an underscore.
 const OWN_NAMES: [&str; 4] = ["level", "time", "scope", "message"];
 
@@ -26,11 +32,48 @@ const OWN_NAMES: [&str; 4] = ["level", "time", "scope", "message"];
 pub(super) struct Lines {
     format: Format,
     output: Arc<Output>,
+    listener: Arc<Listener>,
 }
 
 impl Lines {
-    pub(super) fn new(format: Format, output: Arc<Output>) -> Self {
-        Self { format, output }
+    pub(super) fn new(format: Format, output: Arc<Output>, listener: Arc<Listener>) -> Self {
+        Self { format, output, listener }
+    }
+
+    fn access_record(&self, event: &Event<'_>) {
+        if let Some(tell) = self.listener.get() {
+            tell(event);
+        }
+        let has_whole = event.metadata().fields().field(WHOLE).is_some();
+        let mut whole = Whole(None);
+        if has_whole {
+            event.record(&mut whole);
+        }
+        match whole.0 {
+            Some(line) => self.output.push(&line),
+            None => {
+                let mut fields = Fields::new(self.format);
+                event.record(&mut fields);
+                let level = *event.metadata().level();
+                self.output.push(&line(self.format, level, ACCESS, &fields));
+            }
+        }
+    }
+}
+
+/// A line that is made already. Whoever made it escaped what is in it; that it stays one line is seen to here.
+struct Whole(Option<String>);
+
+impl Visit for Whole {
+    fn record_debug(&mut self, _: &Field, _: &dyn Debug) {}
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == WHOLE {
+            let mut line = String::with_capacity(value.len() + 1);
+            escape_into(&mut line, value);
+            line.push('\n');
+            self.0 = Some(line);
+        }
     }
 }
 
@@ -53,11 +96,12 @@ impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Lines {
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let metadata = event.metadata();
+        if metadata.target() == ACCESS {
+            return self.access_record(event);
+        }
         let mut fields = Fields::new(self.format);
         event.record(&mut fields);
-        if metadata.target() != ACCESS
-            && let Some(spans) = context.event_scope(event)
-        {
+        if let Some(spans) = context.event_scope(event) {
             for span in spans.from_root() {
                 if let Some(outer) = span.extensions().get::<Fields>() {
                     fields.add_missing(outer);

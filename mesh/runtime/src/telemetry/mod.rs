@@ -4,12 +4,13 @@ mod filter;
 mod line;
 mod output;
 
+use std::fmt;
 use std::io::Write;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::StatusCode;
-use tracing::Subscriber;
+use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -18,7 +19,7 @@ use tracing_subscriber::{Registry, reload};
 pub use self::filter::{Filter, InvalidFilter};
 pub use self::output::Flush;
 
-use self::line::Lines;
+use self::line::{Lines, Listener};
 use self::output::Output;
 use crate::admin::{Method, Pages, Request, Response};
 
@@ -37,10 +38,11 @@ pub fn to_writer(
 ) -> (impl Subscriber + Send + Sync, LogControl, Flush) {
     let output = Arc::new(Output::start(writer, move |count| line::dropped(format, count)));
     let (targets, handle) = reload::Layer::new(filter.targets());
-    let lines = Lines::new(format, output.clone());
+    let listener = Arc::<Listener>::default();
+    let lines = Lines::new(format, output.clone(), listener.clone());
     let subscriber = tracing_subscriber::registry().with(targets).with(lines);
     let current = Arc::new(Mutex::new(filter.clone()));
-    let control = LogControl { handle, initial: filter, current, output: output.clone() };
+    let control = LogControl { handle, initial: filter, current, output: output.clone(), listener };
     (subscriber, control, Flush::new(output))
 }
 
@@ -77,12 +79,19 @@ impl FromStr for Format {
 pub struct InitError;
 
 /// Changes what is logged while the process runs.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LogControl {
     handle: reload::Handle<Targets, Registry>,
     initial: Filter,
     current: Arc<Mutex<Filter>>,
     output: Arc<Output>,
+    listener: Arc<Listener>,
+}
+
+impl fmt::Debug for LogControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogControl").field("current", &self.current()).finish_non_exhaustive()
+    }
 }
 
 impl LogControl {
@@ -101,6 +110,14 @@ impl LogControl {
     /// Back to what was set at the start.
     pub fn reset(&self) -> Result<(), SetError> {
         self.apply(&mut self.locked(), self.initial.clone())
+    }
+
+    /// From now on `tell` is told of each access record that is logged, and must not take long. Only the first counts.
+    ///
+    /// An access record with a field `line` is logged as that line, and nothing else.
+    pub fn on_access(&self, tell: impl Fn(&Event<'_>) + Send + Sync + 'static) {
+        // A second one has no place; nobody asks for it.
+        let _ = self.listener.set(Box::new(tell));
     }
 
     /// Lines that were lost since the start, as nobody took them from us fast enough.
@@ -225,6 +242,25 @@ mod tests {
         });
         assert_eq!(without_time(&lines[0]), "info\tt\tInside\tpod.uid=\"mine\" client=7");
         assert_eq!(without_time(&lines[1]), "info\taccess\tconnection opened");
+    }
+
+    #[test]
+    fn an_access_record_can_bring_its_line_and_somebody_else_is_told() {
+        for format in [Format::Text, Format::Json] {
+            let heard = Arc::new(Mutex::new(0));
+            let count = heard.clone();
+            let lines = logged(format, |control| {
+                control.on_access(move |_| *count.lock().unwrap() += 1);
+                info!(target: "access", line = "GET / 200 \n forged", status = 200);
+                info!(target: "access", line = tracing::field::Empty, "request complete");
+                info!(target: "other", line = "kept");
+                control.set("access:off").unwrap();
+                info!(target: "access", line = "not logged");
+            });
+            assert_eq!(lines[0], "GET / 200 \\n forged");
+            assert!(lines[1].contains("request complete") && lines[2].contains("kept"), "{lines:?}");
+            assert_eq!((lines.len(), *heard.lock().unwrap()), (3, 2));
+        }
     }
 
     #[test]

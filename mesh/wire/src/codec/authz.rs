@@ -18,11 +18,11 @@ pub(super) fn decode(
     name: &str,
     body: Bytes,
     names: &mut Interner,
-) -> Result<Policy, (InvalidResource, Option<Policy>)> {
+) -> Result<Policy, (InvalidResource, Option<Box<Policy>>)> {
     let named = policy_key(name);
     let denial = |key: Option<PolicyKey>, scope, error: InvalidResource| {
         let policy = key.map(|key| Policy::undecodable(key, scope, error.to_string()));
-        (error, policy)
+        (error, policy.map(Box::new))
     };
     let message = match pb::Authorization::decode(body) {
         Ok(message) => message,

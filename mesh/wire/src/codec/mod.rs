@@ -4,6 +4,7 @@
 //! understood is refused whole, never narrowed. Encoding and decoding are inverse to each other.
 
 mod authn;
+mod authorizer;
 mod authz;
 mod filter;
 mod interner;
@@ -95,7 +96,7 @@ pub fn decode_authorization(
     name: &str,
     body: Bytes,
     names: &mut Interner,
-) -> Result<Policy, (InvalidResource, Option<Policy>)> {
+) -> Result<Policy, (InvalidResource, Option<Box<Policy>>)> {
     authz::decode(name, body, names)
 }
 

@@ -2,6 +2,8 @@
 //!
 //! All or nothing, as for those of tunnels: one value that cannot be understood makes the policy deny.
 
+use std::sync::Arc;
+
 use ambit_model::{
     authz::{
         Action, Attribute, Clause, Condition, Content, Match, PathMatch, PathTemplate, Policy, RequestMatch,
@@ -12,7 +14,7 @@ use ambit_model::{
 use ambit_proto::{security, waypoint as pb};
 
 use super::{
-    Interner, InvalidResource,
+    Interner, InvalidResource, authorizer,
     authz::{decode_match, decode_ranges, decode_text, encode_match, encode_ranges, encode_text},
     decode_each, decode_enum,
     route::unset,
@@ -40,7 +42,11 @@ fn decode_content(message: pb::Policy, names: &mut Interner) -> Result<Content, 
         pb::PolicyAction::Custom if message.provider.is_empty() => {
             return Err(InvalidResource::field("provider", "is empty"));
         }
-        pb::PolicyAction::Custom => Content::Custom { provider: names.name(&message.provider), rules },
+        pb::PolicyAction::Custom => {
+            let authorizer = message.authorizer.map(|one| authorizer::decode(one, names)).transpose();
+            let authorizer = authorizer.map_err(|error| error.within("authorizer"))?.map(Arc::new);
+            Content::Custom { provider: names.name(&message.provider), authorizer, rules }
+        }
         pb::PolicyAction::Unspecified => return Err(unset("action")),
     };
     if dry_run {
@@ -127,12 +133,14 @@ pub(super) fn encode(policy: &Policy) -> pb::Policy {
         }
         Content::Undecodable { reason } => return pb::Policy { broken: reason.clone(), ..message },
     };
-    let provider = match &policy.content {
-        Content::Custom { provider, .. } => provider.to_string(),
-        Content::Rules { .. } | Content::Audit { .. } | Content::Undecodable { .. } => String::new(),
+    let (provider, authorizer) = match &policy.content {
+        Content::Custom { provider, authorizer, .. } => {
+            (provider.to_string(), authorizer.as_deref().map(authorizer::encode))
+        }
+        Content::Rules { .. } | Content::Audit { .. } | Content::Undecodable { .. } => (String::new(), None),
     };
     let rules = rules.iter().map(encode_rule).collect();
-    pb::Policy { action: action.into(), provider, dry_run: policy.is_dry_run(), rules, ..message }
+    pb::Policy { action: action.into(), provider, dry_run: policy.is_dry_run(), rules, authorizer, ..message }
 }
 
 fn encode_rule(rule: &Rule) -> pb::PolicyRule {

@@ -73,7 +73,7 @@ fn policy(matches: sec::Match) -> sec::Authorization {
     }
 }
 
-fn decoded(message: &sec::Authorization) -> Result<Policy, (InvalidResource, Option<Policy>)> {
+fn decoded(message: &sec::Authorization) -> Result<Policy, (InvalidResource, Option<Box<Policy>>)> {
     decode_authorization("ns/name", message.encode_to_vec().into(), &mut Interner::default())
 }
 

@@ -2,6 +2,7 @@
 //! control plane, a certificate authority, tunnels of clients, applications.
 
 mod app;
+mod authorizer;
 mod client;
 mod limiter;
 mod process;
@@ -24,7 +25,7 @@ use ambit_wire::{codec, xds::server::Caller};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-pub use self::{app::*, client::*, limiter::*, process::*};
+pub use self::{app::*, authorizer::*, client::*, limiter::*, process::*};
 
 /// Nothing takes longer on a busy machine, unless it never happens.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -148,6 +149,13 @@ impl World {
 
     /// The same, with further environment.
     pub async fn start_with(&self, extra: &[(&str, &str)]) -> Waypoint {
+        let waypoint = self.spawn_with(extra);
+        waypoint.until_ready().await;
+        waypoint
+    }
+
+    /// Starts the waypoint, which may well end at once.
+    pub fn spawn_with(&self, extra: &[(&str, &str)]) -> Waypoint {
         let root = self.dir.path().join("root.pem").into_os_string().into_string().unwrap();
         let mut env = vec![
             ("XDS_ADDRESS".to_owned(), format!("https://localhost:{}", self.plane.address().port())),
@@ -166,9 +174,7 @@ impl World {
             ("RUST_LOG".to_owned(), "info".to_owned()),
         ];
         env.extend(extra.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        let waypoint = Waypoint::start(self.dir.path(), env);
-        waypoint.until_ready().await;
-        waypoint
+        Waypoint::start(self.dir.path(), env)
     }
 
     /// A tunnel of the client to the waypoint.

@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use proptest::{option, prelude::*, sample::select};
 
 use super::*;
+use crate::codec::authorizer::tests::authorizer;
 
 fn text() -> impl Strategy<Value = Text> {
     prop_oneof![
@@ -102,8 +103,9 @@ pub(in crate::codec) fn policy() -> impl Strategy<Value = Policy> {
     let content = prop_oneof![
         4 => decides,
         1 => rules().prop_map(|rules| Content::Audit { rules }),
-        1 => ("[a-z]{1,4}", rules())
-            .prop_map(|(provider, rules)| Content::Custom { provider: provider.into(), rules }),
+        1 => ("[a-z]{1,4}", option::of(authorizer()), rules()).prop_map(|(provider, authorizer, rules)| {
+            Content::Custom { provider: provider.into(), authorizer: authorizer.map(Arc::new), rules }
+        }),
         1 => "[a-z]{1,4}".prop_map(|reason| Content::Undecodable { reason }),
     ];
     ("[a-z]{1,4}", "[a-z]{1,4}", content).prop_map(|(namespace, name, content)| Policy {
@@ -164,6 +166,13 @@ fn one_strange_value_denies_and_is_named() {
         ("action".to_owned(), with(|policy| policy.action = 0)),
         ("action".to_owned(), with(|policy| policy.action = 9)),
         ("provider".to_owned(), with(|policy| policy.action = pb::PolicyAction::Custom.into())),
+        (
+            "authorizer.protocol".to_owned(),
+            with(|policy| {
+                (policy.action, policy.provider) = (pb::PolicyAction::Custom.into(), "opa".to_owned());
+                policy.authorizer = Some(pb::Authorizer::default());
+            }),
+        ),
         (
             "dry_run".to_owned(),
             with(|policy| (policy.action, policy.dry_run) = (pb::PolicyAction::Audit.into(), true)),

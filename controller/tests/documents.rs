@@ -1,0 +1,59 @@
+//! What pages of the documentation tell users to write, put through the controller.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod support;
+
+use ambit_controller::cluster::object::{Kind, Provider};
+use ambit_model::authz::Content;
+use support::{cluster, conditions, config};
+
+const EXTERNAL_AUTHORIZATION: &str = include_str!("../../docs/tasks/external-authorization.md");
+
+/// What the pages take for granted.
+const SHOP: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: ambit-waypoint}
+spec: {controllerName: ambit.io/waypoint-controller}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, namespace: shop}
+spec: {gatewayClassName: ambit-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+status: {addresses: [{value: 10.5.0.1}]}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/use-waypoint: waypoint}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.1.0.1, ports: [{name: http, port: 80}]}
+";
+
+/// The documents of a page.
+fn yaml(page: &str) -> Vec<&str> {
+    page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+}
+
+#[test]
+fn external_authorization_is_set_up_by_its_page() {
+    let documents = yaml(EXTERNAL_AUTHORIZATION);
+    assert_eq!(documents.len(), 3);
+    let all = [vec![SHOP], documents].concat().join("\n---\n");
+    let cluster = cluster(&all);
+    assert_eq!(
+        conditions(&cluster, Kind::AuthorizationPolicy, "shop", "ask"),
+        ["WaypointAccepted=true Accepted"]
+    );
+    let config = config(&cluster, "shop/waypoint", "shop/web.shop.svc.cluster.local").unwrap();
+    let policy = config.policies().next().unwrap();
+    let Content::Custom { provider, authorizer: Some(authorizer), .. } = &policy.content else {
+        panic!("{policy:?}")
+    };
+    assert_eq!(provider.as_str(), "ext-authz-grpc");
+    assert_eq!(authorizer.parts().port, 9000);
+    assert!(matches!(cluster.provider(&"ext-authz-http".into()), Ok(Provider::Authorizer(_))));
+}

@@ -1,0 +1,32 @@
+//! Steps 11 to 16: a waypoint, and what the pages in `docs/tasks` do with it.
+
+use super::Stage;
+use crate::tasks;
+use crate::telling::Evidence;
+
+pub(super) fn waypoint(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    // It lets in the client alone, and what comes now, comes from the waypoint.
+    stage.town.remove("customers.yaml")?;
+    seen.did("Removed the AuthorizationPolicy on web: the waypoint is going to be asked.");
+    tasks::bind(&mut stage.town, seen)
+}
+
+pub(super) fn canary(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    tasks::canary(&mut stage.town, seen)
+}
+
+pub(super) fn retries(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    tasks::retries(&mut stage.town, seen)
+}
+
+pub(super) fn mirroring(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    tasks::mirroring(&mut stage.town, seen)
+}
+
+pub(super) fn tokens(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    tasks::tokens(&mut stage.town, seen)
+}
+
+pub(super) fn counted(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    tasks::counted(&mut stage.town, seen)
+}

@@ -1,0 +1,213 @@
+//! What the pages in `docs/tasks` tell their readers to do, done in a town: each page's own YAML is applied, and what it
+//! promises is looked at. The demo tells them, and so does the story `tasks`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+
+use crate::observe::{self, Sample};
+use crate::pages::Page;
+use crate::telling::Evidence;
+use crate::town::{SOON, Town};
+
+const README: Page = Page(include_str!("../../docs/tasks/README.md"));
+const CANARY: Page = Page(include_str!("../../docs/tasks/canary.md"));
+const RETRIES: Page = Page(include_str!("../../docs/tasks/retries.md"));
+const MIRRORING: Page = Page(include_str!("../../docs/tasks/mirroring.md"));
+const TOKENS: Page = Page(include_str!("../../docs/tasks/tokens.md"));
+
+const CLIENT: &str = "shop/client";
+const WEB: &str = "http://web.shop/";
+/// The Service of the demo's shop, as it is written, and as it is bound to the waypoint.
+const UNBOUND: &str = "metadata: {name: web, namespace: shop}\nspec:\n  selector: {app: web}";
+const BOUND: &str = "metadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}\nspec:\n  selector: {app: web}";
+/// The file of the one route that the pages write one after another.
+const ROUTE: &str = "route.yaml";
+
+/// The YAML of a page, in its order.
+fn yaml<const N: usize>(page: Page) -> anyhow::Result<[String; N]> {
+    let found = page.fenced("yaml");
+    found.try_into().map_err(|found: Vec<_>| anyhow::anyhow!("{} pieces of YAML, not {N}", found.len()))
+}
+
+/// `README.md`: a waypoint for the Service, while a client goes on calling it.
+pub fn bind(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    let [gateway] = yaml(README)?;
+    let requests = ["--duration", "4", "--rate", "50", "--new-connection", "-q", WEB];
+    let client = town.client(CLIENT, &[&["call"], &requests[..]].concat())?;
+    town.write("gateway.yaml", &gateway)?;
+    town.edit("town.yaml", UNBOUND, BOUND)?;
+    seen.did("Applied a Gateway of class ambit-waypoint, and labelled Service web: istio.io/use-waypoint=waypoint.");
+    let id = town.stop().until(SOON, "a request through the waypoint", || {
+        let headers = town.call(CLIENT, &[&format!("{WEB}headers")])?.body()?;
+        Ok(headers.get("x-request-id").and_then(|id| id.as_str()).map(str::to_owned))
+    })?;
+    let told = client.finish(Duration::from_secs(30))?;
+    told.all_well()?;
+    seen.saw(format!(
+        "Requests go through it (the last has the id {id}); of {} none failed.",
+        told.requests()
+    ));
+    Ok(())
+}
+
+/// Which pods answered so many requests.
+fn spread(town: &Town, count: u32, more: &[&str]) -> anyhow::Result<BTreeMap<String, u64>> {
+    let count = count.to_string();
+    let called = town.call(CLIENT, &[&["--count", &count, "-q", WEB], more].concat())?;
+    Ok(called.all_well()?.pods())
+}
+
+fn of_v2(pods: &BTreeMap<String, u64>) -> u64 {
+    pods.iter().filter(|(pod, _)| pod.starts_with("web-v2")).map(|(_, count)| count).sum()
+}
+
+fn start_v2(town: &Town) -> anyhow::Result<String> {
+    let [v2, _] = yaml(CANARY)?;
+    town.write("v2.yaml", &v2)?;
+    let pod = town.stop().until(SOON, "a pod of web-v2", || {
+        Ok(town.pods_of("shop/web-v2").first().map(|pod| pod.name().to_string()))
+    })?;
+    town.until_enrolled(&[&pod], true)?;
+    Ok(pod)
+}
+
+/// `canary.md`: by header, and by weight.
+pub fn canary(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    let [_, route] = yaml(CANARY)?;
+    start_v2(town)?;
+    town.write(ROUTE, &route)?;
+    seen.did(
+        "Applied Deployment and Service web-v2, and an HTTPRoute: all with a header, a tenth of the rest.",
+    );
+    let pods = town.stop().until(SOON, "requests at web-v2", || {
+        let pods = spread(town, 20, &["-H", "x-canary: always"])?;
+        Ok((of_v2(&pods) == 20).then_some(pods))
+    })?;
+    seen.saw(format!("With `x-canary: always`: {}.", shares(&pods)));
+    let pods = spread(town, 300, &[])?;
+    let share = of_v2(&pods);
+    // Three standard deviations around thirty, and some.
+    ensure!((10..=55).contains(&share), "{share} of 300 at a tenth: {pods:?}");
+    seen.saw(format!("Without: {}.", shares(&pods)));
+    town.remove(ROUTE)?;
+    town.remove("v2.yaml")
+}
+
+fn shares(pods: &BTreeMap<String, u64>) -> String {
+    let one = |(pod, count): (&String, &u64)| format!("{pod} {count}");
+    pods.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// How many requests a pod has answered.
+fn answered(town: &Town, pod: &str) -> anyhow::Result<u64> {
+    let who = town.call(pod, &["http://127.0.0.1:8080/"])?.body()?;
+    let answered = who.get("answered").and_then(serde_json::Value::as_u64);
+    answered.context("the application says no number")
+}
+
+/// `retries.md`: a failing endpoint that no client notices.
+pub fn retries(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    const FAILING: &str = "shop/web-failing";
+    let [failing, route] = yaml(RETRIES)?;
+    town.write("failing.yaml", &failing)?;
+    town.until_enrolled(&[FAILING], true)?;
+    let statuses = town.stop().until(SOON, "a failure", || {
+        let called = town.call(CLIENT, &["--count", "4", "-q", WEB])?;
+        Ok((called.failures() > 0).then(|| called.statuses()))
+    })?;
+    seen.did("Started a pod of web that answers everything with 503.");
+    seen.saw(format!("The client is answered with {statuses:?}."));
+    town.write(ROUTE, &route)?;
+    seen.did("Applied an HTTPRoute: after 503 again, up to three times.");
+    let hidden = town.stop().until(SOON, "a failure that the client does not see", || {
+        let before = answered(town, FAILING)?;
+        let called = town.call(CLIENT, &["--count", "20", "-q", WEB])?;
+        // The question itself is one of them.
+        let failed = answered(town, FAILING)? - before - 1;
+        Ok((called.failures() == 0 && failed > 0).then_some(failed))
+    })?;
+    seen.saw(format!("Of 20 requests {hidden} met the failing pod; the client was answered with 200 alone."));
+    town.remove(ROUTE)?;
+    town.remove("failing.yaml")
+}
+
+/// `mirroring.md`: copies that nobody waits for.
+pub fn mirroring(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    const REQUESTS: u32 = 20;
+    let [route] = yaml(MIRRORING)?;
+    let v2 = start_v2(town)?;
+    town.write(ROUTE, &route)?;
+    seen.did("Applied an HTTPRoute: a copy of each request to web-v2.");
+    town.stop().until(SOON, "the first copy", || {
+        let before = answered(town, &v2)?;
+        spread(town, 1, &[])?;
+        Ok((answered(town, &v2)? > before + 1).then_some(()))
+    })?;
+    let before = answered(town, &v2)?;
+    let pods = spread(town, REQUESTS, &[])?;
+    ensure!(of_v2(&pods) == 0, "the client was answered by the mirror: {pods:?}");
+    let copies = town.stop().until(SOON, "all copies", || {
+        // Each question is one more, and comes after those before it.
+        let copies = answered(town, &v2)?.saturating_sub(before + 1);
+        Ok((copies >= u64::from(REQUESTS)).then_some(copies))
+    })?;
+    seen.saw(format!("{REQUESTS} requests answered by {}; {v2} has seen {copies} more.", shares(&pods)));
+    town.remove(ROUTE)?;
+    town.remove("v2.yaml")
+}
+
+/// `tokens.md`: who calls with which token is answered how.
+pub fn tokens(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    let [authentication, policy] = yaml(TOKENS)?;
+    let (ann, bob) = (TOKENS.value("ann"), TOKENS.value("bob"));
+    let url = format!("{WEB}headers");
+    let with = |town: &Town, token: &str| {
+        let header = format!("authorization: Bearer {token}");
+        town.call(CLIENT, &["-H", &header, &url])
+    };
+    let status = |called: &crate::town::Called| called.statuses().into_keys().next().unwrap_or_default();
+    town.write("authentication.yaml", &authentication)?;
+    town.write("policy.yaml", &policy)?;
+    seen.did("Applied a RequestAuthentication, and an AuthorizationPolicy that asks for the group staff.");
+    town.stop().until(SOON, "a refusal without a token", || {
+        Ok((status(&town.call(CLIENT, &[&url])?) == 403).then_some(()))
+    })?;
+    let of_ann = with(town, ann)?;
+    let user = of_ann.body()?.get("x-user").and_then(|user| user.as_str()).map(str::to_owned);
+    ensure!(status(&of_ann) == 200 && user.as_deref() == Some("ann"), "Ann: {of_ann:?}");
+    let changed = format!("{}A{}", &ann.get(..100).unwrap_or_default(), &ann.get(101..).unwrap_or_default());
+    for (who, token, wanted) in [("Bob's token", bob, 403), ("a changed token", &changed, 401)] {
+        let got = status(&with(town, token)?);
+        ensure!(got == wanted, "{who}: {got}, not {wanted}");
+    }
+    seen.saw(
+        "No token: 403. Ann's: 200, and the application hears x-user: ann. Bob's: 403. A changed one: 401.",
+    );
+    town.remove("policy.yaml")?;
+    town.remove("authentication.yaml")
+}
+
+/// What the waypoint has counted of the requests to web, by status.
+pub fn counted(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    const PAGE: &str = "http://127.0.0.1:15020/stats/prometheus";
+    let waypoint = town.pods_of("shop/waypoint").pop().context("no pod of the waypoint")?;
+    let page = waypoint.run(&ambit_lab::Program::new("curl").args(["-fsS", PAGE]), SOON)?;
+    let of_web = |sample: &Sample| {
+        let label = |name: &str| sample.labels.get(name).map_or("", String::as_str);
+        let is = sample.name == "istio_requests_total" && label("reporter") == "waypoint";
+        is.then(|| (format!("{} {}", label("destination_workload"), label("response_code")), sample.value))
+    };
+    let mut by_code: BTreeMap<String, f64> = BTreeMap::new();
+    for (of, value) in observe::samples(&page.stdout).iter().filter_map(of_web) {
+        *by_code.entry(of).or_default() += value;
+    }
+    for code in ["200", "401", "403", "503"] {
+        let some = by_code.iter().any(|(of, count)| of.ends_with(code) && *count > 0.0);
+        ensure!(some, "nothing was counted with {code}: {by_code:?}");
+    }
+    let all: Vec<_> = by_code.iter().map(|(of, count)| format!("{of}: {count}")).collect();
+    seen.saw(format!("istio_requests_total, reporter waypoint: {}.", all.join("; ")));
+    Ok(())
+}

@@ -1,0 +1,289 @@
+//! External authorizers: whom CUSTOM policies ask before anything else is judged.
+//!
+//! | an authorizer | the request |
+//! |---|---|
+//! | allows | goes on, changed as it says; routes and other policies see it so |
+//! | denies | is answered as it says |
+//! | does not answer in time, or with what is no answer | is denied with the provider's `statusOnError`; goes on if it has `failOpen` |
+//!
+//! A worker has [`UNDERWAY`] checks under way at a time, of which [`SHOWING`] show a body. What comes beyond is turned away,
+//! `failOpen` or not: who can make us busy must not get past a policy by it.
+
+mod grpc;
+mod http;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use ::http::{HeaderMap, Request, Uri, Version as Spoken, request::Parts, response};
+use ambit_model::{
+    authz::{self, Answer, Ask, Authorizer, CheckProtocol, HeaderChange, InvalidAnswer, Longer, OnFailure},
+    name::Label,
+    route::Timeout,
+    snapshot::Snapshot,
+};
+use ambit_wire::ext_authz::{CheckError, LARGEST_ANSWER, Shown};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Collected, Limited};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    accept::arrival::Client,
+    body::{Beginning, Source, Streamed},
+    metrics::CheckOutcome,
+    plan::Target,
+    refusal::Refusal,
+    shared::Shared,
+    upstream::{
+        Upstream,
+        attempt::{Answered, Sending},
+        choose::Goal,
+        pool::Version,
+    },
+};
+
+/// How many checks are under way at a time, for one worker: an authorizer that is slow must not hold more and more
+/// requests.
+const UNDERWAY: usize = 1024;
+/// How many of them show a body, which is held meanwhile: with bodies of 1 MiB, the longest, these are 64 MiB.
+const SHOWING: usize = 64;
+/// How long a client may take to send what is shown of its body.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks authorizers, for one worker.
+#[derive(Debug)]
+pub struct Authorizers {
+    upstream: Arc<Upstream>,
+    underway: Semaphore,
+    showing: Semaphore,
+}
+
+/// A request about which somebody is asked. Its head is changed by whoever allows it.
+#[derive(Debug)]
+pub struct Question<'a> {
+    /// Who sends it.
+    pub client: &'a Client,
+    /// For what it is meant.
+    pub target: &'a Target,
+    /// The address that it asks for.
+    pub address: SocketAddr,
+    /// In which version it came.
+    pub spoken: Spoken,
+    /// Its head.
+    pub head: &'a mut Parts,
+    /// Its body, of which a beginning may be read ahead.
+    pub body: &'a mut Streamed,
+}
+
+/// Who was asked about one request, and let it go on. Only asking adds to it.
+#[derive(Debug, Default)]
+pub struct Heard {
+    providers: Vec<Label>,
+    response: Vec<HeaderChange>,
+}
+
+impl Heard {
+    /// Whether `provider` was asked, and lets the request go on.
+    pub fn lets(&self, provider: &Label) -> bool {
+        self.providers.contains(provider)
+    }
+
+    /// Does to the head of a response what authorizers say.
+    pub fn respond(&self, headers: &mut HeaderMap) {
+        authz::change(headers, &self.response);
+    }
+}
+
+/// Why nobody knows whether a request may be.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("the mesh has no service {0}")]
+    NoService(String),
+    #[error("{0} is no host")]
+    NoHost(String),
+    #[error("no complete answer within {0:?}")]
+    TimedOut(Duration),
+    #[error("the answer broke off, or is too long: {0}")]
+    Broke(String),
+    #[error("the question cannot be written: {0}")]
+    Unwritable(#[from] ::http::Error),
+    #[error(transparent)]
+    Upstream(#[from] Refusal),
+    #[error(transparent)]
+    Answer(#[from] InvalidAnswer),
+    #[error(transparent)]
+    Check(#[from] CheckError),
+}
+
+/// What a check needs beside the question.
+struct Asking<'a> {
+    mesh: &'a Snapshot,
+    authorizer: &'a Authorizer,
+    goal: Goal,
+    /// `hostname:port`.
+    origin: Uri,
+    shown: Option<Beginning>,
+    until: Instant,
+}
+
+impl Authorizers {
+    /// Asks through `upstream`.
+    pub fn new(upstream: Arc<Upstream>) -> Self {
+        Self { upstream, underway: Semaphore::new(UNDERWAY), showing: Semaphore::new(SHOWING) }
+    }
+
+    /// Asks about a request, which has the answer's headers afterwards, and enters into `heard` that it may go on.
+    ///
+    /// # Errors
+    /// It may not: it is denied, or nobody knows whether it may be.
+    pub async fn ask(
+        &self,
+        mesh: &Snapshot,
+        ask: &Ask,
+        question: Question<'_>,
+        heard: &mut Heard,
+    ) -> Result<(), Refusal> {
+        let names = || (ask.provider.to_string(), ask.policy.to_string());
+        let Some(authorizer) = ask.authorizer.as_deref() else {
+            let (provider, policy) = names();
+            return Err(Refusal::NoAuthorizer { provider, policy });
+        };
+        // Held until it is answered.
+        let (shown, _showing) = self.beginning(authorizer, question.body).await?;
+        let _place = place(&self.underway, "checks under way", UNDERWAY)?;
+        let began = Instant::now();
+        let answer = self.check(mesh, authorizer, &question, shown).await;
+        let metrics = &self.shared().metrics;
+        let (outcome, result) = match (answer, authorizer.parts().on_failure) {
+            (Ok(Answer::Allowed(changes)), _) => {
+                authz::change(&mut question.head.headers, &changes.request);
+                heard.providers.push(ask.provider.clone());
+                heard.response.extend(changes.response);
+                (CheckOutcome::Allowed, Ok(()))
+            }
+            (Ok(Answer::Denied(denial)), _) => {
+                let (provider, policy) = names();
+                let denied = Refusal::DeniedByAuthorizer { provider, policy, denial: Box::new(denial) };
+                (CheckOutcome::Denied, Err(denied))
+            }
+            (Err(failure), OnFailure::Allow) => {
+                tracing::warn!(provider = %ask.provider, policy = %ask.policy, error = %failure, "Nobody knows whether a request may be; it goes on, as failOpen says");
+                heard.providers.push(ask.provider.clone());
+                (CheckOutcome::FailedOpen, Ok(()))
+            }
+            (Err(failure), OnFailure::Deny(status)) => {
+                let (provider, policy) = names();
+                let reason = failure.to_string();
+                (CheckOutcome::Failed, Err(Refusal::AuthorizerFailed { provider, policy, reason, status }))
+            }
+        };
+        metrics.checks.ended(outcome, began.elapsed());
+        result
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        self.upstream.shared()
+    }
+
+    /// What is shown of a body, and the place that it takes.
+    async fn beginning(
+        &self,
+        authorizer: &Authorizer,
+        body: &mut Streamed,
+    ) -> Result<(Option<Beginning>, Option<SemaphorePermit<'_>>), Refusal> {
+        let Some(shared) = authorizer.parts().body else { return Ok((None, None)) };
+        let too_long = || Err(Refusal::BodyTooLong(shared.limit));
+        if shared.longer == Longer::Refused && body.least() > shared.limit.into() {
+            return too_long();
+        }
+        let place = place(&self.showing, "bodies shown to authorizers", SHOWING)?;
+        let most = usize::try_from(shared.limit).unwrap_or(usize::MAX);
+        let read = timeout_at(Instant::now() + PATIENCE, body.beginning(most)).await;
+        let late =
+            || Refusal::ClientBody(format!("what an authorizer is shown did not come within {PATIENCE:?}"));
+        let beginning = read.map_err(|_| late())?.map_err(|error| Refusal::ClientBody(error.to_string()))?;
+        match (beginning.is_whole, shared.longer) {
+            (false, Longer::Refused) => too_long(),
+            (true, _) | (false, Longer::Cut) => Ok((Some(beginning), Some(place))),
+        }
+    }
+
+    async fn check(
+        &self,
+        mesh: &Snapshot,
+        authorizer: &Authorizer,
+        question: &Question<'_>,
+        shown: Option<Beginning>,
+    ) -> Result<Answer, Failure> {
+        let parts = authorizer.parts();
+        let until = Instant::now() + parts.timeout;
+        let service = authorizer.service(mesh.services_named(parts.hostname.as_str()));
+        let service = service.ok_or_else(|| Failure::NoService(parts.hostname.to_string()))?.clone();
+        let origin = format!("http://{}:{}", parts.hostname, parts.port);
+        let origin = origin.parse().map_err(|_| Failure::NoHost(parts.hostname.to_string()))?;
+        let goal = Goal::Service { service, port: parts.port };
+        let asking = Asking { mesh, authorizer, goal, origin, shown, until };
+        match &parts.protocol {
+            CheckProtocol::Grpc => self.grpc(&asking, question, SystemTime::now()).await,
+            CheckProtocol::Http(http) => self.http(&asking, question, http).await,
+        }
+    }
+
+    /// Sends a question and reads all of its answer, until the time for both is over.
+    async fn exchange(
+        &self,
+        asking: &Asking<'_>,
+        address: SocketAddr,
+        version: Version,
+        request: Request<Bytes>,
+    ) -> Result<(response::Parts, Collected<Bytes>), Failure> {
+        let (head, body) = request.into_parts();
+        let sending = Sending {
+            goal: asking.goal.clone(),
+            asked: address,
+            head,
+            body: Source::Whole(body),
+            version,
+            upgrade: None,
+            retry: None,
+            attempt: Timeout::Default,
+            deadline: Some(asking.until),
+        };
+        let sent = self.upstream.send(asking.mesh, sending, &mut ()).await;
+        let late = || Failure::TimedOut(asking.authorizer.parts().timeout);
+        let Answered { response, lease, underway } =
+            sent.map_err(
+                |refusal| {
+                    if matches!(refusal, Refusal::TimedOut(_)) { late() } else { refusal.into() }
+                },
+            )?;
+        let (head, body) = response.into_parts();
+        let collected = timeout_at(asking.until, Limited::new(body, LARGEST_ANSWER).collect()).await;
+        let collected = collected.map_err(|_| late())?;
+        let collected = collected.map_err(|error| Failure::Broke(error.to_string()))?;
+        lease.give_back();
+        drop(underway);
+        Ok((head, collected))
+    }
+}
+
+/// A place among few.
+fn place<'s>(
+    places: &'s Semaphore,
+    what: &'static str,
+    limit: usize,
+) -> Result<SemaphorePermit<'s>, Refusal> {
+    places.try_acquire().map_err(|_| Refusal::Overload { what, limit })
+}
+
+impl Beginning {
+    fn shown(&self, form: authz::BodyForm) -> Shown<'_> {
+        Shown { bytes: &self.bytes, form, is_whole: self.is_whole }
+    }
+}
