@@ -235,7 +235,9 @@ impl State {
             if sent["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
                 return (409, failure(409, "Conflict", "it was changed"));
             }
-            object["status"]["parents"] = sent["status"]["parents"].clone();
+            for (field, list) in sent["status"].as_object().unwrap() {
+                object["status"][field] = list.clone();
+            }
         } else if applied {
             apply(&mut object, query["fieldManager"], sent);
         } else {
