@@ -264,10 +264,10 @@ impl Open {
         let flag = refusal.map_or(WELL, Refusal::flag);
         let status = open.status.map_or(0, |status| status.as_u16());
         let upstream = open.upstream.as_ref();
-        if !tracing::enabled!(target: "access", tracing::Level::INFO) {
-            return;
-        }
         if let Some(template) = &open.records.template {
+            if !tracing::enabled!(target: "access", tracing::Level::INFO) {
+                return;
+            }
             let reached = open.status.is_some() && refusal.is_none() && upstream.is_some();
             let details = if reached { Some("via_upstream") } else { refusal.map(Refusal::word) };
             let facts = Facts {

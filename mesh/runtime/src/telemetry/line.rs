@@ -19,7 +19,7 @@ use super::output::Output;
 /// The scope of access records, whose fields are fixed: spans add none to them.
 const ACCESS: &str = "access";
 
-/// The field of an access record that is the whole line already, as its user wants it.
+/// The first field of an access record that is the whole line already, as its user wants it.
 const WHOLE: &str = "line";
 
 /// Who else is told of access records.
@@ -44,7 +44,8 @@ impl Lines {
         if let Some(tell) = self.listener.get() {
             tell(event);
         }
-        let has_whole = event.metadata().fields().field(WHOLE).is_some();
+        // The first field alone is looked at: this is done for each request.
+        let has_whole = event.fields().next().is_some_and(|field| field.name() == WHOLE);
         let mut whole = Whole(None);
         if has_whole {
             event.record(&mut whole);

@@ -114,7 +114,7 @@ impl LogControl {
 
     /// From now on `tell` is told of each access record that is logged, and must not take long. Only the first counts.
     ///
-    /// An access record with a field `line` is logged as that line, and nothing else.
+    /// An access record whose first field is `line` is logged as that line, and nothing else.
     pub fn on_access(&self, tell: impl Fn(&Event<'_>) + Send + Sync + 'static) {
         // A second one has no place; nobody asks for it.
         let _ = self.listener.set(Box::new(tell));
