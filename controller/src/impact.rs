@@ -21,10 +21,9 @@ use crate::translate::{Output, PolicySource, WorkloadSource};
 
 /// The outputs that may have changed. `cluster` is as it is after the change.
 pub fn of(cluster: &Cluster, touched: &Touched) -> BTreeSet<Output> {
-    let mut dependents = Dependents { cluster, outputs: BTreeSet::new() };
-    if network_changed(cluster, touched) {
-        return everything(cluster);
-    }
+    // What hangs on the labels that an object had is not found by looking at all that there is now.
+    let all = if network_changed(cluster, touched) { everything(cluster) } else { BTreeSet::new() };
+    let mut dependents = Dependents { cluster, outputs: all };
     for object in [&touched.before, &touched.after].into_iter().flatten() {
         dependents.of_object(object);
     }

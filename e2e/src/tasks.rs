@@ -16,6 +16,7 @@ const CANARY: Page = Page(include_str!("../../docs/tasks/canary.md"));
 const RETRIES: Page = Page(include_str!("../../docs/tasks/retries.md"));
 const MIRRORING: Page = Page(include_str!("../../docs/tasks/mirroring.md"));
 const TOKENS: Page = Page(include_str!("../../docs/tasks/tokens.md"));
+const LIMITS: Page = Page(include_str!("../../docs/limits.md"));
 
 const CLIENT: &str = "shop/client";
 const WEB: &str = "http://web.shop/";
@@ -189,6 +190,26 @@ pub fn tokens(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     town.remove("authentication.yaml")
 }
 
+/// `limits.md`: a client that calls more often than it may.
+pub fn limits(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    // At once, as the page says; what is refilled meanwhile comes on top.
+    const BURST: u64 = 40;
+    let [policy, ..]: [String; 3] = yaml(LIMITS)?;
+    town.write("limits.yaml", &policy)?;
+    seen.did("Applied a RateLimitPolicy: 20 requests a second for each client, 40 at once.");
+    let statuses = town.stop().until(SOON, "a refusal", || {
+        let called = town.call(CLIENT, &["--count", "120", "--concurrency", "4", "-q", WEB])?;
+        Ok(called.statuses().contains_key(&429).then(|| called.statuses()))
+    })?;
+    let taken = statuses.get(&200).copied().unwrap_or_default();
+    ensure!(statuses.len() == 2 && taken >= BURST, "not all that may come were taken: {statuses:?}");
+    seen.saw(format!("Of 120 requests in a row: {statuses:?}."));
+    town.remove("limits.yaml")?;
+    town.stop().until(SOON, "the end of the limit", || {
+        Ok((town.call(CLIENT, &["--count", "120", "-q", WEB])?.failures() == 0).then_some(()))
+    })
+}
+
 /// What the waypoint has counted of the requests to web, by status.
 pub fn counted(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     const PAGE: &str = "http://127.0.0.1:15020/stats/prometheus";
@@ -203,7 +224,7 @@ pub fn counted(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     for (of, value) in observe::samples(&page.stdout).iter().filter_map(of_web) {
         *by_code.entry(of).or_default() += value;
     }
-    for code in ["200", "401", "403", "503"] {
+    for code in ["200", "401", "403", "429", "503"] {
         let some = by_code.iter().any(|(of, count)| of.ends_with(code) && *count > 0.0);
         ensure!(some, "nothing was counted with {code}: {by_code:?}");
     }

@@ -1,4 +1,4 @@
-//! The story of `make demo`, as a test: ten steps on real packets, each with its evidence.
+//! The story of `make demo`, as a test: seventeen steps on real packets, each with its evidence.
 
 use ambit_e2e::demo::{self, Settings};
 use ambit_e2e::town;

@@ -1,4 +1,4 @@
-//! The story of the mesh in sixteen steps, each with the evidence that was seen on real packets. `make demo` tells it, and
+//! The story of the mesh in seventeen steps, each with the evidence that was seen on real packets. `make demo` tells it, and
 //! the test `story` is the same.
 
 mod entering;
@@ -18,7 +18,7 @@ use crate::town::{Client, Town};
 use crate::wait::Stop;
 
 /// What the steps are about, in order.
-const STEPS: [(&str, Tell); 16] = [
+const STEPS: [(&str, Tell); 17] = [
     ("Before: a request between nodes can be read on the wire", entering::in_the_clear),
     ("One label on the namespace: the same pods, now in mutual TLS", entering::one_label),
     ("A connection from before is not broken", entering::unbroken),
@@ -34,6 +34,7 @@ const STEPS: [(&str, Tell); 16] = [
     ("Retries: an endpoint fails, and no client notices", requests::retries),
     ("Mirror: another version sees everything, and nobody waits for it", requests::mirroring),
     ("Tokens: who calls, and what his token says, decides", requests::tokens),
+    ("Limits: who calls too often is told when to come again", requests::limits),
     ("All of it was counted", requests::counted),
 ];
 

@@ -1,4 +1,4 @@
-//! Steps 11 to 16: a waypoint, and what the pages in `docs/tasks` do with it.
+//! Steps 11 to 17: a waypoint, and what the pages in `docs/tasks` do with it.
 
 use super::Stage;
 use crate::tasks;
@@ -25,6 +25,10 @@ pub(super) fn mirroring(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::R
 
 pub(super) fn tokens(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     tasks::tokens(&mut stage.town, seen)
+}
+
+pub(super) fn limits(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    tasks::limits(&mut stage.town, seen)
 }
 
 pub(super) fn counted(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
