@@ -83,8 +83,9 @@ pub fn canary(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
         "Applied Deployment and Service web-v2, and an HTTPRoute: all with a header, a tenth of the rest.",
     );
     let pods = town.stop().until(SOON, "requests at web-v2", || {
-        let pods = spread(town, 20, &["-H", "x-canary: always"])?;
-        Ok((of_v2(&pods) == 20).then_some(pods))
+        // It may not be listening yet.
+        let called = town.call(CLIENT, &["--count", "20", "-q", "-H", "x-canary: always", WEB])?;
+        Ok((of_v2(&called.pods()) == 20).then(|| called.pods()))
     })?;
     seen.saw(format!("With `x-canary: always`: {}.", shares(&pods)));
     let pods = spread(town, 300, &[])?;
@@ -187,13 +188,14 @@ pub fn tokens(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
         "No token: 403. Ann's: 200, and the application hears x-user: ann. Bob's: 403. A changed one: 401.",
     );
     town.remove("policy.yaml")?;
-    town.remove("authentication.yaml")
+    town.remove("authentication.yaml")?;
+    town.stop().until(SOON, "an answer without a token", || {
+        Ok((status(&town.call(CLIENT, &[&url])?) == 200).then_some(()))
+    })
 }
 
 /// `limits.md`: a client that calls more often than it may.
 pub fn limits(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
-    // At once, as the page says; what is refilled meanwhile comes on top.
-    const BURST: u64 = 40;
     let [policy, ..]: [String; 3] = yaml(LIMITS)?;
     town.write("limits.yaml", &policy)?;
     seen.did("Applied a RateLimitPolicy: 20 requests a second for each client, 40 at once.");
@@ -201,9 +203,10 @@ pub fn limits(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
         let called = town.call(CLIENT, &["--count", "120", "--concurrency", "4", "-q", WEB])?;
         Ok(called.statuses().contains_key(&429).then(|| called.statuses()))
     })?;
-    let taken = statuses.get(&200).copied().unwrap_or_default();
-    ensure!(statuses.len() == 2 && taken >= BURST, "not all that may come were taken: {statuses:?}");
-    seen.saw(format!("Of 120 requests in a row: {statuses:?}."));
+    ensure!(statuses.keys().eq(&[200, 429]), "nothing but taken or limited: {statuses:?}");
+    seen.saw(format!("The client, 120 requests in a row: {statuses:?}."));
+    town.call("shop/cart", &["--count", "5", "-q", WEB])?.all_well()?;
+    seen.saw("The cart has a count of its own: all of its 5 were taken.");
     town.remove("limits.yaml")?;
     town.stop().until(SOON, "the end of the limit", || {
         Ok((town.call(CLIENT, &["--count", "120", "-q", WEB])?.failures() == 0).then_some(()))

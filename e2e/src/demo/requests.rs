@@ -5,9 +5,6 @@ use crate::tasks;
 use crate::telling::Evidence;
 
 pub(super) fn waypoint(stage: &mut Stage, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
-    // It lets in the client alone, and what comes now, comes from the waypoint.
-    stage.town.remove("customers.yaml")?;
-    seen.did("Removed the AuthorizationPolicy on web: the waypoint is going to be asked.");
     tasks::bind(&mut stage.town, seen)
 }
 
