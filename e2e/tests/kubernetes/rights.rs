@@ -11,7 +11,7 @@ use crate::scene::{SYSTEM, Scene};
 
 /// Rights that a story without waypoints, rotations and mistakes in objects need not use, and what they are for. One that
 /// is not granted any more must go from here.
-const FOR_OTHER_DAYS: [(&str, &str); 67] = [
+const FOR_OTHER_DAYS: [(&str, &str); 68] = [
     ("ambit-controller patch services/status", "a service is bound to a waypoint"),
     (
         "ambit-controller patch serviceentries.networking.istio.io/status",
@@ -66,6 +66,7 @@ const FOR_OTHER_DAYS: [(&str, &str); 67] = [
     ("ambit-controller get configmaps", "a Gateway names parameters"),
     ("ambit-cni create events.events.k8s.io", "a pod cannot be taken in"),
     ("ambit-cni patch events.events.k8s.io", "a pod cannot be taken in, again"),
+    ("ambit-controller list configmaps istio", "lists are not streamed"),
     ("ambit-controller list nodes", "lists are not streamed"),
     ("ambit-controller list pods", "lists are not streamed"),
     ("ambit-controller list endpointslices.discovery.k8s.io", "lists are not streamed"),
