@@ -213,18 +213,18 @@ pub fn limits(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     })
 }
 
-/// What the waypoint has counted of the requests to web, by status.
+/// What the waypoint has counted, by destination and status.
 pub fn counted(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     const PAGE: &str = "http://127.0.0.1:15020/stats/prometheus";
     let waypoint = town.pods_of("shop/waypoint").pop().context("no pod of the waypoint")?;
     let page = waypoint.run(&ambit_lab::Program::new("curl").args(["-fsS", PAGE]), SOON)?;
-    let of_web = |sample: &Sample| {
+    let of_waypoint = |sample: &Sample| {
         let label = |name: &str| sample.labels.get(name).map_or("", String::as_str);
         let is = sample.name == "istio_requests_total" && label("reporter") == "waypoint";
         is.then(|| (format!("{} {}", label("destination_workload"), label("response_code")), sample.value))
     };
     let mut by_code: BTreeMap<String, f64> = BTreeMap::new();
-    for (of, value) in observe::samples(&page.stdout).iter().filter_map(of_web) {
+    for (of, value) in observe::samples(&page.stdout).iter().filter_map(of_waypoint) {
         *by_code.entry(of).or_default() += value;
     }
     for code in ["200", "401", "403", "429", "503"] {
