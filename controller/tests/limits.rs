@@ -166,7 +166,7 @@ fn every_field_of_a_local_limit_reaches_the_waypoint() {
 fn every_field_of_a_global_limit_reaches_the_waypoint() {
     let limit = global("timeout: 30ms, failOpen: false");
     let to = ServiceKey::new("shop", "limiter.shop.svc.cluster.local");
-    assert_eq!(*limit.to(), Destination::Service { service: to, port: 8081 });
+    assert_eq!(*limit.to(), Destination::Service { service: to, port: 8081, subset: None });
     assert_eq!((limit.domain(), limit.timeout()), ("shop", Duration::from_millis(30)));
     assert_eq!(limit.on_error(), OnError::Refuse);
     let usual = global("");

@@ -83,7 +83,7 @@ fn rule(kind: &str, yaml: &str) -> Rule {
 
 fn service(name: &str) -> Destination {
     let host = format!("{name}.shop.svc.cluster.local");
-    Destination::Service { service: ServiceKey::new("shop", host), port: 80 }
+    Destination::Service { service: ServiceKey::new("shop", host), port: 80, subset: None }
 }
 
 fn header(name: &str) -> HeaderName {
@@ -229,7 +229,8 @@ fn backends_times_repetitions_and_sessions_are_what_is_written() {
         "HTTPRoute",
         "{backendRefs: [{group: networking.istio.io, kind: ServiceEntry, name: out, port: 80}]}",
     );
-    let first = Destination::Service { service: ServiceKey::new("shop", "a.example.com"), port: 80 };
+    let first =
+        Destination::Service { service: ServiceKey::new("shop", "a.example.com"), port: 80, subset: None };
     assert_eq!(entry.backends, [Backend { to: first, weight: 1, filters: Filters::default() }]);
 
     let timed = rule(

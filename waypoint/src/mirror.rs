@@ -52,7 +52,9 @@ impl Mirrors {
             let mut dice = dice();
             for mirror in filters.mirrors(&mut dice) {
                 match &mirror.to {
-                    Destination::Service { service, port } => copies.extend(goal(mesh, service, *port).ok()),
+                    Destination::Service { service, port, .. } => {
+                        copies.extend(goal(mesh, service, *port).ok())
+                    }
                     Destination::Invalid { .. } => {}
                 }
             }

@@ -158,7 +158,7 @@ pub fn plan<'m>(
         Step::Answer(response) => return Ok(Planned::Answer(response)),
     };
     let (backend, service, port) = match chosen.rule.draw(&mut dice()) {
-        Drawn::To { backend, service, port } => (backend, service, port),
+        Drawn::To { backend, service, port, .. } => (backend, service, port),
         Drawn::Invalid(_) | Drawn::Nobody => return Err(nowhere(&chosen)),
     };
     let of_backend = match backend.filters.request(head, chosen.prefix(), front) {

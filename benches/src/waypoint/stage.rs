@@ -208,7 +208,7 @@ fn http_routes(to: &ServiceKey, routes: usize) -> anyhow::Result<Vec<Attached<Ro
     let rule = |number: usize| {
         let path = Path::prefix(&below(number))?;
         let header = Match::path(path).header(HEADER.0.parse()?, Text::exact(HEADER.1));
-        let to = Destination::Service { service: to.clone(), port: PORT };
+        let to = Destination::Service { service: to.clone(), port: PORT, subset: None };
         let backend = Backend { to, weight: 1, filters: Filters::default() };
         anyhow::Ok(Rule { matches: vec![header], backends: vec![backend], ..Rule::default() })
     };

@@ -59,7 +59,7 @@ fn limits<'c>(
         let LimitContent::Limits { local, global } = &policy.content else { return Vec::new() };
         let global = global.as_ref().map(|global| {
             let to = match counted_by(cluster, policy, &global.to) {
-                Ok((service, port)) => Destination::Service { service, port },
+                Ok((service, port)) => Destination::Service { service, port, subset: None },
                 Err(refusal) => Destination::Invalid { reason: refusal.reason.into() },
             };
             Arc::new(global.resolved(to))

@@ -134,7 +134,7 @@ fn attach(
     parts: &mut Parts,
 ) {
     let resolve = |reference: &Reference| match reach(cluster, route, owner, reference) {
-        Ok((service, port)) => Destination::Service { service, port },
+        Ok((service, port)) => Destination::Service { service, port, subset: None },
         Err(refusal) => Destination::Invalid { reason: refusal.reason.into() },
     };
     match &route.content {

@@ -44,7 +44,7 @@ pub(super) async fn ask(
     asked: SocketAddr,
 ) -> Result<Answer, String> {
     let (service, port) = match limit.to() {
-        Destination::Service { service, port } => (service, *port),
+        Destination::Service { service, port, .. } => (service, *port),
         Destination::Invalid { reason } => return Err(format!("the limit service is not known: {reason}")),
     };
     let goal = goal(mesh, service, port).map_err(|refusal| refusal.to_string())?;

@@ -222,7 +222,7 @@ fn counted_elsewhere(world: &World, timeout: Duration, on_error: OnError) {
             service.app_protocols = [(8081, AppProtocol::Grpc)].into();
         })],
     );
-    let to = Destination::Service { service: key("shop/limiter"), port: 8081 };
+    let to = Destination::Service { service: key("shop/limiter"), port: 8081, subset: None };
     let global = GlobalLimit::new(to, "shop", timeout, on_error, descriptors()).unwrap();
     let limit = RateLimit { global: Some(Arc::new(global)), ..limit("g", of_service(), Vec::new()) };
     world.configure("shop/web", with(vec![limit]));

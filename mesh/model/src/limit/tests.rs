@@ -121,7 +121,7 @@ fn a_descriptor_without_a_value_is_left_out() {
         vec![entry("tier", fixed.clone()), entry("path", EntryValue::Of(Attribute::Path))],
         vec![entry("user", EntryValue::Of(by_user()))],
     ];
-    let to = Destination::Service { service: service(), port: 80 };
+    let to = Destination::Service { service: service(), port: 80, subset: None };
     let limit = GlobalLimit::new(to.clone(), "shop", SECOND, OnError::Take, descriptors).expect("a limit");
     let asked = limit.descriptors_of(&nobody(), &head("/a", None));
     assert_eq!(asked, [[("tier", "gold".to_owned()), ("path", "/a".to_owned())]]);

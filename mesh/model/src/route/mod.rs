@@ -187,6 +187,8 @@ pub enum Destination {
         service: ServiceKey,
         /// Its port.
         port: u16,
+        /// Of its endpoints those of this subset, which a DestinationRule defines; `None`: all.
+        subset: Option<Label>,
     },
     /// The reference is invalid. It keeps its share of the requests, which are answered with 500.
     Invalid {
@@ -264,7 +266,7 @@ mod tests {
     }
 
     fn backend() -> Backend {
-        let to = Destination::Service { service: ServiceKey::new("shop", "web"), port: 80 };
+        let to = Destination::Service { service: ServiceKey::new("shop", "web"), port: 80, subset: None };
         Backend { to, weight: 1, filters: Filters::default() }
     }
 

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use http::{StatusCode, request::Parts};
 
 use super::{Backend, Destination, Entry, Match, Origin, Path, Prefix, RouteTable, Rule};
-use crate::{balance::Dice, name::ServiceKey};
+use crate::{
+    balance::Dice,
+    name::{Label, ServiceKey},
+};
 
 /// The rule that takes a request.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +68,8 @@ pub enum Drawn<'t> {
         service: &'t ServiceKey,
         /// Its port.
         port: u16,
+        /// Of its endpoints those of this subset; `None`: all.
+        subset: Option<&'t Label>,
     },
     /// It would have gone to a backend that is invalid.
     Invalid(&'t Backend),
@@ -103,8 +108,8 @@ pub(super) fn draw<'b>(backends: &'b [Backend], dice: &mut dyn Dice) -> Drawn<'b
         here
     });
     match backend.map(|backend| (backend, &backend.to)) {
-        Some((backend, Destination::Service { service, port })) => {
-            Drawn::To { backend, service, port: *port }
+        Some((backend, Destination::Service { service, port, subset })) => {
+            Drawn::To { backend, service, port: *port, subset: subset.as_ref() }
         }
         Some((backend, Destination::Invalid { .. })) => Drawn::Invalid(backend),
         None => Drawn::Nobody,
@@ -252,7 +257,7 @@ mod tests {
     fn backend(name: &str, weight: u32) -> Backend {
         let to = match name {
             "invalid" => Destination::Invalid { reason: "BackendNotFound".into() },
-            name => Destination::Service { service: ServiceKey::new("shop", name), port: 80 },
+            name => Destination::Service { service: ServiceKey::new("shop", name), port: 80, subset: None },
         };
         Backend { to, weight, filters: Filters::default() }
     }

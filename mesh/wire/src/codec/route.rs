@@ -155,6 +155,7 @@ pub(super) fn decode_destination(
             Ok(Destination::Service {
                 service: decode_service(&to.namespace, &to.hostname, names).map_err(within)?,
                 port: decode_used_port("port", to.port).map_err(within)?,
+                subset: (!to.subset.is_empty()).then(|| names.name(&to.subset)),
             })
         }
         Some(Kind::Invalid(reason)) => Ok(Destination::Invalid { reason: names.name(&reason) }),
@@ -165,10 +166,11 @@ pub(super) fn decode_destination(
 pub(super) fn encode_destination(destination: &Destination) -> pb::Destination {
     use pb::destination::Kind;
     let kind = match destination {
-        Destination::Service { service, port } => Kind::Service(pb::ServicePort {
+        Destination::Service { service, port, subset } => Kind::Service(pb::ServicePort {
             namespace: service.namespace.to_string(),
             hostname: service.hostname.to_string(),
             port: (*port).into(),
+            subset: subset.as_ref().map(ToString::to_string).unwrap_or_default(),
         }),
         Destination::Invalid { reason } => Kind::Invalid(reason.to_string()),
     };

@@ -217,7 +217,7 @@ pub fn parts(rules: Vec<Rule>) -> Parts {
 
 /// To port 80 of a service.
 pub fn to(service: &str, weight: u32) -> Backend {
-    let to = Destination::Service { service: key(service), port: 80 };
+    let to = Destination::Service { service: key(service), port: 80, subset: None };
     Backend { to, weight, filters: Filters::default() }
 }
 

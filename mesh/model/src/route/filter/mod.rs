@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn each_mirror_is_drawn_for_itself() {
         let mirror = |name: &str, share| {
-            let to = Destination::Service { service: ServiceKey::new("shop", name), port: 80 };
+            let to = Destination::Service { service: ServiceKey::new("shop", name), port: 80, subset: None };
             Filter::Mirror(Mirror { to, share })
         };
         let half = Fraction::new(1, 2).expect("a fraction");

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ambit_model::authn::{AfterUse, Keys, TokenRule, TokenRuleParts};
+use ambit_model::name::Label;
 use ambit_model::route::{
     Backend, Cors, CorsParts, Destination, Filter, Filters, Fraction, HeaderEdit, Lifetime, Match, Mirror,
     NewHost, NewPath, Path, Redirect, RedirectStatus, Rewrite, Rule, Scheme, Session, SessionKey, Text,
@@ -64,9 +65,10 @@ pub(in crate::codec) fn matched() -> impl Strategy<Value = Match> {
 
 pub(in crate::codec) fn destination() -> impl Strategy<Value = Destination> {
     prop_oneof![
-        ("[a-z]{1,4}", "[a-z]{1,4}(\\.[a-z]{1,4}){0,2}", 1..=u16::MAX).prop_map(
-            |(namespace, hostname, port)| {
-                Destination::Service { service: ServiceKey::new(namespace, hostname), port }
+        ("[a-z]{1,4}", "[a-z]{1,4}(\\.[a-z]{1,4}){0,2}", 1..=u16::MAX, option::of("v[0-9]")).prop_map(
+            |(namespace, hostname, port, subset)| {
+                let subset = subset.map(Label::from);
+                Destination::Service { service: ServiceKey::new(namespace, hostname), port, subset }
             }
         ),
         "[A-Za-z]{0,8}".prop_map(|reason| Destination::Invalid { reason: reason.into() }),
@@ -332,7 +334,12 @@ fn the_name_of_a_resource_has_gateway_and_service() {
 fn message() -> pb::ServiceConfig {
     let origin = || Some(pb::Origin { namespace: "shop".into(), name: "web".into(), created: 1 });
     let to = || {
-        let service = pb::ServicePort { namespace: "shop".into(), hostname: "web.test".into(), port: 80 };
+        let service = pb::ServicePort {
+            namespace: "shop".into(),
+            hostname: "web.test".into(),
+            port: 80,
+            subset: String::new(),
+        };
         Some(pb::Destination { kind: Some(pb::destination::Kind::Service(service)) })
     };
     let matched = pb::HttpMatch {
