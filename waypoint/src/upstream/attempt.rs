@@ -72,6 +72,9 @@ pub trait Witness {
 
     /// The attempt has ended with the head of a response, or without.
     fn answered(&mut self, outcome: Result<&Response<Incoming>, &Refusal>);
+
+    /// Whether there is another attempt.
+    fn next(&mut self, _: Next) {}
 }
 
 /// Nobody: a question of our own, which is part of no trace.
@@ -101,7 +104,9 @@ impl Upstream {
             witness.attempt(&chosen.workload, chosen.hop.address(), repeated);
             let (outcome, result) = self.once(&chosen, &mut sending, witness).await;
             witness.answered(result.as_ref().map(|answered| &answered.response));
-            let wait = match self.next(&sending, outcome, repeated) {
+            let next = self.next(&sending, outcome, repeated);
+            witness.next(next);
+            let wait = match next {
                 Next::Repeat(wait) => wait,
                 Next::Stop(_) => return result,
             };
