@@ -128,7 +128,10 @@ async fn token(shown: Shown, request: Request) -> Response {
     }
     // Browsers tell the origin of whatever posts; a page that has taken the name of this machine could read the answer.
     if request.header("origin").is_some() || request.header("sec-fetch-site").is_some() {
-        return no(StatusCode::FORBIDDEN, "debug tokens are not for browsers; ask with ambit waypoint token".to_owned());
+        return no(
+            StatusCode::FORBIDDEN,
+            "debug tokens are not for browsers; ask with ambit waypoint token".to_owned(),
+        );
     }
     let life = match request.query("life").map(|life| duration(&life)).transpose() {
         Ok(life) => life,

@@ -151,7 +151,8 @@ impl Explanation {
 
     /// Whose its token is.
     pub fn identified(&mut self, claims: Option<&Claims>) {
-        self.principal = claims.and_then(Claims::principal).map(|parts| Told::new(parts.concat())).unwrap_or_default();
+        self.principal =
+            claims.and_then(Claims::principal).map(|parts| Told::new(parts.concat())).unwrap_or_default();
     }
 
     /// What policies say of it. Again, after an authorizer has changed it.

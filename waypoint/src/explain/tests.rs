@@ -111,7 +111,12 @@ fn it_is_never_longer_than_it_may_be_and_says_what_is_left_out() {
         explanation.attempt(&workload(&format!("{number}{long}")), address(), Duration::ZERO);
         explanation.answered(Err(&Refusal::UpstreamBroke(long.clone())), Duration::ZERO);
     }
-    let all = [&mut explanation.service, &mut explanation.path, &mut explanation.caller, &mut explanation.principal];
+    let all = [
+        &mut explanation.service,
+        &mut explanation.path,
+        &mut explanation.caller,
+        &mut explanation.principal,
+    ];
     all.into_iter().for_each(|text| *text = Told::new(&long));
     explanation.permitted = Told::new(&long);
     explanation.to = Told::new(&long);

@@ -151,7 +151,8 @@ pub fn counting(counted: &Counted<'_>, head: &Parts) -> impl Iterator<Item = Str
     let Counted { config, client, going, .. } = counted;
     let caller = Caller { identity: client.identity.as_ref(), address: client.address.ip() };
     let local = lookups(config, going, &caller, head).into_iter().map(|lookup| lookup.counter.to_string());
-    let global = globals(config, going).filter(|(_, global)| !global.descriptors_of(&caller, head).is_empty());
+    let global =
+        globals(config, going).filter(|(_, global)| !global.descriptors_of(&caller, head).is_empty());
     let global: Vec<_> = global.map(|(limit, _)| by_service(limit)).collect();
     local.chain(global)
 }

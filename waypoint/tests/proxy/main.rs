@@ -13,6 +13,7 @@
 
 mod authorizers;
 mod bytes;
+mod explanations;
 mod hostile;
 mod limits;
 mod policies;

@@ -137,7 +137,8 @@ fn with(token: &str, place: usize, change: impl FnOnce(&mut Map<String, Value>))
 fn a_token_does_not_choose_how_it_is_verified() {
     let root = authority();
     let good = token(&root, &for_gate(), now(), MINUTE);
-    let header = |name: &str, value: Value| with(&good, 0, |header| drop(header.insert(name.to_owned(), value)));
+    let header =
+        |name: &str, value: Value| with(&good, 0, |header| drop(header.insert(name.to_owned(), value)));
     for (name, value) in [
         ("alg", "none".into()),
         ("alg", "HS256".into()),
@@ -154,12 +155,14 @@ fn a_token_does_not_choose_how_it_is_verified() {
     for chain in [json!([]), json!(["AA=="])] {
         assert_eq!(judged(&root, &header("x5c", chain)), Err(InvalidToken::Signer));
     }
-    let claims = |name: &str, value: Value| with(&good, 1, |claims| drop(claims.insert(name.to_owned(), value)));
+    let claims =
+        |name: &str, value: Value| with(&good, 1, |claims| drop(claims.insert(name.to_owned(), value)));
     let longer = claims("exp", json!(now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 61));
     for changed in [claims("aud", "shop".into()), claims("more", true.into()), longer] {
         assert_eq!(judged(&root, &changed), Err(InvalidToken::Signature));
     }
-    for (name, value) in [("exp", json!(-1)), ("iat", json!("now")), ("aud", json!(["shop"])), ("aud", json!("a/b/c"))]
+    for (name, value) in
+        [("exp", json!(-1)), ("iat", json!("now")), ("aud", json!(["shop"])), ("aud", json!("a/b/c"))]
     {
         assert_eq!(judged(&root, &claims(name, value)), Err(InvalidToken::Form), "{name}");
     }
