@@ -107,7 +107,7 @@ fn shares(pods: &BTreeMap<String, u64>) -> String {
 /// How many requests a pod has answered.
 fn answered(town: &Town, pod: &str) -> anyhow::Result<u64> {
     let who = town.call(pod, &["http://127.0.0.1:8080/"])?.body()?;
-    let answered = who.get("answered").and_then(serde_json::Value::as_u64);
+    let answered = who.get("answered").and_then(Value::as_u64);
     answered.context("the application says no number")
 }
 

@@ -268,8 +268,10 @@ impl Explanation {
             if text.len() <= LONGEST {
                 return Some(text);
             }
-            let all = [POLICIES, LIMITS, FILTERS, ASKED, ATTEMPTS];
-            if !all.into_iter().any(|list| self.leave_out(list)) {
+            let is_silent = self.policies.iter().any(|policy| !policy.matches);
+            let lists = [LIMITS, FILTERS, ASKED, ATTEMPTS, POLICIES];
+            let left_out = is_silent && self.leave_out(POLICIES);
+            if !left_out && !lists.into_iter().any(|list| self.leave_out(list)) {
                 return None;
             }
         }
@@ -355,8 +357,8 @@ impl fmt::Display for Described<'_> {
             Path::Pattern(pattern) => write!(f, "path ~ {}", pattern.as_str())?,
             Path::Grpc(call) => {
                 f.write_str("gRPC")?;
-                compared(f, "service", call.service())?;
-                compared(f, "method", call.method())?;
+                compared(f, " service", call.service())?;
+                compared(f, " method", call.method())?;
             }
         }
         if let Some(method) = self.0.methods() {
@@ -375,8 +377,8 @@ impl fmt::Display for Described<'_> {
 fn compared(f: &mut fmt::Formatter<'_>, what: impl fmt::Display, asks: Option<&Asks>) -> fmt::Result {
     match asks {
         None => Ok(()),
-        Some(Asks::Exact(text)) => write!(f, " {what} = {text}"),
-        Some(Asks::Pattern(pattern)) => write!(f, " {what} ~ {}", pattern.as_str()),
+        Some(Asks::Exact(text)) => write!(f, "{what} = {text}"),
+        Some(Asks::Pattern(pattern)) => write!(f, "{what} ~ {}", pattern.as_str()),
     }
 }
 

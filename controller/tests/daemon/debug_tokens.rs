@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use ambit_controller::app::Controller;
 use ambit_model::identity::{Identity, TrustDomain};
 use ambit_wire::{
     ca::{Asking, CaClient},
@@ -21,7 +22,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn with_waypoint() -> Mesh {
     let mesh = Mesh::new();
     mesh.write(
-        "gate.yaml",
+        "gateway.yaml",
         "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: gate, namespace: shop}, \
          spec: {gatewayClassName: ambit-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}}",
     );
@@ -88,7 +89,10 @@ async fn a_wish_that_cannot_be_granted_is_told_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_token_is_signed_on_pages_that_everybody_reaches() {
     let mesh = with_waypoint();
-    let controller = mesh.start(&["--admin=0.0.0.0:0"]).await;
+    let mut config = mesh.config(&[]);
+    config.admin = "0.0.0.0:0".parse().unwrap();
+    let controller = Controller::start(&config, None).await.unwrap();
+    within("ready", controller.ready()).await;
     let (status, said) = post(&controller, "/debug/token?for=shop", "").await;
     assert_eq!(status, 403);
     assert!(said.contains("--admin"), "{said}");

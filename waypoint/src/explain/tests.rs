@@ -1,3 +1,5 @@
+//! What a client reads in an explanation: what is known, in order, and never more than fits.
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use ambit_model::{
