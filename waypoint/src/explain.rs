@@ -203,8 +203,11 @@ impl Explanation {
     /// Where it goes, and what is done to it on the way.
     pub fn planned<'f>(&mut self, goal: &Goal, filters: impl Iterator<Item = &'f Filters>) {
         self.to = match goal {
-            Goal::Service { service, port, .. } => Told::new(format_args!("{}:{port}", service.key())),
-            Goal::Workload { workload, port, .. } => Told::new(format_args!("{}:{port}", workload.uid)),
+            Goal::Service { service, port, terms } => match &terms.subset {
+                Some(subset) => Told::new(format_args!("{}:{port}, subset {}", service.key(), subset.name)),
+                None => Told::new(format_args!("{}:{port}", service.key())),
+            },
+            Goal::Workload { workload, port } => Told::new(format_args!("{}:{port}", workload.uid)),
         };
         for filter in filters.flat_map(Filters::as_slice) {
             keep(&mut self.filters, kind(filter), FILTERS, &mut self.left_out);

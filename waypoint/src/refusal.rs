@@ -42,6 +42,14 @@ pub enum Refusal {
     /// The route's backend is invalid, or it has none.
     #[error("the route leads nowhere: {0}")]
     InvalidBackend(String),
+    /// A route leads to a subset that no DestinationRule defines.
+    #[error("no DestinationRule of {service} defines subset {subset}")]
+    NoSubset {
+        /// `namespace/hostname`.
+        service: String,
+        /// The subset.
+        subset: String,
+    },
     /// A policy forbids it.
     #[error("denied by policy: {0}")]
     Denied(By),
@@ -174,6 +182,7 @@ impl Refusal {
             Self::BadRequest(_) => "bad_request",
             Self::NoRoute(_) => "no_route",
             Self::InvalidBackend(_) => "invalid_backend",
+            Self::NoSubset { .. } => "no_subset",
             Self::Denied(_) => "denied",
             Self::NoAuthorizer { .. } => "no_authorizer",
             Self::AsksOfRequests { .. } => "asks_of_requests",
@@ -203,7 +212,7 @@ impl Refusal {
         match self {
             Self::NotConnect(_) | Self::BadAuthority(_) | Self::BadRequest(_) => "DPE",
             Self::NotServed(_) | Self::NoRoute(_) => "NR",
-            Self::BrokenConfig { .. } | Self::InvalidBackend(_) => "NC",
+            Self::BrokenConfig { .. } | Self::InvalidBackend(_) | Self::NoSubset { .. } => "NC",
             Self::Denied(_)
             | Self::NoAuthorizer { .. }
             | Self::AsksOfRequests { .. }
@@ -232,9 +241,10 @@ impl Refusal {
             Self::NotConnect(_) | Self::BadAuthority(_) | Self::ClientBody(_) => StatusCode::BAD_REQUEST,
             Self::BadRequest(invalid) => invalid.status(),
             Self::NotServed(_) | Self::NoRoute(_) => StatusCode::NOT_FOUND,
-            Self::BrokenConfig { .. } | Self::InvalidBackend(_) | Self::NoLimiter { .. } => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::BrokenConfig { .. }
+            | Self::InvalidBackend(_)
+            | Self::NoSubset { .. }
+            | Self::NoLimiter { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Denied(_) | Self::NoAuthorizer { .. } | Self::AsksOfRequests { .. } => {
                 StatusCode::FORBIDDEN
@@ -280,6 +290,7 @@ impl Refusal {
             | Self::BadRequest(_)
             | Self::NoRoute(_)
             | Self::InvalidBackend(_)
+            | Self::NoSubset { .. }
             | Self::AsksOfRequests { .. }
             | Self::DeniedByAuthorizer { .. }
             | Self::AuthorizerFailed { .. }
@@ -305,6 +316,7 @@ impl Refusal {
             Self::BadRequest(_) => "the client breaks the protocol; the error names how",
             Self::NoRoute(_) => "add a rule that matches, or one without matches for everything else",
             Self::InvalidBackend(_) => "look at the condition ResolvedRefs of the route",
+            Self::NoSubset { .. } => "define it in a DestinationRule of the service, or correct its name",
             Self::NoAuthorizer { .. } => {
                 "name the provider in the mesh's extensionProviders, or remove the policy"
             }

@@ -172,7 +172,7 @@ impl Proxy {
         let chosen = chosen?;
         record.route(chosen.as_ref().map(route_name));
         let room = self.room(&mesh, &target, tunnel, chosen.as_ref(), &mut asked, record).await?;
-        let plan = match plan(&mesh, &target, chosen, &mut asked.head)? {
+        let plan = match plan(&mesh, &target, chosen, &mut asked.head, tunnel.client.address.ip())? {
             Planned::Go(plan) => {
                 record.explain(|told, _| told.planned(&plan.goal, plan.filters()));
                 plan
@@ -256,7 +256,7 @@ impl Proxy {
         if version == Version::Http2 && received.upgrade.is_some() {
             return Err(Refusal::BadRequest(InvalidHead::Upgrade));
         }
-        let copies = self.mirrors.draw(mesh, plan.filters());
+        let copies = self.mirrors.draw(mesh, plan.config(), plan.filters());
         let keep = plan.retry().is_some() || !copies.is_empty();
         let body = Source::new(body, keep);
         let copied = (!copies.is_empty()).then(|| (head.clone(), body.copy()));
@@ -264,6 +264,7 @@ impl Proxy {
         let sending = Sending {
             goal: plan.goal.clone(),
             asked: address,
+            affinity: plan.tie.affinity.clone(),
             head,
             body,
             version,
@@ -277,13 +278,13 @@ impl Proxy {
         if let Some((head, body)) = copied {
             self.mirrors.send(copies, &head, &body, spoken, address, record.context());
         }
-        let Answered { mut response, lease, underway } = sent?;
+        let Answered { mut response, lease, underway, workload } = sent?;
         let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let switch = is_switch.then(|| hyper::upgrade::on(&mut response));
         let (mut head, body) = response.into_parts();
         let protocol = head.headers.get(header::UPGRADE).cloned().filter(|_| is_switch);
         hygiene::respond(&mut head.headers);
-        plan.response(&mut head);
+        plan.response(&mut head, &workload.uid);
         room.tell(&mut head.headers);
         if let Some(protocol) = protocol {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));

@@ -186,7 +186,7 @@ fn encode_timeout(timeout: Timeout) -> Option<u64> {
 }
 
 /// Rounded up: a limit below a millisecond must not become none at all.
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
@@ -240,7 +240,7 @@ fn encode_session(session: &Session) -> pb::Session {
     }
 }
 
-fn decode_header_name(field: &'static str, name: &str) -> Result<HeaderName, InvalidResource> {
+pub(super) fn decode_header_name(field: &'static str, name: &str) -> Result<HeaderName, InvalidResource> {
     HeaderName::try_from(name)
         .map_err(|_| InvalidResource::field(field, format!("{name:?} is not the name of a header")))
 }
