@@ -10,14 +10,14 @@ use ambit_model::name::{Hostname, Namespace, ServiceKey};
 use ambit_model::service_config::ServiceConfig;
 
 use crate::cluster::object::{
-    Attachment, AuthorizationPolicy, Content, EndpointSlice, GatewayClass, Key, Kind, Labels, LimitTarget,
-    Meta, Name, NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget, RateLimitPolicy,
-    ReferenceGrant, Route, Selector, Service, ServiceEntry,
+    Attachment, AuthorizationPolicy, Content, DestinationRule, EndpointSlice, GatewayClass, Key, Kind,
+    Labels, LimitTarget, Meta, Name, NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget,
+    RateLimitPolicy, ReferenceGrant, Route, Selector, Service, ServiceEntry, Subset,
 };
 use crate::cluster::{Cluster, HostOwner, Member, Touched};
-use crate::translate::waypoint;
 use crate::translate::workload::{inline_sources, slice_sources};
 use crate::translate::{Output, PolicySource, WorkloadSource};
+use crate::translate::{destination, waypoint};
 
 /// The outputs that may have changed. `cluster` is as it is after the change.
 pub fn of(cluster: &Cluster, touched: &Touched) -> BTreeSet<Output> {
@@ -91,13 +91,17 @@ impl<'a> Dependents<'a> {
                 self.members(pods);
             }
             Object::Pod(pod) => self.of_pod(pod),
-            Object::WorkloadEntry(entry) => self.members([Member::Entry(entry.meta.name.clone())]),
+            Object::WorkloadEntry(entry) => {
+                self.members([Member::Entry(entry.meta.name.clone())]);
+                self.subsets_of(&entry.meta.name.namespace, &entry.labels);
+            }
             Object::Service(service) => self.of_service(service),
             Object::EndpointSlice(slice) => self.slice(slice),
             Object::ServiceEntry(entry) => self.of_entry(entry),
             Object::AuthorizationPolicy(policy) => self.of_authorization(policy),
             Object::PeerAuthentication(policy) => self.of_peer_authentication(policy),
             Object::RequestAuthentication(policy) => self.attached(&policy.attachment),
+            Object::DestinationRule(rule) => self.of_destination_rule(rule),
             Object::RateLimitPolicy(policy) => self.limited(policy),
             Object::Gateway(gateway) => self.of_gateway(&gateway.meta.name),
             Object::GatewayClass(class) => self.of_class(class),
@@ -123,6 +127,7 @@ impl<'a> Dependents<'a> {
 
     fn of_pod(&mut self, pod: &Pod) {
         self.members([Member::Pod(pod.meta.name.clone())]);
+        self.subsets_of(&pod.meta.name.namespace, &pod.meta.labels);
         if let Some(gateway) = pod.meta.labels.get(labels::GATEWAY_NAME) {
             let gateway = Name::new(pod.meta.name.namespace.clone(), gateway);
             self.of_gateway(&gateway);
@@ -203,6 +208,30 @@ impl<'a> Dependents<'a> {
         }
     }
 
+    /// A rule is part of what waypoints know of the services that it names, and of those that send something to them.
+    fn of_destination_rule(&mut self, rule: &DestinationRule) {
+        for owner in destination::named(self.cluster, rule) {
+            self.configs(&owner);
+            self.senders(&owner);
+        }
+    }
+
+    /// Whoever has these labels may be in a subset.
+    fn subsets_of(&mut self, namespace: &Namespace, labels: &Labels) {
+        let cluster = self.cluster;
+        let has = |subset: &Subset| subset.labels.as_ref().is_none_or(|wanted| wanted.matches(labels));
+        let root = &cluster.settings().root_namespace;
+        let namespaces = BTreeSet::from([namespace, root]);
+        let rules = namespaces.into_iter().flat_map(|namespace| cluster.destination_rules.within(namespace));
+        for (_, rule) in rules.filter(|(_, rule)| rule.subsets.iter().any(has)) {
+            let named = destination::named(cluster, rule);
+            for owner in named.iter().filter(|owner| owner.name().namespace == *namespace) {
+                self.configs(owner);
+                self.senders(owner);
+            }
+        }
+    }
+
     /// A limit is part of what waypoints know of the services that it is for.
     fn limited(&mut self, policy: &RateLimitPolicy) {
         let cluster = self.cluster;
@@ -244,6 +273,7 @@ impl<'a> Dependents<'a> {
                 | Kind::AuthorizationPolicy
                 | Kind::PeerAuthentication
                 | Kind::RequestAuthentication
+                | Kind::DestinationRule
                 | Kind::RateLimitPolicy
                 | Kind::Gateway
                 | Kind::GatewayClass
@@ -314,6 +344,7 @@ impl<'a> Dependents<'a> {
                 | Kind::AuthorizationPolicy
                 | Kind::PeerAuthentication
                 | Kind::RequestAuthentication
+                | Kind::DestinationRule
                 | Kind::RateLimitPolicy
                 | Kind::Gateway
                 | Kind::GatewayClass

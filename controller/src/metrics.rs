@@ -183,7 +183,7 @@ impl Figures {
 }
 
 /// How many objects there are, by kind.
-pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 13] {
+pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 14] {
     [
         ("Namespace", cluster.namespaces.len()),
         ("Node", cluster.nodes.len()),
@@ -195,6 +195,7 @@ pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 13] {
         ("AuthorizationPolicy", cluster.authorization_policies.len()),
         ("PeerAuthentication", cluster.peer_authentications.len()),
         ("RequestAuthentication", cluster.request_authentications.len()),
+        ("DestinationRule", cluster.destination_rules.len()),
         ("RateLimitPolicy", cluster.rate_limit_policies.len()),
         ("Gateway", cluster.gateways.len()),
         ("GatewayClass", cluster.gateway_classes.len()),

@@ -22,9 +22,10 @@ pub use apply::Touched;
 use index::Index;
 pub use index::{AttachedPolicy, HostOwner, Member, SelectorOwner};
 use object::{
-    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, LimitTarget, MeshConfig, Name,
-    NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, Provider, RateLimitPolicy,
-    ReferenceGrant, RequestAuthentication, Route, Selector, Service, ServiceEntry, WorkloadEntry,
+    AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, GatewayClass, Key, Labels, LimitTarget,
+    MeshConfig, Name, NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, Provider,
+    RateLimitPolicy, ReferenceGrant, RequestAuthentication, Route, Selector, Service, ServiceEntry,
+    WorkloadEntry,
 };
 pub use vips::{Vip, Vips};
 
@@ -160,6 +161,8 @@ pub struct Cluster {
     pub peer_authentications: Store<PeerAuthentication>,
     /// RequestAuthentications.
     pub request_authentications: Store<RequestAuthentication>,
+    /// DestinationRules.
+    pub destination_rules: Store<DestinationRule>,
     /// RateLimitPolicies.
     pub rate_limit_policies: Store<RateLimitPolicy>,
     /// Gateways.
@@ -190,6 +193,7 @@ impl Cluster {
             authorization_policies: Store::default(),
             peer_authentications: Store::default(),
             request_authentications: Store::default(),
+            destination_rules: Store::default(),
             rate_limit_policies: Store::default(),
             gateways: Store::default(),
             gateway_classes: Store::default(),
@@ -248,6 +252,12 @@ impl Cluster {
             .filter(|member| self.labels_of(member).is_some_and(|labels| selector.matches(labels)))
             .cloned()
             .collect()
+    }
+
+    /// The pods and workload entries of a namespace.
+    pub fn members_within<'a>(&'a self, namespace: &'a Namespace) -> impl Iterator<Item = Member> + 'a {
+        let pods = self.pods.within(namespace).map(|(name, _)| Member::Pod(name.clone()));
+        pods.chain(self.workload_entries.within(namespace).map(|(name, _)| Member::Entry(name.clone())))
     }
 
     /// Every pod and workload entry.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ambit_api::{
     CustomKind,
     authorization_policy::AuthorizationPolicy,
+    destination_rule::DestinationRule,
     grpc_route::GRPCRoute,
     http_route::HTTPRoute,
     peer_authentication::PeerAuthentication,
@@ -69,6 +70,7 @@ impl Served {
             Kind::AuthorizationPolicy => custom::<AuthorizationPolicy>(),
             Kind::PeerAuthentication => custom::<PeerAuthentication>(),
             Kind::RequestAuthentication => custom::<RequestAuthentication>(),
+            Kind::DestinationRule => custom::<DestinationRule>(),
             Kind::RateLimitPolicy => custom::<RateLimitPolicy>(),
             Kind::GrpcRoute => custom::<GRPCRoute>(),
             Kind::HttpRoute => custom::<HTTPRoute>(),
@@ -183,6 +185,7 @@ pub(super) async fn look(client: &Client) -> Result<(BTreeMap<Kind, Served>, BTr
         Kind::AuthorizationPolicy,
         Kind::PeerAuthentication,
         Kind::RequestAuthentication,
+        Kind::DestinationRule,
         Kind::RateLimitPolicy,
         Kind::GrpcRoute,
         Kind::HttpRoute,

@@ -67,7 +67,7 @@ impl Manager {
             Kind::WorkloadEntry => &[Self::WorkloadEntry],
             Kind::AuthorizationPolicy => &[Self::TunnelPolicy, Self::WaypointPolicy],
             Kind::PeerAuthentication => &[Self::PeerAuthentication],
-            Kind::RequestAuthentication => &[Self::WaypointPolicy],
+            Kind::RequestAuthentication | Kind::DestinationRule => &[Self::WaypointPolicy],
             Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => &[Self::Route],
             Kind::RateLimitPolicy => &[Self::Limit],
             Kind::Namespace
@@ -164,6 +164,7 @@ fn tellable(key: &ObjectKey) -> Option<Key> {
         Kind::AuthorizationPolicy,
         Kind::PeerAuthentication,
         Kind::RequestAuthentication,
+        Kind::DestinationRule,
         Kind::RateLimitPolicy,
         Kind::GrpcRoute,
         Kind::HttpRoute,
@@ -215,6 +216,7 @@ fn complain(cluster: &Cluster, key: &Key, complaint: &str, conditions: &mut Vec<
             Some(policy) if matches!(policy.tokens, Tokens::Undecodable(_)) => return,
             Some(_) | None => WAYPOINT_ACCEPTED,
         },
+        Kind::DestinationRule => WAYPOINT_ACCEPTED,
         Kind::RateLimitPolicy | Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
             return fall_back(complaint, conditions);
         }
@@ -277,6 +279,7 @@ pub(super) fn uid_of(cluster: &Cluster, key: &Key) -> Option<Label> {
         Kind::RequestAuthentication => {
             cluster.request_authentications.get(name).map(|object| object.meta.uid.clone())
         }
+        Kind::DestinationRule => cluster.destination_rules.get(name).map(|object| object.meta.uid.clone()),
         Kind::RateLimitPolicy => cluster.rate_limit_policies.get(name).map(|object| object.meta.uid.clone()),
         Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
             cluster.route(key).map(|object| object.meta.uid.clone())

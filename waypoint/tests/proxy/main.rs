@@ -13,6 +13,7 @@
 
 mod authorizers;
 mod bytes;
+mod endpoints;
 mod explanations;
 mod hostile;
 mod limits;

@@ -277,6 +277,7 @@ fn of_reach(cluster: &Cluster, key: &Key, document: &Document, complete: bool) -
         Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
         | Kind::RequestAuthentication
+        | Kind::DestinationRule
         | Kind::RateLimitPolicy
         | Kind::Node
         | Kind::Service
@@ -329,6 +330,7 @@ fn field_of(kind: Kind, condition: &Condition) -> String {
         "WaypointAccepted" if condition.reason == "UnknownProvider" => "spec.provider.name".to_owned(),
         "Accepted" if kind == Kind::RateLimitPolicy => "spec.targetRefs".to_owned(),
         "ResolvedRefs" if kind == Kind::RateLimitPolicy => "spec.global.service".to_owned(),
+        "WaypointAccepted" if kind == Kind::DestinationRule => "spec.host".to_owned(),
         "WaypointAccepted" => "spec.targetRefs".to_owned(),
         "ZtunnelAccepted" => "spec".to_owned(),
         "istio.io/WaypointBound" => format!("metadata.labels[{}]", labels::USE_WAYPOINT),

@@ -33,7 +33,7 @@ pub(super) enum Depth {
 const STABLE: &[&str] = &["v1", "v1beta1"];
 const OLDEST: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
-pub(super) const WATCHED: [Watched; 19] = [
+pub(super) const WATCHED: [Watched; 20] = [
     of(Kind::Namespace, "", &["v1"], "namespaces", Depth::Metadata),
     of(Kind::Node, "", &["v1"], "nodes", Depth::Metadata),
     of(Kind::Pod, "", &["v1"], "pods", Depth::Whole),
@@ -44,6 +44,7 @@ pub(super) const WATCHED: [Watched; 19] = [
     of(Kind::AuthorizationPolicy, "security.istio.io", STABLE, "authorizationpolicies", Depth::Whole),
     of(Kind::PeerAuthentication, "security.istio.io", STABLE, "peerauthentications", Depth::Whole),
     of(Kind::RequestAuthentication, "security.istio.io", STABLE, "requestauthentications", Depth::Whole),
+    of(Kind::DestinationRule, "networking.istio.io", OLDEST, "destinationrules", Depth::Whole),
     of(Kind::RateLimitPolicy, "ambit.io", &["v1alpha1"], "ratelimitpolicies", Depth::Whole),
     of(Kind::Gateway, "gateway.networking.k8s.io", STABLE, "gateways", Depth::Whole),
     of(Kind::GatewayClass, "gateway.networking.k8s.io", STABLE, "gatewayclasses", Depth::Whole),
