@@ -25,7 +25,7 @@ use crate::{
 
 /// Where a response has its explanation.
 pub const X_AMBIT_EXPLANATION: HeaderName = HeaderName::from_static("x-ambit-explanation");
-/// The longest explanation, in bytes: half of what the strictest clients take for all headers together.
+/// The longest explanation, in bytes: with a client that takes 8 KiB of headers it leaves half to the others.
 const LONGEST: usize = 4096;
 /// The longest text in it, in bytes as they are printed. All that stand alone fit into an explanation.
 const TEXT: usize = 256;
