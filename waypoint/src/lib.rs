@@ -8,7 +8,8 @@
 //!    [`caller`] is identified, a [`permit`] asked for, for which an [`authorizer`] may have to be asked, a route chosen,
 //!    filters applied, and [`upstream`] sends it, once or several times.
 //!    Anything else: [`opaque`] chooses an endpoint and moves bytes.
-//! 4. What happened is counted and written ([`access`]); what is refused, and why, is in [`refusal`].
+//! 4. What happened is counted and written ([`access`]); what is refused, and why, is in [`refusal`]. Who shows a debug
+//!    token ([`caller::debug`]) is told all of it in the response ([`explain`]).
 
 pub mod accept;
 pub mod access;
@@ -18,6 +19,7 @@ pub mod authorizer;
 pub mod body;
 pub mod caller;
 pub mod config;
+pub mod explain;
 pub mod hygiene;
 pub mod io;
 pub mod limits;
