@@ -1,8 +1,10 @@
 //! The application that pods run in the lab: a server that says who it is, and clients that report what they saw as
 //! JSON, one object a line.
 
+mod authorize;
 mod bulk;
 mod call;
+mod grpc;
 mod hold;
 mod http;
 mod report;
@@ -32,6 +34,8 @@ enum Command {
     Push(bulk::Args),
     /// Fetches bytes from a source and compares their SHA-256 with what they must be.
     Pull(bulk::Args),
+    /// Answers a proxy that asks about requests: an external authorizer, in gRPC and in HTTP.
+    Authorize(authorize::Args),
     /// Serves what the conformance tests of Gateway API call.
     SuiteServer(suite::server::Args),
     /// Calls it, and prints what those tests read.
@@ -46,6 +50,7 @@ async fn main() -> ExitCode {
         Command::Hold(args) => hold::run(args).await,
         Command::Push(args) => bulk::push(args).await,
         Command::Pull(args) => bulk::pull(args).await,
+        Command::Authorize(args) => authorize::run(args).await,
         Command::SuiteServer(args) => suite::server::run(args).await,
         Command::SuiteClient(args) => suite::client::run(args).await,
     };

@@ -106,29 +106,39 @@ pub(crate) async fn listen(port: u16) -> io::Result<TcpListener> {
 
 /// Serves whoever connects, for ever.
 pub(crate) async fn serve(listener: TcpListener, speak: Speak, identity: Arc<Identity>) {
+    serve_with(listener, |stream| answer(stream, speak, Arc::clone(&identity))).await;
+}
+
+/// Answers whoever connects with `answer`, for ever.
+pub(crate) async fn serve_with<F>(listener: TcpListener, answer: impl Fn(TcpStream) -> F)
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
     let mut open = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
-                open.spawn(answer(stream, speak, Arc::clone(&identity)));
+                // A segment that waits for an acknowledgement would be measured as the mesh's latency.
+                let _ = stream.set_nodelay(true);
+                let answered = answer(stream);
+                open.spawn(async {
+                    if let Err(err) = answered.await {
+                        report::line(&json!({ "broken": err.to_string() }));
+                    }
+                });
             },
             Some(_) = open.join_next() => {}
         }
     }
 }
 
-async fn answer(stream: TcpStream, speak: Speak, identity: Arc<Identity>) {
-    // A segment that waits for an acknowledgement would be measured as the mesh's latency.
-    let _ = stream.set_nodelay(true);
-    let done = match speak {
+async fn answer(stream: TcpStream, speak: Speak, identity: Arc<Identity>) -> io::Result<()> {
+    match speak {
         Speak::Http => http::serve(stream, identity).await,
         Speak::Echo => echo(stream, &identity).await,
         Speak::Sink => bulk::sink(stream, &identity).await,
         Speak::Source => bulk::source(stream).await,
         Speak::Suite(port) => suite::server::serve(stream, port, identity).await,
-    };
-    if let Err(err) = done {
-        report::line(&json!({ "broken": err.to_string() }));
     }
 }
 

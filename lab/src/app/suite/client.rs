@@ -15,7 +15,9 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{grpc, headers};
+use super::grpc::{Echo, PATH};
+use super::headers;
+use crate::grpc;
 use crate::report::Verdict;
 
 /// For one request. The tests wait for half a minute in all, so one that hangs must not take it all.
@@ -122,14 +124,16 @@ fn plain(args: &Args) -> io::Result<Request<Full<Bytes>>> {
 
 fn call(args: &Args) -> io::Result<Request<Full<Bytes>>> {
     let authority = args.url.authority().map_or("", |authority| authority.as_str());
-    let mut request = Request::post(format!("http://{authority}{}", grpc::PATH))
+    let mut request = Request::post(format!("http://{authority}{}", PATH))
         .version(Version::HTTP_2)
         .header(CONTENT_TYPE, grpc::TYPE)
         .header("te", "trailers");
     for (name, value) in &args.headers {
         request = request.header(name, value);
     }
-    request.body(Full::new(grpc::encode("conformance"))).map_err(io::Error::other)
+    request
+        .body(Full::new(grpc::encode(&Echo { message: "conformance".to_owned() })))
+        .map_err(io::Error::other)
 }
 
 /// An answer, its body read.
@@ -155,7 +159,7 @@ impl Answer {
     fn message(mut self) -> io::Result<Self> {
         match &self.status {
             Some(status) if status == "0" => {
-                self.body = grpc::decode(&self.bytes)?;
+                self.body = grpc::decode::<Echo>(&self.bytes)?.message;
                 Ok(self)
             }
             status => Err(io::Error::other(format!("{}, gRPC status {status:?}", self.head.status))),

@@ -5,10 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::stream;
-use http_body_util::{BodyExt as _, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -16,12 +13,11 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
-use super::{grpc, headers};
+use super::grpc::{Echo, PATH};
+use super::headers;
+use crate::grpc;
 use crate::report::{self, Verdict};
 use crate::serve::{self, Identity, Speak};
-
-/// No message of the tests is longer.
-const LONGEST: usize = 64 * 1024;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -74,37 +70,15 @@ pub(crate) async fn serve(
     connection.serve_connection(TokioIo::new(stream), service).await.map_err(io::Error::other)
 }
 
-type Body = StreamBody<stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
-
-async fn answer(request: Request<Incoming>, port: u16, host: &str) -> Response<Body> {
+async fn answer(request: Request<Incoming>, port: u16, host: &str) -> Response<grpc::Body> {
     let (head, body) = request.into_parts();
     let seen = seen(&head, port, host);
-    let is_grpc =
-        head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(grpc::TYPE.as_bytes()));
-    if !is_grpc {
-        return response("text/plain", vec![Frame::data(Bytes::from(seen))]);
+    if !grpc::is_call(&head.headers) {
+        return grpc::response("text/plain", vec![Frame::data(Bytes::from(seen))]);
     }
-    let mut end = HeaderMap::new();
-    let body = Limited::new(body, LONGEST).collect().await.ok().map(|body| body.to_bytes());
-    let message = body.and_then(|body| grpc::decode(&body).ok()).filter(|_| head.uri.path() == grpc::PATH);
-    let mut frames = Vec::new();
-    match message {
-        Some(message) => {
-            frames.push(Frame::data(grpc::encode(&format!("StatusCode=200\n{seen}Echo={message}\n"))));
-            end.insert("grpc-status", HeaderValue::from_static("0"));
-        }
-        // UNIMPLEMENTED.
-        None => drop(end.insert("grpc-status", HeaderValue::from_static("12"))),
-    }
-    frames.push(Frame::trailers(end));
-    response(grpc::TYPE, frames)
-}
-
-fn response(kind: &'static str, frames: Vec<Frame<Bytes>>) -> Response<Body> {
-    let frames: Vec<_> = frames.into_iter().map(Ok).collect();
-    let mut response = Response::new(StreamBody::new(stream::iter(frames)));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
+    let asked = grpc::message::<Echo>(body).await.filter(|_| head.uri.path() == PATH);
+    let echo = asked.map(|asked| Echo { message: format!("StatusCode=200\n{seen}Echo={}\n", asked.message) });
+    grpc::answer(echo.as_ref())
 }
 
 fn seen(head: &hyper::http::request::Parts, port: u16, host: &str) -> String {

@@ -1,5 +1,7 @@
 //! What the pages in `docs/tasks` tell their readers to do, done in a town: each page's own YAML is applied, and what it
-//! promises is looked at. The demo tells them, and so does the story `tasks`.
+//! promises is looked at. The story `tasks` tells them all, and the demo most.
+
+mod authorizer;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,13 +14,15 @@ use crate::pages::Page;
 use crate::telling::Evidence;
 use crate::town::{SOON, Town};
 
-const README: Page = Page(include_str!("../../docs/tasks/README.md"));
-const CANARY: Page = Page(include_str!("../../docs/tasks/canary.md"));
-const RETRIES: Page = Page(include_str!("../../docs/tasks/retries.md"));
-const MIRRORING: Page = Page(include_str!("../../docs/tasks/mirroring.md"));
-const TOKENS: Page = Page(include_str!("../../docs/tasks/tokens.md"));
-const EXPLAIN: Page = Page(include_str!("../../docs/tasks/explain.md"));
-const LIMITS: Page = Page(include_str!("../../docs/limits.md"));
+pub use authorizer::authorizer;
+
+const README: Page = Page(include_str!("../../../docs/tasks/README.md"));
+const CANARY: Page = Page(include_str!("../../../docs/tasks/canary.md"));
+const RETRIES: Page = Page(include_str!("../../../docs/tasks/retries.md"));
+const MIRRORING: Page = Page(include_str!("../../../docs/tasks/mirroring.md"));
+const TOKENS: Page = Page(include_str!("../../../docs/tasks/tokens.md"));
+const EXPLAIN: Page = Page(include_str!("../../../docs/tasks/explain.md"));
+const LIMITS: Page = Page(include_str!("../../../docs/limits.md"));
 
 const CLIENT: &str = "shop/client";
 const WEB: &str = "http://web.shop/";
@@ -262,18 +266,27 @@ pub fn limits(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     })
 }
 
+/// The metrics of all instances of the waypoint.
+fn waypoint_metrics(town: &Town) -> anyhow::Result<Vec<Sample>> {
+    const PAGE: &str = "http://127.0.0.1:15020/stats/prometheus";
+    let mut samples = Vec::new();
+    for waypoint in town.pods_of("shop/waypoint") {
+        let page = waypoint.run(&ambit_lab::Program::new("curl").args(["-fsS", PAGE]), SOON)?;
+        samples.extend(observe::samples(&page.stdout));
+    }
+    ensure!(!samples.is_empty(), "no pod of the waypoint has metrics");
+    Ok(samples)
+}
+
 /// What the waypoint has counted, by destination and status.
 pub fn counted(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
-    const PAGE: &str = "http://127.0.0.1:15020/stats/prometheus";
-    let waypoint = town.pods_of("shop/waypoint").pop().context("no pod of the waypoint")?;
-    let page = waypoint.run(&ambit_lab::Program::new("curl").args(["-fsS", PAGE]), SOON)?;
     let of_waypoint = |sample: &Sample| {
         let label = |name: &str| sample.labels.get(name).map_or("", String::as_str);
         let is = sample.name == "istio_requests_total" && label("reporter") == "waypoint";
         is.then(|| (format!("{} {}", label("destination_workload"), label("response_code")), sample.value))
     };
     let mut by_code: BTreeMap<String, f64> = BTreeMap::new();
-    for (of, value) in observe::samples(&page.stdout).iter().filter_map(of_waypoint) {
+    for (of, value) in waypoint_metrics(town)?.iter().filter_map(of_waypoint) {
         *by_code.entry(of).or_default() += value;
     }
     for code in ["200", "401", "403", "429", "503"] {
