@@ -3,7 +3,7 @@
 use ambit_e2e::story::{self, Tell};
 use ambit_e2e::tasks;
 
-const STEPS: [(&str, Tell); 9] = [
+const STEPS: [(&str, Tell); 10] = [
     ("A waypoint for a Service", tasks::bind),
     ("Canary: by header, and by weight", tasks::canary),
     ("Retries over a failing endpoint", tasks::retries),
@@ -13,6 +13,7 @@ const STEPS: [(&str, Tell); 9] = [
     ("Limits: a client that calls too often", tasks::limits),
     ("Somebody else decides", tasks::authorizer),
     ("All of it was counted", tasks::counted),
+    ("Traces", tasks::tracing),
 ];
 
 /// The shop of the demo, in the mesh from the beginning.

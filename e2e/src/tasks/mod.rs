@@ -2,6 +2,7 @@
 //! promises is looked at. The story `tasks` tells them all, and the demo most.
 
 mod authorizer;
+mod tracing;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::telling::Evidence;
 use crate::town::{SOON, Town};
 
 pub use authorizer::authorizer;
+pub use tracing::tracing;
 
 const README: Page = Page(include_str!("../../../docs/tasks/README.md"));
 const CANARY: Page = Page(include_str!("../../../docs/tasks/canary.md"));

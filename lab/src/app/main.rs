@@ -4,6 +4,7 @@
 mod authorize;
 mod bulk;
 mod call;
+mod collect;
 mod grpc;
 mod hold;
 mod http;
@@ -36,6 +37,8 @@ enum Command {
     Pull(bulk::Args),
     /// Answers a proxy that asks about requests: an external authorizer, in gRPC and in HTTP.
     Authorize(authorize::Args),
+    /// Takes spans as a collector of OpenTelemetry does, and tells them as JSON.
+    Collect(collect::Args),
     /// Serves what the conformance tests of Gateway API call.
     SuiteServer(suite::server::Args),
     /// Calls it, and prints what those tests read.
@@ -51,6 +54,7 @@ async fn main() -> ExitCode {
         Command::Push(args) => bulk::push(args).await,
         Command::Pull(args) => bulk::pull(args).await,
         Command::Authorize(args) => authorize::run(args).await,
+        Command::Collect(args) => collect::run(args).await,
         Command::SuiteServer(args) => suite::server::run(args).await,
         Command::SuiteClient(args) => suite::client::run(args).await,
     };
