@@ -116,7 +116,10 @@ fn attributes(all: &[KeyValue]) -> Value {
         any_value::Value::DoubleValue(number) => Some(json!(number)),
         any_value::Value::BoolValue(flag) => Some(json!(flag)),
         // No span of the mesh has others.
-        _ => None,
+        any_value::Value::ArrayValue(_)
+        | any_value::Value::KvlistValue(_)
+        | any_value::Value::BytesValue(_)
+        | any_value::Value::StringValueStrindex(_) => None,
     };
     let pairs = all.iter().map(|pair| (pair.key.clone(), value(pair).unwrap_or_default()));
     Value::Object(pairs.collect())
