@@ -95,7 +95,7 @@ impl Onward {
                 let _ = tcp.readable().await;
                 Bytes::new()
             }
-            Self::Tunnel(stream) => match stream.data().await {
+            Self::Tunnel(stream, _) => match stream.data().await {
                 Some(Ok(piece)) => piece,
                 Some(Err(_)) | None => Bytes::new(),
             },
@@ -113,7 +113,7 @@ impl Called {
                 Ok(()) => copy::both_ways(tcp, stream, record.meter()).await,
                 Err(_) => End::Left(copy::Side::App),
             },
-            Onward::Tunnel(far) => {
+            Onward::Tunnel(far, _inner) => {
                 Splice::new(stream, far, Begun { near: first, far: said }, record.meter()).await
             }
         };
@@ -157,7 +157,7 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
                 let (asked, end) = (&tunnel.arrival.asked, (workload, hop.address()));
                 let app = match &onward {
                     Onward::Plain(_) => AppIs::Server,
-                    Onward::Tunnel(_) => AppIs::Client,
+                    Onward::Tunnel(..) => AppIs::Client,
                 };
                 let service = goal.service().cloned();
                 let record = Carried::open(&shared.records, &tunnel.client, asked, service, end, app);
