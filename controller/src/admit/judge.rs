@@ -80,6 +80,7 @@ pub fn judge(settings: &Settings, asked: &Asked<'_>) -> Verdict {
         | Object::EndpointSlice(_)
         | Object::WorkloadEntry(_)
         | Object::RateLimitPolicy(_)
+        | Object::VirtualService(_)
         | Object::Gateway(_)
         | Object::GatewayClass(_)
         | Object::ReferenceGrant(_)

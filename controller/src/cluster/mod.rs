@@ -8,6 +8,7 @@ mod index;
 pub mod object;
 mod routes;
 mod vips;
+mod virtual_services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,7 +25,8 @@ pub use index::{AttachedPolicy, HostOwner, Member, SelectorOwner};
 use object::{
     AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, LimitTarget, MeshConfig, Name,
     NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, Provider, RateLimitPolicy,
-    ReferenceGrant, RequestAuthentication, Route, Selector, Service, ServiceEntry, WorkloadEntry,
+    ReferenceGrant, RequestAuthentication, Route, Selector, Service, ServiceEntry, VirtualService,
+    WorkloadEntry,
 };
 pub use vips::{Vip, Vips};
 
@@ -162,6 +164,8 @@ pub struct Cluster {
     pub request_authentications: Store<RequestAuthentication>,
     /// RateLimitPolicies.
     pub rate_limit_policies: Store<RateLimitPolicy>,
+    /// VirtualServices.
+    pub virtual_services: Store<VirtualService>,
     /// Gateways.
     pub gateways: Store<Gateway>,
     /// GatewayClasses.
@@ -191,6 +195,7 @@ impl Cluster {
             peer_authentications: Store::default(),
             request_authentications: Store::default(),
             rate_limit_policies: Store::default(),
+            virtual_services: Store::default(),
             gateways: Store::default(),
             gateway_classes: Store::default(),
             reference_grants: Store::default(),

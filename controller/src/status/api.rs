@@ -12,6 +12,7 @@ use ambit_api::{
     request_authentication::RequestAuthentication,
     service_entry::ServiceEntry,
     stream_route::{TCPRoute, TLSRoute},
+    virtual_service::VirtualService,
     workload_entry::WorkloadEntry,
 };
 use k8s_openapi::{
@@ -70,6 +71,7 @@ impl Served {
             Kind::PeerAuthentication => custom::<PeerAuthentication>(),
             Kind::RequestAuthentication => custom::<RequestAuthentication>(),
             Kind::RateLimitPolicy => custom::<RateLimitPolicy>(),
+            Kind::VirtualService => custom::<VirtualService>(),
             Kind::GrpcRoute => custom::<GRPCRoute>(),
             Kind::HttpRoute => custom::<HTTPRoute>(),
             Kind::TlsRoute => custom::<TLSRoute>(),
@@ -94,7 +96,8 @@ impl Served {
             | Manager::WorkloadEntry
             | Manager::TunnelPolicy
             | Manager::WaypointPolicy
-            | Manager::PeerAuthentication => self.apply(client, write).await,
+            | Manager::PeerAuthentication
+            | Manager::VirtualService => self.apply(client, write).await,
         }
     }
 
@@ -184,6 +187,7 @@ pub(super) async fn look(client: &Client) -> Result<(BTreeMap<Kind, Served>, BTr
         Kind::PeerAuthentication,
         Kind::RequestAuthentication,
         Kind::RateLimitPolicy,
+        Kind::VirtualService,
         Kind::GrpcRoute,
         Kind::HttpRoute,
         Kind::TlsRoute,
@@ -261,6 +265,7 @@ impl Item {
                 | Manager::WorkloadEntry
                 | Manager::TunnelPolicy
                 | Manager::WaypointPolicy
+                | Manager::VirtualService
                 | Manager::PeerAuthentication => self.applied(*manager),
             };
             if let Some(conditions) = conditions {

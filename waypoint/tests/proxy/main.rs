@@ -13,6 +13,7 @@
 
 mod authorizers;
 mod bytes;
+mod faults;
 mod hostile;
 mod limits;
 mod policies;

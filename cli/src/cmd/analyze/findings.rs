@@ -278,6 +278,7 @@ fn of_reach(cluster: &Cluster, key: &Key, document: &Document, complete: bool) -
         | Kind::PeerAuthentication
         | Kind::RequestAuthentication
         | Kind::RateLimitPolicy
+        | Kind::VirtualService
         | Kind::Node
         | Kind::Service
         | Kind::EndpointSlice
@@ -303,6 +304,8 @@ fn severity(cluster: &Cluster, key: &Key, condition: &Condition, complete: bool)
         ("ResolvedWaypoints", false, _) | ("WaypointAccepted" | "Accepted", false, "AncestorNotBound") => {
             Some(Severity::Warning)
         }
+        // It may well be for gateways of another program.
+        ("Accepted", false, "NotForMesh") => Some(Severity::Warning),
         (_, false, "UnknownProvider") => Some(absent),
         (_, false, "TargetNotFound" | "NoMatchingParent" | "BackendNotFound" | "RefNotPermitted") => {
             Some(absent)
@@ -329,6 +332,11 @@ fn field_of(kind: Kind, condition: &Condition) -> String {
         "WaypointAccepted" if condition.reason == "UnknownProvider" => "spec.provider.name".to_owned(),
         "Accepted" if kind == Kind::RateLimitPolicy => "spec.targetRefs".to_owned(),
         "ResolvedRefs" if kind == Kind::RateLimitPolicy => "spec.global.service".to_owned(),
+        "Accepted" if kind == Kind::VirtualService && condition.reason == "NotForMesh" => {
+            "spec.gateways".to_owned()
+        }
+        "Accepted" if kind == Kind::VirtualService => "spec.hosts".to_owned(),
+        "ResolvedRefs" if kind == Kind::VirtualService => "spec.http".to_owned(),
         "WaypointAccepted" => "spec.targetRefs".to_owned(),
         "ZtunnelAccepted" => "spec".to_owned(),
         "istio.io/WaypointBound" => format!("metadata.labels[{}]", labels::USE_WAYPOINT),

@@ -23,6 +23,9 @@ mod route_rules;
 mod service;
 mod slice;
 mod stream_route;
+mod virtual_filter;
+mod virtual_rule;
+mod virtual_service;
 
 use std::fmt;
 use std::sync::Arc;
@@ -52,6 +55,7 @@ pub use route::{
 };
 pub use service::{Port, Service, Target, TrafficDistribution};
 pub use slice::{EndpointSlice, SliceEndpoint, SlicePort};
+pub use virtual_service::{Exported, HostName, VirtualContent, VirtualMatch, VirtualRule, VirtualService};
 
 /// Namespace (empty for kinds without one) and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,6 +108,8 @@ pub enum Kind {
     RequestAuthentication,
     /// `RateLimitPolicy`.
     RateLimitPolicy,
+    /// `VirtualService`.
+    VirtualService,
     /// `Gateway`.
     Gateway,
     /// `GatewayClass`.
@@ -139,6 +145,9 @@ impl Kind {
             }
             ("networking.istio.io", "WorkloadEntry") if stable || version == "v1alpha3" => {
                 Some(Self::WorkloadEntry)
+            }
+            ("networking.istio.io", "VirtualService") if stable || version == "v1alpha3" => {
+                Some(Self::VirtualService)
             }
             ("security.istio.io", "AuthorizationPolicy") if stable => Some(Self::AuthorizationPolicy),
             ("security.istio.io", "PeerAuthentication") if stable => Some(Self::PeerAuthentication),
@@ -179,6 +188,7 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
             Self::RateLimitPolicy => "RateLimitPolicy",
+            Self::VirtualService => "VirtualService",
             Self::Gateway => "Gateway",
             Self::GatewayClass => "GatewayClass",
             Self::GrpcRoute => "GRPCRoute",
@@ -231,6 +241,8 @@ pub enum Object {
     RequestAuthentication(Arc<RequestAuthentication>),
     /// How many requests are taken.
     RateLimitPolicy(Arc<RateLimitPolicy>),
+    /// Where requests go, and what is done to them.
+    VirtualService(Arc<VirtualService>),
     /// A gateway or waypoint.
     Gateway(Arc<Gateway>),
     /// A kind of gateway.
@@ -258,6 +270,7 @@ impl Object {
             Self::PeerAuthentication(object) => (Kind::PeerAuthentication, &object.meta),
             Self::RequestAuthentication(object) => (Kind::RequestAuthentication, &object.meta),
             Self::RateLimitPolicy(object) => (Kind::RateLimitPolicy, &object.meta),
+            Self::VirtualService(object) => (Kind::VirtualService, &object.meta),
             Self::Gateway(object) => (Kind::Gateway, &object.meta),
             Self::GatewayClass(object) => (Kind::GatewayClass, &object.meta),
             Self::Route(object) => (object.kind.kind(), &object.meta),
@@ -344,6 +357,10 @@ pub fn parse_value(
                 Kind::RateLimitPolicy => Some(Object::RateLimitPolicy(Arc::new(
                     RateLimitPolicy::undecodable(written, rejection.to_string()),
                 ))),
+                Kind::VirtualService => Some(Object::VirtualService(Arc::new(VirtualService::undecodable(
+                    written,
+                    rejection.to_string(),
+                )))),
                 Kind::Namespace
                 | Kind::Node
                 | Kind::Pod
@@ -409,6 +426,9 @@ fn parse_known(kind: Kind, written: &Written<'_>) -> Result<Object, Rejection> {
         }
         Kind::RateLimitPolicy => {
             Object::RateLimitPolicy(Arc::new(RateLimitPolicy::parse(namespace, read(written)?)?))
+        }
+        Kind::VirtualService => {
+            Object::VirtualService(Arc::new(VirtualService::parse(namespace, read(written)?)?))
         }
         Kind::Gateway => Object::Gateway(Arc::new(Gateway::parse(namespace, read(written)?)?)),
         Kind::GatewayClass => Object::GatewayClass(Arc::new(GatewayClass::parse(read(written)?)?)),
