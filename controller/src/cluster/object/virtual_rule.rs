@@ -319,7 +319,7 @@ fn time(text: &str) -> Option<Duration> {
     }
     while !rest.is_empty() {
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, after) = rest.split_at_checked(end)?;
+        let (number, after) = rest.split_at_checked(end).filter(|(number, _)| !number.is_empty())?;
         let (unit, nanos) = UNITS.into_iter().find(|(unit, _)| after.starts_with(unit))?;
         let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
         let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };

@@ -44,7 +44,7 @@ fn path() -> impl Strategy<Value = Path> {
     prop_oneof![
         "(/[a-z%41]{1,3}){1,3}/?".prop_filter_map("a path", |path| Path::exact(&path).ok()),
         "(/[a-z]{1,3}){0,3}/?".prop_filter_map("a path", |path| Path::prefix(&path).ok()),
-        "/[a-z]{0,3}/?".prop_map(|path| Path::beginning(&path).expect("a path")),
+        "/([a-z]{1,3}/?)?".prop_map(|path| Path::beginning(&path).expect("a path")),
         pattern.prop_map(|pattern| Path::pattern(pattern).expect("a pattern")),
         (option::of(word()), option::of(word()))
             .prop_map(|(service, method)| Path::grpc(service, method).expect("a call")),
