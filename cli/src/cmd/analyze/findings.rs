@@ -425,7 +425,7 @@ metadata: {name: trial, namespace: shop, annotations: {istio.io/dry-run: 'true'}
 spec: {}
 ---
 apiVersion: networking.istio.io/v1
-kind: VirtualService
+kind: Sidecar
 metadata: {name: web, namespace: shop}
 ---
 apiVersion: security.istio.io/v1alpha1
