@@ -45,7 +45,7 @@ use crate::{
     request::Proxy,
     served::Served,
     shared::{Settings, Shared},
-    upstream::{Upstream, budgets::Budgets, endpoints::Endpoints},
+    upstream::{Upstream, budgets::Budgets, destinations::Destinations, endpoints::Endpoints},
 };
 
 /// For connections that were told to end to write their records.
@@ -93,6 +93,7 @@ pub async fn run(config: Config, logs: LogControl) -> anyhow::Result<()> {
         metrics,
         keys: KeyStore::new(Fetch::with_system_roots()),
         endpoints: Endpoints::default(),
+        destinations: Destinations::default(),
         budgets: Budgets::default(),
         limits: Limits::default(),
         handshakes: Semaphore::new(config.limits.handshakes),

@@ -33,5 +33,6 @@ pub mod request;
 pub mod serve;
 pub mod served;
 pub mod shared;
+pub mod tie;
 pub mod upgrade;
 pub mod upstream;

@@ -41,6 +41,8 @@ pub struct Metrics {
     pub pool: Pool,
     /// Requests that were sent once more.
     pub retries: Counter,
+    /// Endpoints that were set aside, since they failed or asked for it.
+    pub ejections: Counter,
     /// Copies of requests that were sent.
     pub mirrored: Counter,
     /// Copies that were not sent: the body was too long to be kept, or too many were under way.
@@ -157,6 +159,7 @@ impl Default for Metrics {
             traffic: Arc::new(AllTraffic::told_by(&[REPORTER])),
             pool: Pool::default(),
             retries: Counter::default(),
+            ejections: Counter::default(),
             mirrored: Counter::default(),
             mirrors_skipped: Counter::default(),
             checks: Checks::default(),
@@ -182,6 +185,7 @@ impl Metrics {
         show("ambit_pool_dials", "Tunnels dialled", &metrics.pool.dials);
         show("ambit_pool_dial_failures", "Tunnels that could not be made", &metrics.pool.dial_failures);
         show("ambit_request_retries", "Requests sent once more", &metrics.retries);
+        show("ambit_endpoint_ejections", "Endpoints that were set aside", &metrics.ejections);
         show("ambit_mirrored_requests", "Copies of requests sent", &metrics.mirrored);
         show("ambit_mirrors_skipped", "Copies of requests that were not sent", &metrics.mirrors_skipped);
         let help = "External authorizers asked, by what came of it";

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ambit_model::{
     route::{Destination, Filters, Timeout},
+    service_config::ServiceConfig,
     snapshot::Snapshot,
     trace::Context,
     workload::Workload,
@@ -23,6 +24,8 @@ use crate::{
         Upstream,
         attempt::{Sending, Witness},
         choose::Goal,
+        destinations::Terms,
+        endpoints::Affinity,
     },
 };
 
@@ -46,14 +49,20 @@ impl Mirrors {
     }
 
     /// Who gets a copy of one request. A destination that is invalid, or has no endpoint, gets none.
-    pub fn draw<'f>(&self, mesh: &Snapshot, filters: impl Iterator<Item = &'f Filters>) -> Vec<Goal> {
+    pub fn draw<'f>(
+        &self,
+        mesh: &Snapshot,
+        config: &ServiceConfig,
+        filters: impl Iterator<Item = &'f Filters>,
+    ) -> Vec<Goal> {
         let mut copies = Vec::new();
         for filters in filters {
             let mut dice = dice();
             for mirror in filters.mirrors(&mut dice) {
                 match &mirror.to {
-                    Destination::Service { service, port, .. } => {
-                        copies.extend(goal(mesh, service, *port).ok())
+                    Destination::Service { service, port, subset } => {
+                        let terms = Terms::find(config, service, *port, subset.as_ref());
+                        copies.extend(terms.and_then(|terms| goal(mesh, service, *port, terms)).ok());
                     }
                     Destination::Invalid { .. } => {}
                 }
@@ -88,6 +97,7 @@ impl Mirrors {
                 version: version(&goal, spoken, &head),
                 goal,
                 asked,
+                affinity: Affinity::default(),
                 head,
                 body,
                 upgrade: None,

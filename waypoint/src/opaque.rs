@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use ambit_model::{
     address::Target as Asked, name::Uid, route::Drawn, service_config::Streams, snapshot::Snapshot,
+    traffic::FailureKind,
 };
 use ambit_proxy::metrics::AppIs;
 use ambit_wire::{
@@ -20,8 +21,10 @@ use crate::{
     refusal::Refusal,
     request::{Proxy, Tunnel},
     shared::{Shared, dice},
+    tie::Tie,
     upstream::{
-        choose::{Endpoint, Goal},
+        choose::{Choice, Endpoint, Goal},
+        destinations::{Terms, What},
         dial::Onward,
         endpoints::Underway,
         health::Outcome,
@@ -126,17 +129,31 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
     let shared = proxy.shared();
     let mesh = shared.mesh.current();
     let goal = goal(&mesh, shared, name, tunnel)?;
+    let upstream = proxy.upstream();
+    let (kept, limits) = (upstream.kept(&goal), goal.terms().and_then(Terms::connections));
+    let affinity = Tie::of_connection(&goal, tunnel.client.address.ip());
+    let asked = asked_address(&tunnel.arrival.asked);
+    let choice = Choice { goal: &goal, asked, affinity: &affinity, kept: kept.as_ref() };
+    let mut place = match (&kept, limits) {
+        (Some(kept), Some(limits)) => {
+            kept.enter(limits, What::Connection, shared.settings.limits.connect).await?
+        }
+        (Some(_) | None, _) => None,
+    };
     let mut tried: Vec<Uid> = Vec::new();
     loop {
-        let asked = asked_address(&tunnel.arrival.asked);
-        let Endpoint { workload, hop, doing } = proxy.upstream().choose(&mesh, &goal, asked, &tried)?;
-        let underway = doing.begin();
+        let chosen = upstream.choose(&mesh, &choice, &tried)?;
+        let mut underway = chosen.doing.begin(None);
         let began = std::time::Instant::now();
-        let connected = proxy.upstream().dial().connect(&hop).await;
-        let outcome = if connected.is_ok() { Outcome::Answered } else { Outcome::Failed };
-        doing.ended(outcome, began.elapsed(), shared.settings.started.elapsed());
+        let limit = limits.and_then(|limits| limits.connect);
+        let connected = upstream.dial().connect(&chosen.hop, limit).await;
+        let failed = Outcome::Failed(FailureKind::Unreachable);
+        let outcome = if connected.is_ok() { Outcome::Answered } else { failed };
+        upstream.judge(&mesh, &choice, &chosen, outcome, began.elapsed());
+        let Endpoint { workload, hop, .. } = chosen;
         match connected {
             Ok(onward) => {
+                underway.hold(place.take());
                 let (asked, end) = (&tunnel.arrival.asked, (workload, hop.address()));
                 let app = match &onward {
                     Onward::Plain(_) => AppIs::Server,
@@ -169,7 +186,9 @@ fn goal(mesh: &Snapshot, shared: &Shared, name: Option<&str>, tunnel: &Tunnel) -
         Streams::Route(route) => route,
     };
     match route.draw(&mut dice()) {
-        Drawn::To { service, port, .. } => plan::goal(mesh, service, port),
+        Drawn::To { service, port, subset, .. } => {
+            plan::goal(mesh, service, port, Terms::find(config, service, port, subset)?)
+        }
         Drawn::Invalid(_) | Drawn::Nobody => {
             Err(Refusal::InvalidBackend(route.origin().key.as_str().to_owned()))
         }

@@ -1,9 +1,13 @@
 //! What becomes of a request: where it goes, and what is done to it, by configuration alone. Pure but for the dice.
 
-use std::sync::Arc;
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use ambit_model::{
-    name::{Namespace, ServiceKey},
+    name::{Namespace, ServiceKey, Uid},
     route::{
         Backend, Chosen, Drawn, Filters, Front, Granted, Scheme, Step, Timeout, Timeouts, retry, select,
     },
@@ -20,7 +24,8 @@ use crate::{
     refusal::Refusal,
     served::Served,
     shared::dice,
-    upstream::{choose::Goal, pool::Version},
+    tie::{Tie, Visit},
+    upstream::{choose::Goal, destinations::Terms, pool::Version},
 };
 
 /// What a stream is for, as the mesh is now.
@@ -91,7 +96,11 @@ impl Target {
     /// Without any route.
     pub fn goal(&self) -> Goal {
         match self {
-            Self::Service { service, port, .. } => Goal::Service { service: service.clone(), port: *port },
+            Self::Service { service, port, config } => {
+                // Without a subset nothing is missing.
+                let terms = Terms::find(config, config.key(), *port, None).unwrap_or_default();
+                Goal::Service { service: service.clone(), port: *port, terms }
+            }
             Self::Workload { workload, port, .. } => {
                 Goal::Workload { workload: workload.clone(), port: *port }
             }
@@ -120,6 +129,9 @@ pub enum Planned<'m> {
 pub struct Plan<'m> {
     /// Where it goes.
     pub goal: Goal,
+    /// What ties it to an endpoint there.
+    pub tie: Tie<'m>,
+    config: &'m ServiceConfig,
     by: Option<By<'m>>,
 }
 
@@ -144,20 +156,27 @@ pub fn choose<'m>(
     select(table, head).ok_or_else(no_route).map(Some)
 }
 
-/// Does to the head of a request what the rule says that was `chosen` for it.
+/// Does to the head of a request of `client` what the rule says that was `chosen` for it.
 pub fn plan<'m>(
     mesh: &Snapshot,
     target: &'m Target,
     chosen: Option<Chosen<'m>>,
     head: &mut request::Parts,
+    client: IpAddr,
 ) -> Result<Planned<'m>, Refusal> {
-    let Some(chosen) = chosen else { return Ok(direct(target)) };
+    let Some(chosen) = chosen else { return Ok(direct(target, head, client)) };
     let front = Front { scheme: Scheme::Http, port: target.port() };
     let of_rule = match chosen.rule.filters.request(head, chosen.prefix(), front) {
         Step::Continue(granted) => granted,
         Step::Answer(response) => return Ok(Planned::Answer(response)),
     };
-    let (backend, service, port) = match chosen.rule.draw(&mut dice()) {
+    let visit = Visit::of(&chosen, head, unix_seconds());
+    let (drawn, session) = match visit.as_ref().and_then(|visit| visit.drawn(mesh, &chosen)) {
+        Some((drawn, endpoint)) => (drawn, Some(endpoint)),
+        None => (chosen.rule.draw(&mut dice()), None),
+    };
+    let terms = Terms::of_drawn(target.config(), &drawn)?;
+    let (backend, service, port) = match drawn {
         Drawn::To { backend, service, port, .. } => (backend, service, port),
         Drawn::Invalid(_) | Drawn::Nobody => return Err(nowhere(&chosen)),
     };
@@ -165,18 +184,26 @@ pub fn plan<'m>(
         Step::Continue(granted) => granted,
         Step::Answer(response) => return Ok(Planned::Answer(response)),
     };
-    let goal = goal(mesh, service, port)?;
-    Ok(Planned::Go(Box::new(Plan { goal, by: Some(By { chosen, backend, of_rule, of_backend }) })))
+    let goal = goal(mesh, service, port, terms)?;
+    let tie = Tie::of(&goal, head, client, (visit, session), &mut dice());
+    let by = Some(By { chosen, backend, of_rule, of_backend });
+    Ok(Planned::Go(Box::new(Plan { goal, tie, config: target.config(), by })))
 }
 
 /// A port of a service by its name. One that is not known here, and may come, is one without endpoints.
-pub fn goal(mesh: &Snapshot, service: &ServiceKey, port: u16) -> Result<Goal, Refusal> {
+pub fn goal(mesh: &Snapshot, service: &ServiceKey, port: u16, terms: Terms) -> Result<Goal, Refusal> {
     let unknown = || Refusal::NoEndpoint { service: service.to_string(), port };
-    Ok(Goal::Service { service: mesh.service(service).ok_or_else(unknown)?.clone(), port })
+    Ok(Goal::Service { service: mesh.service(service).ok_or_else(unknown)?.clone(), port, terms })
 }
 
-fn direct(target: &Target) -> Planned<'_> {
-    Planned::Go(Box::new(Plan { goal: target.goal(), by: None }))
+fn direct<'m>(target: &'m Target, head: &request::Parts, client: IpAddr) -> Planned<'m> {
+    let goal = target.goal();
+    let tie = Tie::of(&goal, head, client, (None, None), &mut dice());
+    Planned::Go(Box::new(Plan { goal, tie, config: target.config(), by: None }))
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn nowhere(chosen: &Chosen<'_>) -> Refusal {
@@ -216,8 +243,14 @@ impl Plan<'_> {
         self.by.iter().flat_map(|by| [&by.chosen.rule.filters, &by.backend.filters])
     }
 
-    /// Does to the head of a response what the filters say.
-    pub fn response(&self, head: &mut response::Parts) {
+    /// What applies to the service that was asked for.
+    pub fn config(&self) -> &ServiceConfig {
+        self.config
+    }
+
+    /// Does to the head of a response of `endpoint` what the filters say, and tells the client how to come back to it.
+    pub fn response(&self, head: &mut response::Parts, endpoint: &Uid) {
+        self.tie.tell(endpoint, &mut head.headers);
         if let Some(by) = &self.by {
             by.backend.filters.response(head, &by.of_backend);
             by.chosen.rule.filters.response(head, &by.of_rule);
@@ -231,7 +264,7 @@ pub fn version(goal: &Goal, spoken: Spoken, head: &request::Parts) -> Version {
     let content = head.headers.get(header::CONTENT_TYPE);
     let is_grpc = content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
     let said = match goal {
-        Goal::Service { service, port } => {
+        Goal::Service { service, port, .. } => {
             let ports = service.app_protocols.iter();
             ports.into_iter().find(|(of, _)| of == port).map(|(_, protocol)| *protocol)
         }

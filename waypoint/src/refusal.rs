@@ -51,6 +51,14 @@ pub enum Refusal {
         /// With what.
         with: With,
     },
+    /// A route leads to a subset that no DestinationRule defines.
+    #[error("no DestinationRule of {service} defines subset {subset}")]
+    NoSubset {
+        /// `namespace/hostname`.
+        service: String,
+        /// The subset.
+        subset: String,
+    },
     /// A policy forbids it.
     #[error("denied by policy: {0}")]
     Denied(By),
@@ -184,6 +192,7 @@ impl Refusal {
             Self::NoRoute(_) => "no_route",
             Self::InvalidBackend(_) => "invalid_backend",
             Self::Aborted { .. } => "fault_abort",
+            Self::NoSubset { .. } => "no_subset",
             Self::Denied(_) => "denied",
             Self::NoAuthorizer { .. } => "no_authorizer",
             Self::AsksOfRequests { .. } => "asks_of_requests",
@@ -213,7 +222,7 @@ impl Refusal {
         match self {
             Self::NotConnect(_) | Self::BadAuthority(_) | Self::BadRequest(_) => "DPE",
             Self::NotServed(_) | Self::NoRoute(_) => "NR",
-            Self::BrokenConfig { .. } | Self::InvalidBackend(_) => "NC",
+            Self::BrokenConfig { .. } | Self::InvalidBackend(_) | Self::NoSubset { .. } => "NC",
             Self::Denied(_)
             | Self::NoAuthorizer { .. }
             | Self::AsksOfRequests { .. }
@@ -243,9 +252,10 @@ impl Refusal {
             Self::NotConnect(_) | Self::BadAuthority(_) | Self::ClientBody(_) => StatusCode::BAD_REQUEST,
             Self::BadRequest(invalid) => invalid.status(),
             Self::NotServed(_) | Self::NoRoute(_) => StatusCode::NOT_FOUND,
-            Self::BrokenConfig { .. } | Self::InvalidBackend(_) | Self::NoLimiter { .. } => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::BrokenConfig { .. }
+            | Self::InvalidBackend(_)
+            | Self::NoSubset { .. }
+            | Self::NoLimiter { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Aborted { with: With::Http(status), .. } => *status,
             Self::Aborted { with: With::Grpc(code), .. } => code.http(),
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -294,6 +304,7 @@ impl Refusal {
             | Self::BadRequest(_)
             | Self::NoRoute(_)
             | Self::InvalidBackend(_)
+            | Self::NoSubset { .. }
             | Self::AsksOfRequests { .. }
             | Self::DeniedByAuthorizer { .. }
             | Self::AuthorizerFailed { .. }
@@ -322,6 +333,7 @@ impl Refusal {
             Self::Aborted { .. } => {
                 "the VirtualService that the error names does so on purpose; take the fault out of it"
             }
+            Self::NoSubset { .. } => "define it in a DestinationRule of the service, or correct its name",
             Self::NoAuthorizer { .. } => {
                 "name the provider in the mesh's extensionProviders, or remove the policy"
             }

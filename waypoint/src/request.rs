@@ -165,7 +165,7 @@ impl Proxy {
         let room = self.room(&mesh, &target, tunnel, chosen.as_ref(), &mut asked).await?;
         let began = Instant::now();
         self.faults.inject(chosen.as_ref(), began, &shared.metrics, record).await?;
-        let plan = match plan(&mesh, &target, chosen, &mut asked.head)? {
+        let plan = match plan(&mesh, &target, chosen, &mut asked.head, tunnel.client.address.ip())? {
             Planned::Go(plan) => plan,
             Planned::Answer(mut response) => {
                 room.tell(response.headers_mut());
@@ -239,7 +239,7 @@ impl Proxy {
         if version == Version::Http2 && received.upgrade.is_some() {
             return Err(Refusal::BadRequest(InvalidHead::Upgrade));
         }
-        let copies = self.mirrors.draw(mesh, plan.filters());
+        let copies = self.mirrors.draw(mesh, plan.config(), plan.filters());
         let keep = plan.retry().is_some() || !copies.is_empty();
         let body = Source::new(body, keep);
         let copied = (!copies.is_empty()).then(|| (head.clone(), body.copy()));
@@ -247,6 +247,7 @@ impl Proxy {
         let sending = Sending {
             goal: plan.goal.clone(),
             asked: address,
+            affinity: plan.tie.affinity.clone(),
             head,
             body,
             version,
@@ -260,13 +261,13 @@ impl Proxy {
         if let Some((head, body)) = copied {
             self.mirrors.send(copies, &head, &body, spoken, address, record.context());
         }
-        let Answered { mut response, lease, underway } = sent?;
+        let Answered { mut response, lease, underway, workload } = sent?;
         let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let switch = is_switch.then(|| hyper::upgrade::on(&mut response));
         let (mut head, body) = response.into_parts();
         let protocol = head.headers.get(header::UPGRADE).cloned().filter(|_| is_switch);
         hygiene::respond(&mut head.headers);
-        plan.response(&mut head);
+        plan.response(&mut head, &workload.uid);
         room.tell(&mut head.headers);
         if let Some(protocol) = protocol {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));

@@ -26,7 +26,7 @@ use crate::{
     limits::Limits,
     metrics::Metrics,
     served::Served,
-    upstream::{budgets::Budgets, endpoints::Endpoints},
+    upstream::{budgets::Budgets, destinations::Destinations, endpoints::Endpoints},
 };
 
 /// Everything that serving needs and that is not one worker's own.
@@ -48,6 +48,8 @@ pub struct Shared {
     pub keys: KeyStore,
     /// How endpoints do.
     pub endpoints: Endpoints,
+    /// What is kept of services whose use a rule governs.
+    pub destinations: Destinations,
     /// How much may be repeated.
     pub budgets: Budgets,
     /// How many requests are taken.

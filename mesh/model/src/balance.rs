@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use crate::{
-    name::{Cluster, Network, Node},
-    service::{HealthPolicy, IpFamilies, Mode, Scope, Service, TargetPort},
+    name::{Cluster, Label, Network, Node},
+    service::{HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope, Service, TargetPort},
     snapshot::{Endpoint, Endpoints},
     workload::{Health, Locality, Workload},
 };
@@ -69,47 +69,80 @@ pub struct Pick<'s> {
     pub port: u16,
 }
 
-/// Chooses an endpoint of `service` for `port`, leaving out those that `excluded` names (endpoints
-/// that could not be reached a moment ago). `None`: no endpoint is eligible.
+/// What an endpoint should have in common with whoever asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Preferences<'a> {
+    /// In which respects, and what becomes of those that have not.
+    pub balancing: &'a LoadBalancing,
+    /// Which region stands in for which, as (region of the caller, region of the endpoint): with
+    /// [`Mode::Failover`] such an endpoint comes before others that share nothing more.
+    pub regions: &'a [(Label, Label)],
+}
+
+/// As the service itself says.
+impl<'a> From<&'a Service> for Preferences<'a> {
+    fn from(service: &'a Service) -> Self {
+        Self { balancing: &service.load_balancing, regions: &[] }
+    }
+}
+
+/// For what an endpoint is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Of this service.
+    pub service: &'a Service,
+    /// For this port of it.
+    pub port: u16,
+    /// For what.
+    pub purpose: Purpose,
+    /// By whom.
+    pub caller: Caller<'a>,
+    /// Which of them rather.
+    pub preferences: Preferences<'a>,
+}
+
+impl<'a> Wanted<'a> {
+    /// Of `service`, as it says itself.
+    pub fn of(service: &'a Service, port: u16, purpose: Purpose, caller: Caller<'a>) -> Self {
+        Self { service, port, purpose, caller, preferences: service.into() }
+    }
+
+    /// Whether `endpoint` may be chosen, and its port.
+    pub fn eligible<'s>(&self, endpoint: &'s Endpoint) -> Option<Pick<'s>> {
+        let workload = &endpoint.workload;
+        let LoadBalancing { routing_preferences, mode, health_policy } = self.preferences.balancing;
+        let healthy = workload.health == Health::Healthy || *health_policy == HealthPolicy::AllowAll;
+        let reachable = !workload.addresses.is_empty()
+            || !workload.hostname.is_empty()
+            || (workload.network != *self.caller.network && workload.network_gateway.is_some());
+        let is_near = *mode != Mode::Strict
+            || routing_preferences.iter().all(|scope| shared(*scope, self.caller, workload));
+        if !healthy || !reachable || !is_near {
+            return None;
+        }
+        let port = target_port(self.service, endpoint, self.port, self.purpose)?;
+        Some(Pick { endpoint, port })
+    }
+}
+
+/// Chooses an endpoint, leaving out those that `excluded` names (endpoints that could not be reached a moment ago).
+/// `None`: no endpoint is eligible.
 pub fn pick<'s>(
-    service: &Service,
+    wanted: &Wanted<'_>,
     endpoints: &'s Endpoints,
-    port: u16,
-    purpose: Purpose,
-    caller: Caller<'_>,
     excluded: &dyn Fn(&Workload) -> bool,
     dice: &mut dyn Dice,
 ) -> Option<Pick<'s>> {
-    let eligible = |endpoint: &'s Endpoint| {
-        let workload = &endpoint.workload;
-        let healthy = workload.health == Health::Healthy
-            || service.load_balancing.health_policy == HealthPolicy::AllowAll;
-        let reachable = !workload.addresses.is_empty()
-            || !workload.hostname.is_empty()
-            || (workload.network != *caller.network && workload.network_gateway.is_some());
-        if !healthy || !reachable || excluded(workload) {
-            return None;
-        }
-        let port = target_port(service, endpoint, port, purpose)?;
-        Some(Pick { endpoint, port })
-    };
-    match service.load_balancing.mode {
+    let eligible =
+        |endpoint: &'s Endpoint| wanted.eligible(endpoint).filter(|pick| !excluded(&pick.endpoint.workload));
+    match wanted.preferences.balancing.mode {
         Mode::Standard | Mode::Passthrough => blind(endpoints, eligible, dice)
             .or_else(|| weighted(endpoints.as_slice().iter().filter_map(eligible), dice)),
-        Mode::Strict => {
-            let scopes = &service.load_balancing.routing_preferences;
-            let shares =
-                |pick: &Pick<'_>| scopes.iter().all(|scope| shared(*scope, caller, &pick.endpoint.workload));
-            weighted(endpoints.as_slice().iter().filter_map(eligible).filter(shares), dice)
-        }
+        Mode::Strict => weighted(endpoints.as_slice().iter().filter_map(eligible), dice),
         Mode::Failover => {
-            let scopes = &service.load_balancing.routing_preferences;
             let ranked = || {
-                endpoints
-                    .as_slice()
-                    .iter()
-                    .filter_map(eligible)
-                    .map(|pick| (rank(scopes, caller, &pick.endpoint.workload), pick))
+                let picks = endpoints.as_slice().iter().filter_map(eligible);
+                picks.map(|pick| (wanted.rank(&pick.endpoint.workload), pick))
             };
             let best = ranked().map(|(rank, _)| rank).max()?;
             weighted(ranked().filter(|(rank, _)| *rank == best).map(|(_, pick)| pick), dice)
@@ -167,6 +200,17 @@ pub fn target_port(service: &Service, endpoint: &Endpoint, port: u16, purpose: P
     };
     let own = number(endpoint.ports.get(port));
     own.or_else(|| number(of_service)).or_else(|| tunnel_port.then_some(port))
+}
+
+impl Wanted<'_> {
+    /// How near a workload is; of those that are equally near, one in a region that stands in comes first.
+    fn rank(&self, workload: &Workload) -> (usize, bool) {
+        let Caller { locality, .. } = self.caller;
+        let stands_in =
+            |(from, to): &(Label, Label)| (from, to) == (&locality.region, &workload.locality.region);
+        let leading = rank(&self.preferences.balancing.routing_preferences, self.caller, workload);
+        (leading, self.preferences.regions.iter().any(stands_in))
+    }
 }
 
 /// How many of the leading scopes endpoint and caller share. NETWORK in the first place weighs more

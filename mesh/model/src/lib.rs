@@ -20,6 +20,7 @@
 //! | [`claims`] | what does a verified token say of its bearer? |
 //! | [`limit`] | how many requests are taken? |
 //! | [`route`] | which route does a request take, and what is done to it? |
+//! | [`traffic`] | by which rules is an endpoint chosen, and how much does it get? |
 //! | [`trace`] | which trace does a request belong to, and is it recorded? |
 //! | [`service_config`] | what applies to one service at its waypoint? |
 
@@ -38,4 +39,5 @@ pub mod service;
 pub mod service_config;
 pub mod snapshot;
 pub mod trace;
+pub mod traffic;
 pub mod workload;

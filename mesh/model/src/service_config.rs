@@ -8,6 +8,7 @@
 //! | who is the bearer of its token? | [`ServiceConfig::authentication`], then [`authn`](crate::authn) |
 //! | may it be? | [`ServiceConfig::policies`], then [`authz::judge`](crate::authz::judge()) |
 //! | which routes compete for it? | [`ServiceConfig::routes`], then [`route::select`](crate::route::select()) |
+//! | how are the endpoints used to which it goes? | [`ServiceConfig::traffic`] |
 //! | is there room for it? | [`ServiceConfig::limits`], then [`limit`](crate::limit) |
 //! | where does a connection go that is no HTTP? | [`ServiceConfig::stream`] |
 //!
@@ -26,6 +27,7 @@ use crate::{
     limit::{Counter, RateLimit},
     name::{Namespace, ServiceKey},
     route::{Route, RouteTable, StreamRoute, StreamTable},
+    traffic::Traffic,
 };
 
 /// All that applies to one service at a waypoint.
@@ -52,6 +54,8 @@ pub struct Parts {
     pub authentication: Vec<TokenRule>,
     /// How many requests are taken.
     pub limits: Vec<RateLimit>,
+    /// How the endpoints are used of services to which requests go.
+    pub traffic: Vec<(ServiceKey, Arc<Traffic>)>,
 }
 
 /// A route, and to what of the service it is attached.
@@ -124,6 +128,11 @@ impl ServiceConfig {
     /// The policies that judge connections and requests to it.
     pub fn policies(&self) -> impl Iterator<Item = &Policy> {
         self.parts.policies.iter().map(Arc::as_ref)
+    }
+
+    /// What is said of how the endpoints of `service` are used, to which requests go; `None`: nothing.
+    pub fn traffic(&self, service: &ServiceKey) -> Option<&Traffic> {
+        self.parts.traffic.iter().find(|(of, _)| of == service).map(|(_, traffic)| &**traffic)
     }
 
     /// The limits that may count requests to it, each with what its local ones are counted under.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ambit_fixtures::mesh::{PodBuilder, ServiceBuilder, pod, service, snapshot};
 use ambit_model::{
-    balance::{self, Caller, Purpose, address},
+    balance::{self, Caller, Purpose, Wanted, address},
     name::ServiceKey,
     service::{HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope},
     workload::Workload,
@@ -38,9 +38,8 @@ fn spread(service: ServiceBuilder, pods: Vec<PodBuilder>, draws: u64) -> BTreeMa
         let mut dice = |bound: u64| roll % bound.max(1);
         let Some(endpoints) = mesh.endpoints(&key) else { continue };
         let caller = Caller::from(&client);
-        if let Some(pick) =
-            balance::pick(&service, endpoints, 80, Purpose::Standard, caller, &|_| false, &mut dice)
-        {
+        let wanted = Wanted::of(&service, 80, Purpose::Standard, caller);
+        if let Some(pick) = balance::pick(&wanted, endpoints, &|_| false, &mut dice) {
             *chosen.entry(pick.endpoint.workload.name.to_string()).or_default() += 1;
         }
     }
@@ -151,15 +150,8 @@ fn excluded_endpoints_are_not_drawn() {
     for roll in 0..9 {
         let excluded = |workload: &Workload| workload.name != "web-0002";
         let mut dice = |bound: u64| roll % bound.max(1);
-        let pick = balance::pick(
-            &service,
-            endpoints,
-            80,
-            Purpose::Standard,
-            Caller::from(&client),
-            &excluded,
-            &mut dice,
-        );
+        let wanted = Wanted::of(&service, 80, Purpose::Standard, Caller::from(&client));
+        let pick = balance::pick(&wanted, endpoints, &excluded, &mut dice);
         assert_eq!(pick.map(|pick| pick.endpoint.workload.name.to_string()).as_deref(), Some("web-0002"));
     }
 }
@@ -203,7 +195,8 @@ proptest! {
         let mut rolls = rolls.into_iter().cycle();
         let mut dice = |bound: u64| rolls.next().unwrap_or_default() % bound.max(1);
         let pick = mesh.endpoints(&key).and_then(|endpoints| {
-            balance::pick(&service, endpoints, 80, Purpose::Standard, Caller::from(&client), &|_| false, &mut dice)
+            let wanted = Wanted::of(&service, 80, Purpose::Standard, Caller::from(&client));
+            balance::pick(&wanted, endpoints, &|_| false, &mut dice)
                 .map(|pick| pick.endpoint.workload.clone())
         });
         let takes = |(healthy, weight, zone): &&(bool, u32, u8)| {

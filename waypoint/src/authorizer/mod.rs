@@ -44,6 +44,8 @@ use crate::{
         Upstream,
         attempt::{Answered, Sending},
         choose::Goal,
+        destinations::Terms,
+        endpoints::Affinity,
         pool::Version,
     },
 };
@@ -227,7 +229,7 @@ impl Authorizers {
         let service = service.ok_or_else(|| Failure::NoService(parts.hostname.to_string()))?.clone();
         let origin = format!("http://{}:{}", parts.hostname, parts.port);
         let origin = origin.parse().map_err(|_| Failure::NoHost(parts.hostname.to_string()))?;
-        let goal = Goal::Service { service, port: parts.port };
+        let goal = Goal::Service { service, port: parts.port, terms: Terms::default() };
         let asking = Asking { mesh, authorizer, goal, origin, shown, until };
         match &parts.protocol {
             CheckProtocol::Grpc => self.grpc(&asking, question, SystemTime::now()).await,
@@ -247,6 +249,7 @@ impl Authorizers {
         let sending = Sending {
             goal: asking.goal.clone(),
             asked: address,
+            affinity: Affinity::default(),
             head,
             body: Source::Whole(body),
             version,
@@ -257,7 +260,7 @@ impl Authorizers {
         };
         let sent = self.upstream.send(asking.mesh, sending, &mut ()).await;
         let late = || Failure::TimedOut(asking.authorizer.parts().timeout);
-        let Answered { response, lease, underway } =
+        let Answered { response, lease, underway, .. } =
             sent.map_err(
                 |refusal| {
                     if matches!(refusal, Refusal::TimedOut(_)) { late() } else { refusal.into() }

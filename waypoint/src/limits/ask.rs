@@ -25,6 +25,8 @@ use crate::{
         Upstream,
         attempt::{Answered, Sending},
         choose::Goal,
+        destinations::Terms,
+        endpoints::Affinity,
         pool::Version,
     },
 };
@@ -47,7 +49,7 @@ pub(super) async fn ask(
         Destination::Service { service, port, .. } => (service, *port),
         Destination::Invalid { reason } => return Err(format!("the limit service is not known: {reason}")),
     };
-    let goal = goal(mesh, service, port).map_err(|refusal| refusal.to_string())?;
+    let goal = goal(mesh, service, port, Terms::default()).map_err(|refusal| refusal.to_string())?;
     let full = |_| format!("too many questions under way: the limit is {UNDERWAY}");
     let _place = upstream.shared().limits.underway.try_acquire().map_err(full)?;
     let deadline = Instant::now() + limit.timeout();
@@ -87,6 +89,7 @@ async fn exchange(
     let sending = Sending {
         goal,
         asked,
+        affinity: Affinity::default(),
         head,
         body: Source::Whole(question),
         version: Version::Http2,

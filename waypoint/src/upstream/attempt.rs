@@ -1,6 +1,10 @@
 //! One request, sent until it is answered or may not be sent again.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ambit_model::{
     name::Uid,
@@ -9,16 +13,18 @@ use ambit_model::{
         retry::{self, Next},
     },
     snapshot::Snapshot,
+    traffic::{Connections, FailureKind},
     workload::Workload,
 };
-use http::{HeaderMap, HeaderValue, Request, Response, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
 use super::{
     Upstream,
-    choose::{Endpoint, Goal},
-    endpoints::Underway,
+    choose::{Choice, Endpoint, Goal},
+    destinations::{Destination, Place, What},
+    endpoints::{Affinity, Underway},
     health::Outcome as Judged,
     pool::{Lease, Unanswered, Version},
 };
@@ -35,6 +41,8 @@ pub struct Sending<'a> {
     pub goal: Goal,
     /// The address that was asked for; its family is preferred.
     pub asked: SocketAddr,
+    /// What ties it to an endpoint.
+    pub affinity: Affinity,
     /// Its head.
     pub head: Parts,
     /// Its body.
@@ -51,6 +59,18 @@ pub struct Sending<'a> {
     pub deadline: Option<tokio::time::Instant>,
 }
 
+impl Sending<'_> {
+    /// Who is asked for an endpoint.
+    fn choice<'a>(&'a self, kept: Option<&'a Arc<Destination>>) -> Choice<'a> {
+        Choice { goal: &self.goal, asked: self.asked, affinity: &self.affinity, kept }
+    }
+
+    /// How much is sent at once.
+    fn connections(&self) -> Option<&Connections> {
+        self.goal.terms()?.connections()
+    }
+}
+
 /// An answered request.
 #[derive(Debug)]
 pub struct Answered {
@@ -60,6 +80,8 @@ pub struct Answered {
     pub lease: Lease,
     /// Counts at the endpoint as long as it is held.
     pub underway: Underway,
+    /// The endpoint.
+    pub workload: Arc<Workload>,
 }
 
 /// Whoever wants to know where a request was sent, and tells the endpoint of that.
@@ -93,18 +115,29 @@ impl Upstream {
     ) -> Result<Answered, Refusal> {
         let mut tried: Vec<Uid> = Vec::new();
         let mut repeated = 0;
+        let mut repeating: Option<Place> = None;
+        let kept = self.kept(&sending.goal);
         if let (Some(_), Some(service)) = (sending.retry, sending.goal.service()) {
             self.shared.budgets.of(&service.key()).hold().sent(self.shared.settings.started.elapsed());
         }
         loop {
-            let chosen = self.choose(mesh, &sending.goal, sending.asked, &tried)?;
+            let place = self.place(kept.as_ref(), &sending).await?;
+            let chosen = self.choose(mesh, &sending.choice(kept.as_ref()), &tried)?;
             witness.attempt(&chosen.workload, chosen.hop.address(), repeated);
-            let (outcome, result) = self.once(&chosen, &mut sending, witness).await;
+            let (outcome, judged, result) = self.once(&chosen, place, &mut sending, witness).await;
+            let took = judged.1;
+            self.judge(mesh, &sending.choice(kept.as_ref()), &chosen, judged.0, took);
             witness.answered(result.as_ref().map(|answered| &answered.response));
             let wait = match self.next(&sending, outcome, repeated) {
                 Next::Repeat(wait) => wait,
                 Next::Stop(_) => return result,
             };
+            if let (Some(kept), Some(limits), None) = (&kept, sending.connections(), &repeating) {
+                repeating = kept.repeat(limits);
+                if repeating.is_none() {
+                    return result;
+                }
+            }
             self.shared.metrics.retries.inc();
             // A response that is not given back breaks off its connection with the lease.
             drop(result);
@@ -112,6 +145,18 @@ impl Upstream {
             repeated += 1;
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// A place at the service, as far as its places are counted.
+    async fn place(
+        &self,
+        kept: Option<&Arc<Destination>>,
+        sending: &Sending<'_>,
+    ) -> Result<Option<Place>, Refusal> {
+        let (Some(kept), Some(limits)) = (kept, sending.connections()) else { return Ok(None) };
+        let until = sending.deadline.map(|at| at.saturating_duration_since(tokio::time::Instant::now()));
+        let patience = until.unwrap_or(self.shared.settings.limits.idle);
+        kept.enter(limits, What::Request(sending.version), patience).await
     }
 
     /// Whether there is a next attempt.
@@ -135,11 +180,12 @@ impl Upstream {
     async fn once(
         &self,
         chosen: &Endpoint,
+        place: Option<Place>,
         sending: &mut Sending<'_>,
         witness: &impl Witness,
-    ) -> (retry::Outcome, Result<Answered, Refusal>) {
+    ) -> (retry::Outcome, (Judged, Duration), Result<Answered, Refusal>) {
         let began = Instant::now();
-        let underway = chosen.doing.begin();
+        let underway = chosen.doing.begin(place);
         let limit = match sending.attempt {
             Timeout::After(limit) => Some(tokio::time::Instant::now() + limit),
             Timeout::Default | Timeout::Never => None,
@@ -152,15 +198,11 @@ impl Upstream {
                 .unwrap_or_else(|_| (retry::Outcome::TimedOut, Err(Refusal::TimedOut(began.elapsed())))),
             None => attempt.await,
         };
-        let judged = match ended.0 {
-            retry::Outcome::NotConnected | retry::Outcome::Broken | retry::Outcome::TimedOut => {
-                Judged::Failed
-            }
-            retry::Outcome::Refused | retry::Outcome::Status(_) | retry::Outcome::Begun => Judged::Answered,
-        };
-        chosen.doing.ended(judged, began.elapsed(), self.shared.settings.started.elapsed());
         let (outcome, result) = ended;
-        (outcome, result.map(|(response, lease)| Answered { response, lease, underway }))
+        let judged = judged(outcome, result.as_ref().ok().map(|(response, _)| response.headers()));
+        let workload = chosen.workload.clone();
+        let answered = result.map(|(response, lease)| Answered { response, lease, underway, workload });
+        (outcome, (judged, began.elapsed()), answered)
     }
 
     async fn exchange(
@@ -171,7 +213,8 @@ impl Upstream {
     ) -> (retry::Outcome, Result<(Response<Incoming>, Lease), Refusal>) {
         let mut unsent = None;
         loop {
-            let mut lease = match self.pool.lease(&self.dial, &chosen.hop, sending.version).await {
+            let lease = self.pool.lease(&self.dial, &chosen.hop, sending.version, sending.connections());
+            let mut lease = match lease.await {
                 Ok(lease) => lease,
                 Err(refusal) => return (retry::Outcome::NotConnected, Err(refusal)),
             };
@@ -204,6 +247,25 @@ impl Upstream {
                 }
             }
         }
+    }
+}
+
+/// What an outcome says of the endpoint.
+fn judged(outcome: retry::Outcome, headers: Option<&HeaderMap>) -> Judged {
+    let status = match outcome {
+        retry::Outcome::NotConnected | retry::Outcome::Broken | retry::Outcome::TimedOut => {
+            return Judged::Failed(FailureKind::Unreachable);
+        }
+        retry::Outcome::Refused | retry::Outcome::Begun => return Judged::Answered,
+        retry::Outcome::Status(status) => status,
+    };
+    // As a date it is not heeded: clocks differ.
+    let after = headers.and_then(|headers| headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok());
+    match (status.as_u16(), after) {
+        (429 | 503, Some(seconds)) => Judged::Asked(Duration::from_secs(seconds)),
+        (502..=504, _) => Judged::Failed(FailureKind::Gateway),
+        (500..=599, _) => Judged::Failed(FailureKind::Server),
+        _ => Judged::Answered,
     }
 }
 

@@ -1,10 +1,23 @@
 //! Which endpoint, and how it is reached.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use ambit_model::{name::Uid, service::Service, snapshot::Snapshot, workload::Workload};
+use ambit_model::{
+    balance::{Preferences, Purpose, Wanted},
+    name::Uid,
+    service::Service,
+    snapshot::Snapshot,
+    traffic::Outliers,
+    workload::Workload,
+};
 
-use super::{Upstream, dial::Hop, endpoints::Doing};
+use super::{
+    Upstream,
+    destinations::{Destination, Terms},
+    dial::Hop,
+    endpoints::{Affinity, Doing, Question},
+    health::Outcome,
+};
 use crate::{refusal::Refusal, shared::dice};
 
 /// Where something goes.
@@ -16,6 +29,8 @@ pub enum Goal {
         service: Arc<Service>,
         /// Its port.
         port: u16,
+        /// How its endpoints are to be used.
+        terms: Terms,
     },
     /// To this workload.
     Workload {
@@ -34,6 +49,14 @@ impl Goal {
             Self::Workload { .. } => None,
         }
     }
+
+    /// How the endpoints of the service are to be used.
+    pub fn terms(&self) -> Option<&Terms> {
+        match self {
+            Self::Service { terms, .. } => Some(terms),
+            Self::Workload { .. } => None,
+        }
+    }
 }
 
 /// An endpoint that was chosen.
@@ -47,36 +70,104 @@ pub struct Endpoint {
     pub doing: Arc<Doing>,
 }
 
+/// Who is asked for an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    /// Where it goes.
+    pub goal: &'a Goal,
+    /// The address that was asked for; its family is preferred.
+    pub asked: SocketAddr,
+    /// What ties it to an endpoint.
+    pub affinity: &'a Affinity,
+    /// What is kept of the goal.
+    pub kept: Option<&'a Arc<Destination>>,
+}
+
 impl Upstream {
-    /// Chooses an endpoint for `goal`. Those that were `tried` come last.
-    pub fn choose(
-        &self,
-        mesh: &Snapshot,
-        goal: &Goal,
-        asked: SocketAddr,
-        tried: &[Uid],
-    ) -> Result<Endpoint, Refusal> {
-        let shared = self.shared();
+    /// What is kept of `goal`, if a rule governs it.
+    pub fn kept(&self, goal: &Goal) -> Option<Arc<Destination>> {
         match goal {
-            Goal::Service { service, port } => {
+            Goal::Service { service, port, terms } => self.shared().destinations.of(service, *port, terms),
+            Goal::Workload { .. } => None,
+        }
+    }
+
+    /// Chooses an endpoint. Those that were `tried` come last.
+    pub fn choose(&self, mesh: &Snapshot, choice: &Choice<'_>, tried: &[Uid]) -> Result<Endpoint, Refusal> {
+        let shared = self.shared();
+        match choice.goal {
+            Goal::Service { service, port, .. } => {
                 let none = || Refusal::NoEndpoint { service: service.key().to_string(), port: *port };
-                let nowhere = Workload { network: shared.settings.network.clone(), ..Workload::default() };
-                let own = shared.own_workload(mesh).map_or(&nowhere, |own| own);
-                let now = shared.settings.started.elapsed();
                 let known = mesh.endpoints(&service.key()).ok_or_else(none)?;
                 let choose = |tried: &[Uid]| {
-                    shared.endpoints.choose((service, *port), known, own.into(), tried, now, &mut dice())
+                    self.ask(mesh, choice, tried, |question| {
+                        shared.endpoints.choose(question, known, &mut dice())
+                    })?
                 };
                 let (pick, doing) = choose(tried).or_else(|| choose(&[])).ok_or_else(none)?;
                 let workload = pick.endpoint.workload.clone();
-                let hop = Hop::to(&workload, Some(service), pick.port, asked).ok_or_else(none)?;
+                let hop = Hop::to(&workload, Some(service), pick.port, choice.asked).ok_or_else(none)?;
                 Ok(Endpoint { workload, hop, doing })
             }
             Goal::Workload { workload, port } => {
                 let none = || Refusal::NoEndpoint { service: workload.uid.to_string(), port: *port };
-                let hop = Hop::to(workload, None, *port, asked).ok_or_else(none)?;
+                let hop = Hop::to(workload, None, *port, choice.asked).ok_or_else(none)?;
                 Ok(Endpoint { workload: workload.clone(), hop, doing: shared.endpoints.of(workload, *port) })
             }
         }
+    }
+
+    /// Tells an endpoint that was chosen what came of it, `took` after it was begun.
+    pub fn judge(
+        &self,
+        mesh: &Snapshot,
+        choice: &Choice<'_>,
+        chosen: &Endpoint,
+        outcome: Outcome,
+        took: Duration,
+    ) {
+        let shared = self.shared();
+        let usual = Outliers::default();
+        let policy = choice.goal.terms().and_then(|terms| terms.policy.as_ref());
+        let outliers = policy.map_or(&usual, |policy| &policy.outliers);
+        let times = (took, shared.settings.started.elapsed());
+        let before = chosen.doing.health();
+        chosen.doing.ended(outcome, times, outliers, || {
+            self.ask(mesh, choice, &[], |question| {
+                let known = choice.goal.service().and_then(|service| mesh.endpoints(&service.key()))?;
+                let (aside, all) = shared.endpoints.aside(question, known);
+                Some(outliers.admit_one_more(aside, all))
+            })
+            .flatten()
+            .unwrap_or(true)
+        });
+        let now = times.1;
+        if before.is_trusted(now) && !chosen.doing.health().is_trusted(now) {
+            shared.metrics.ejections.inc();
+        }
+    }
+
+    /// Puts the question which endpoint of a service; `None`: it is for no service.
+    fn ask<T>(
+        &self,
+        mesh: &Snapshot,
+        choice: &Choice<'_>,
+        tried: &[Uid],
+        put: impl FnOnce(&Question<'_>) -> T,
+    ) -> Option<T> {
+        let Goal::Service { service, port, terms } = choice.goal else { return None };
+        let shared = self.shared();
+        let nowhere = Workload { network: shared.settings.network.clone(), ..Workload::default() };
+        let own = shared.own_workload(mesh).map_or(&nowhere, |own| own);
+        let balancing = terms.policy.as_ref().map(|policy| &policy.balancing);
+        let said = balancing.and_then(|balancing| {
+            let preferences = balancing.preferences.as_ref()?;
+            Some(Preferences { balancing: preferences, regions: &balancing.regions })
+        });
+        let of_service = Wanted::of(service, *port, Purpose::Standard, own.into());
+        let wanted = Wanted { preferences: said.unwrap_or(of_service.preferences), ..of_service };
+        let now = shared.settings.started.elapsed();
+        let Choice { affinity, kept, .. } = *choice;
+        Some(put(&Question { wanted, terms, kept, affinity, tried, now }))
     }
 }

@@ -1,6 +1,6 @@
 //! Connections below HTTP: a stream of a tunnel to the endpoint, or a plain connection where it has no tunnel.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambit_model::{
     address::Target,
@@ -99,14 +99,21 @@ impl Dial {
     }
 
     /// Connects to `hop`.
-    pub async fn connect(&self, hop: &Hop) -> Result<Onward, Refusal> {
+    /// No longer than `limit`; `None`: than is usual.
+    pub async fn connect(&self, hop: &Hop, limit: Option<Duration>) -> Result<Onward, Refusal> {
+        let limit = limit.unwrap_or(self.shared.settings.limits.connect);
         match hop {
-            Hop::Plain(to) => self.tcp(*to).await.map(Onward::Plain),
-            Hop::Tunnel { to, expected } => self.tunnel(*to, expected).await.map(Onward::Tunnel),
+            Hop::Plain(to) => self.tcp(*to, limit).await.map(Onward::Plain),
+            Hop::Tunnel { to, expected } => self.tunnel(*to, expected, limit).await.map(Onward::Tunnel),
         }
     }
 
-    async fn tunnel(&self, to: SocketAddr, expected: &Arc<[Identity]>) -> Result<TunnelStream, Refusal> {
+    async fn tunnel(
+        &self,
+        to: SocketAddr,
+        expected: &Arc<[Identity]>,
+        limit: Duration,
+    ) -> Result<TunnelStream, Refusal> {
         let key = Key {
             source: self.shared.settings.identity.clone(),
             expected: expected.clone(),
@@ -116,7 +123,7 @@ impl Dial {
         let connect = Connect { authority: Target::Ip(to), headers: self.headers() };
         let dial = |key: Key| async move {
             self.shared.metrics.pool.dials.inc();
-            let dialled = Box::pin(self.secure(&key)).await;
+            let dialled = Box::pin(self.secure(&key, limit)).await;
             if dialled.is_err() {
                 self.shared.metrics.pool.dial_failures.inc();
             }
@@ -133,11 +140,11 @@ impl Dial {
     }
 
     /// Dials a tunnel: TCP, TLS as the waypoint, HTTP/2.
-    async fn secure(&self, key: &Key) -> Result<Connection, Refusal> {
+    async fn secure(&self, key: &Key, limit: Duration) -> Result<Connection, Refusal> {
         let settings = &self.shared.settings;
         let certificate = self.shared.certificates.get(&settings.identity).await;
         let certificate = certificate.map_err(|error| Refusal::NoCertificate(error.to_string()))?;
-        let tcp = self.tcp(key.to).await?;
+        let tcp = self.tcp(key.to, limit).await?;
         let config = certificate.client_config(key.expected.clone());
         let tls = handshake::connect(config, tcp, settings.limits.handshake).await;
         let (tls, _) = tls.map_err(|error| tls_refusal(key.to, &error))?;
@@ -146,8 +153,7 @@ impl Dial {
         connected.map_err(|error| Refusal::Connect { to: key.to, reason: error.to_string() })
     }
 
-    async fn tcp(&self, to: SocketAddr) -> Result<TcpStream, Refusal> {
-        let limit = self.shared.settings.limits.connect;
+    async fn tcp(&self, to: SocketAddr, limit: Duration) -> Result<TcpStream, Refusal> {
         let failed = |reason: String| Refusal::Connect { to, reason };
         let connecting = async { self.socket(to)?.connect(to).await };
         match timeout(limit, connecting).await {

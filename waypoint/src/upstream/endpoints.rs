@@ -9,20 +9,61 @@ use std::{
 };
 
 use ambit_model::{
-    balance::{self, Caller, Dice, Pick, Purpose},
+    balance::{self, Dice, Pick, Wanted},
     name::Uid,
-    service::Service,
     snapshot::Endpoints as Known,
+    traffic::{Algorithm, Outliers},
     workload::Workload,
 };
 use hashbrown::HashMap;
 
-use super::health::{Health, Outcome};
+use super::{
+    destinations::{Destination, Place, Terms},
+    health::{Health, Outcome},
+};
 
 /// How many endpoints are remembered before those that nobody asks are forgotten.
 const MOST: usize = 16 * 1024;
 /// How much one response counts in the average of response times: an eighth.
 const SHARE: u64 = 8;
+/// How many slots of a table are looked at for one whose endpoint may be asked: about as many as there are, where nearly
+/// all are set aside.
+const PROBES: usize = 4096;
+/// How often another endpoint is drawn in place of one that is new: of ten that are old and one that is new, the new one
+/// is hardly ever drawn so often.
+const REDRAWS: usize = 3;
+
+/// What an endpoint is wanted for, and by which rules.
+#[derive(Clone, Debug)]
+pub struct Question<'a> {
+    /// Of which service, by whom.
+    pub wanted: Wanted<'a>,
+    /// By which rules.
+    pub terms: &'a Terms,
+    /// What is kept of the service; `None`: it has no rules.
+    pub kept: Option<&'a Arc<Destination>>,
+    /// What ties the request to an endpoint.
+    pub affinity: &'a Affinity,
+    /// Who was asked in vain.
+    pub tried: &'a [Uid],
+    /// Since the process started.
+    pub now: Duration,
+}
+
+/// What ties a request to an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// The hash of what it has in common with others.
+    pub key: Option<u64>,
+    /// The endpoint of its session.
+    pub session: Option<Uid>,
+}
+
+impl Question<'_> {
+    fn is_out(&self, workload: &Workload) -> bool {
+        self.tried.contains(&workload.uid) || !self.terms.admit(&workload.uid)
+    }
+}
 
 /// What is known of endpoints, by workload and port.
 #[derive(Debug, Default)]
@@ -35,33 +76,54 @@ pub struct Doing {
     /// The average time to the head of a response, in microseconds; peaks count at once, and fade.
     average: AtomicU64,
     health: Mutex<Health>,
+    /// When it was seen first, since the process started; zero: before that, or nobody asked.
+    born: Duration,
 }
 
 /// A request that is under way at an endpoint.
 #[derive(Debug)]
-pub struct Underway(Arc<Doing>);
+pub struct Underway {
+    at: Arc<Doing>,
+    place: Option<Place>,
+}
+
+impl Underway {
+    /// Holds a place at the service, too.
+    pub fn hold(&mut self, place: Option<Place>) {
+        self.place = place;
+    }
+}
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.at.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Doing {
-    /// Counts a request until what is returned is dropped.
-    pub fn begin(self: &Arc<Self>) -> Underway {
+    /// Counts a request until what is returned is dropped, which holds its place at the service.
+    pub fn begin(self: &Arc<Self>, place: Option<Place>) -> Underway {
         self.active.fetch_add(1, Ordering::Relaxed);
-        Underway(self.clone())
+        Underway { at: self.clone(), place: place }
     }
 
-    /// An outcome, after `took`, at `now`.
-    pub fn ended(&self, outcome: Outcome, took: Duration, now: Duration) {
+    /// An outcome, after `took`, at `now`, judged by `outliers`; it is set aside only if it `may_be`.
+    pub fn ended(
+        &self,
+        outcome: Outcome,
+        (took, now): (Duration, Duration),
+        outliers: &Outliers,
+        may_be: impl FnOnce() -> bool,
+    ) {
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let average = self.average.load(Ordering::Relaxed);
         let next = if took > average { took } else { average - average / SHARE + took / SHARE };
         self.average.store(next, Ordering::Relaxed);
+        // Asked before the lock is taken, since the answer looks at all endpoints, this one among them.
+        let stays = self.health().after(outcome, now, outliers, || true).is_trusted(now);
+        let may_be = stays || may_be();
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        *health = health.after(outcome, now);
+        *health = health.after(outcome, now, outliers, || may_be);
     }
 
     /// How it is trusted.
@@ -85,11 +147,17 @@ impl Doing {
 impl Endpoints {
     /// How `workload` does at `port`.
     pub fn of(&self, workload: &Workload, port: u16) -> Arc<Doing> {
+        self.born(workload, port, Duration::ZERO)
+    }
+
+    /// The same; if nothing was known of it, it was `born` then.
+    fn born(&self, workload: &Workload, port: u16, born: Duration) -> Arc<Doing> {
         let key = (workload.uid.clone(), port);
         if let Some(doing) = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return doing.clone();
         }
-        self.0.write().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        all.entry(key).or_insert_with(|| Arc::new(Doing { born, ..Doing::default() })).clone()
     }
 
     /// All that are remembered.
@@ -106,33 +174,78 @@ impl Endpoints {
         }
     }
 
-    /// Chooses an endpoint of `service` for `port`: the one of two that are drawn at which a request waits for less
-    /// (peak EWMA). Those that are not trusted are left out as long as there is another; `tried` in any case, for
-    /// whoever was asked in vain is asked again only by another request.
+    /// Chooses an endpoint. Those that are not trusted are left out as long as there is another; those that were tried in
+    /// any case, for whoever was asked in vain is asked again only by another request.
     pub fn choose<'s>(
         &self,
-        (service, port): (&Service, u16),
+        question: &Question<'_>,
         known: &'s Known,
-        caller: Caller<'_>,
-        tried: &[Uid],
-        now: Duration,
         dice: &mut dyn Dice,
     ) -> Option<(Pick<'s>, Arc<Doing>)> {
-        let is_tried = |workload: &Workload| tried.contains(&workload.uid);
-        let trusted_only = |workload: &Workload| is_tried(workload) || !self.trusts(workload, port, now);
-        let mut draw = |excluded: &dyn Fn(&Workload) -> bool| {
-            let pick = balance::pick(service, known, port, Purpose::Standard, caller, excluded, dice)?;
-            let doing = self.of(&pick.endpoint.workload, port);
+        let Question { wanted, terms, kept, affinity, .. } = question;
+        let balancing = terms.policy.as_ref().map(|policy| &policy.balancing);
+        let warmup = balancing.and_then(|balancing| balancing.warmup.as_ref());
+        if let (Some(_), Some(kept)) = (warmup, kept) {
+            let born = |first: bool| if first { Duration::ZERO } else { question.now };
+            kept.meet(known, |endpoint, first| drop(self.born(&endpoint.workload, wanted.port, born(first))));
+        }
+        let is_out = |workload: &Workload| question.is_out(workload);
+        let rather_not =
+            |workload: &Workload| is_out(workload) || !self.trusts(workload, wanted.port, question.now);
+        let here = |uid: &Uid| {
+            let endpoint = known.get(uid).filter(|endpoint| !rather_not(&endpoint.workload))?;
+            let pick = wanted.eligible(endpoint)?;
+            let doing = self.of(&pick.endpoint.workload, wanted.port);
             Some((pick, doing))
         };
-        let first = draw(&trusted_only).or_else(|| draw(&is_tried))?;
-        if known.as_slice().len() < 2 {
-            return Some(first);
+        if let Some(found) = affinity.session.as_ref().and_then(here) {
+            return Some(found);
         }
-        match draw(&trusted_only) {
-            Some(second) if second.1.cost() < first.1.cost() => Some(second),
-            Some(_) | None => Some(first),
+        let draw = |dice: &mut dyn Dice, excluded: &dyn Fn(&Workload) -> bool| {
+            let pick = balance::pick(wanted, known, excluded, dice)?;
+            let doing = self.of(&pick.endpoint.workload, wanted.port);
+            Some((pick, doing))
+        };
+        let one = |dice: &mut dyn Dice| draw(dice, &rather_not).or_else(|| draw(dice, &is_out));
+        let algorithm = balancing.map(|balancing| &balancing.algorithm).unwrap_or(&Algorithm::LeastRequest);
+        let pick = |dice: &mut dyn Dice| match (algorithm, kept) {
+            (Algorithm::RoundRobin, Some(kept)) => one(&mut kept.turns()),
+            (Algorithm::Hash(_), Some(kept)) => {
+                let found = affinity
+                    .key
+                    .and_then(|key| kept.table(known, terms).find(key).take(PROBES).find_map(here));
+                found.or_else(|| one(dice))
+            }
+            (Algorithm::Random | Algorithm::RoundRobin | Algorithm::Hash(_), _) => one(dice),
+            (Algorithm::LeastRequest, _) => {
+                let first = one(dice)?;
+                if known.as_slice().len() < 2 {
+                    return Some(first);
+                }
+                match draw(dice, &rather_not) {
+                    Some(second) if second.1.cost() < first.1.cost() => Some(second),
+                    Some(_) | None => Some(first),
+                }
+            }
+        };
+        let Some(warmup) = warmup else { return pick(dice) };
+        // Whoever is new is passed over by chance; if all are, it makes no difference.
+        let mut found = pick(dice)?;
+        for _ in 0..REDRAWS {
+            if warmup.admits(question.now.saturating_sub(found.1.born), dice) {
+                break;
+            }
+            found = pick(dice)?;
         }
+        Some(found)
+    }
+
+    /// How many endpoints are set aside of those that may be asked, and how many there are.
+    pub fn aside(&self, question: &Question<'_>, known: &Known) -> (usize, usize) {
+        let endpoints = || known.as_slice().iter().map(|endpoint| &endpoint.workload);
+        let admitted = || endpoints().filter(|workload| question.terms.admit(&workload.uid));
+        let aside = admitted().filter(|workload| !self.trusts(workload, question.wanted.port, question.now));
+        (aside.count(), admitted().count())
     }
 
     fn trusts(&self, workload: &Workload, port: u16, now: Duration) -> bool {

@@ -1,7 +1,7 @@
 //! Whether an endpoint is trusted, by what came of the last requests to it. Pure.
 //!
 //! ```text
-//!             FAILURES in a row                 time is over
+//!             enough failures in a row          time is over
 //!  trusted ─────────────────────► set aside ──────────────────► on trial ── success ─► trusted
 //!                                     ▲                             │
 //!                                     └──────────── failure ────────┘ (longer each time)
@@ -9,20 +9,17 @@
 
 use std::time::Duration;
 
-/// How many failures in a row set an endpoint aside.
-const FAILURES: u32 = 5;
-/// How long it is set aside the first time.
-const FIRST: Duration = Duration::from_secs(5);
-/// How long at most.
-const LONGEST: Duration = Duration::from_secs(120);
+use ambit_model::traffic::{FailureKind, Outliers, Run};
 
 /// What came of a request, as far as the endpoint is to be judged by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It answered, whatever it said.
+    /// It answered, with nothing that counts against it.
     Answered,
-    /// It could not be connected to, or broke off.
-    Failed,
+    /// It failed.
+    Failed(FailureKind),
+    /// It asked to be left alone for so long (Retry-After).
+    Asked(Duration),
 }
 
 /// How far an endpoint is trusted. `now` is the time since any moment, always the same one.
@@ -31,7 +28,7 @@ pub enum Health {
     /// It gets requests.
     Trusted {
         /// Failures in a row.
-        failures: u32,
+        failures: Run,
     },
     /// It gets none, unless all others are set aside too.
     Aside {
@@ -44,7 +41,7 @@ pub enum Health {
 
 impl Default for Health {
     fn default() -> Self {
-        Self::Trusted { failures: 0 }
+        Self::Trusted { failures: Run::default() }
     }
 }
 
@@ -57,24 +54,37 @@ impl Health {
         }
     }
 
-    /// How it is after `outcome`.
+    /// How it is after `outcome`, judged by `outliers`. It is set aside only if it `may_be`, which is asked then alone.
     #[must_use]
-    pub fn after(self, outcome: Outcome, now: Duration) -> Self {
+    pub fn after(
+        self,
+        outcome: Outcome,
+        now: Duration,
+        outliers: &Outliers,
+        may_be: impl FnOnce() -> bool,
+    ) -> Self {
         match (self, outcome) {
-            (Self::Trusted { .. } | Self::Aside { .. }, Outcome::Answered) => Self::default(),
-            (Self::Trusted { failures }, Outcome::Failed) if failures + 1 < FAILURES => {
-                Self::Trusted { failures: failures + 1 }
+            // What was under way when it was set aside says nothing new, but that it is there.
+            (Self::Aside { until, .. }, Outcome::Failed(_) | Outcome::Asked(_)) if now < until => self,
+            (_, Outcome::Asked(wait)) if outliers.heeds_retry_after => {
+                let until = now.saturating_add(wait.min(outliers.longest));
+                if may_be() { Self::Aside { until, times: 0 } } else { self }
             }
-            (Self::Trusted { .. }, Outcome::Failed) => Self::aside(1, now),
-            // Requests that were under way when it was set aside say nothing new.
-            (Self::Aside { until, .. }, Outcome::Failed) if now < until => self,
-            (Self::Aside { times, .. }, Outcome::Failed) => Self::aside(times.saturating_add(1), now),
+            (_, Outcome::Failed(kind)) if !outliers.count(kind) => Self::default(),
+            (Self::Trusted { failures }, Outcome::Failed(kind)) => {
+                let failures = failures.and(kind);
+                let is_over = outliers.are(failures) && may_be();
+                if is_over { Self::aside(1, now, outliers) } else { Self::Trusted { failures } }
+            }
+            (Self::Aside { times, .. }, Outcome::Failed(_)) => {
+                Self::aside(times.saturating_add(1), now, outliers)
+            }
+            (_, Outcome::Answered | Outcome::Asked(_)) => Self::default(),
         }
     }
 
-    fn aside(times: u32, now: Duration) -> Self {
-        let doubled = FIRST.saturating_mul(1 << times.saturating_sub(1).min(10));
-        Self::Aside { until: now.saturating_add(doubled.min(LONGEST)), times }
+    fn aside(times: u32, now: Duration, outliers: &Outliers) -> Self {
+        Self::Aside { until: now.saturating_add(outliers.aside_for(times)), times }
     }
 }
 
@@ -83,39 +93,75 @@ mod tests {
     use super::*;
 
     const S: Duration = Duration::from_secs(1);
+    const GONE: Outcome = Outcome::Failed(FailureKind::Unreachable);
+
+    fn after(health: Health, outcome: Outcome, now: Duration) -> Health {
+        health.after(outcome, now, &Outliers::default(), || true)
+    }
 
     fn fail(health: Health, times: u32, now: Duration) -> Health {
-        (0..times).fold(health, |health, _| health.after(Outcome::Failed, now))
+        (0..times).fold(health, |health, _| after(health, GONE, now))
     }
 
     #[test]
     fn failures_in_a_row_set_an_endpoint_aside() {
-        let nearly = fail(Health::default(), FAILURES - 1, S);
+        let nearly = fail(Health::default(), 4, S);
         assert!(nearly.is_trusted(S));
-        let aside = nearly.after(Outcome::Failed, S);
-        assert!(!aside.is_trusted(S) && !aside.is_trusted(S + FIRST - Duration::from_millis(1)));
-        assert!(aside.is_trusted(S + FIRST), "then it is on trial");
-        let forgiven = nearly.after(Outcome::Answered, S);
-        assert!(fail(forgiven, FAILURES - 1, S).is_trusted(S), "only those in a row count");
+        let aside = after(nearly, GONE, S);
+        assert!(!aside.is_trusted(S) && !aside.is_trusted(6 * S - Duration::from_millis(1)));
+        assert!(aside.is_trusted(6 * S), "then it is on trial");
+        let forgiven = after(nearly, Outcome::Answered, S);
+        assert!(fail(forgiven, 4, S).is_trusted(S), "only those in a row count");
+        let kept = nearly.after(GONE, S, &Outliers::default(), || false);
+        assert!(kept.is_trusted(S), "a floor of endpoints is kept");
+        assert!(!after(kept, GONE, S).is_trusted(S), "and it goes when there is room");
     }
 
     #[test]
     fn who_fails_on_trial_is_set_aside_for_longer_up_to_a_limit() {
-        let mut health = fail(Health::default(), FAILURES, Duration::ZERO);
+        let mut health = fail(Health::default(), 5, Duration::ZERO);
         let mut waits = Vec::new();
-        for _ in 0..8 {
+        for _ in 0..30 {
             let Health::Aside { until, .. } = health else { panic!("{health:?}") };
-            health = health.after(Outcome::Failed, until);
+            health = after(health, GONE, until);
             let Health::Aside { until: next, .. } = health else { panic!("{health:?}") };
             waits.push((next - until).as_secs());
         }
-        assert_eq!(waits, [10, 20, 40, 80, 120, 120, 120, 120]);
-        assert_eq!(health.after(Outcome::Answered, 10_000 * S), Health::default());
+        assert_eq!(waits[..4], [10, 15, 20, 25]);
+        assert_eq!(waits[25..], [120; 5]);
+        assert_eq!(after(health, Outcome::Answered, 10_000 * S), Health::default());
     }
 
     #[test]
     fn what_was_under_way_changes_nothing() {
-        let aside = fail(Health::default(), FAILURES, S);
+        let aside = fail(Health::default(), 5, S);
         assert_eq!(fail(aside, 10, S), aside);
+    }
+
+    #[test]
+    fn answers_count_where_a_rule_says_so() {
+        let server = Outcome::Failed(FailureKind::Server);
+        let judged = |outliers: &Outliers, outcome, times: u32| {
+            let after = |health: Health, _| health.after(outcome, S, outliers, || true);
+            (0..times).fold(Health::default(), after).is_trusted(S)
+        };
+        assert!(judged(&Outliers::default(), server, 100), "without a rule an answer is an answer");
+        let counted = Outliers { server: Some(3), ..Outliers::default() };
+        assert!(judged(&counted, server, 2) && !judged(&counted, server, 3));
+        let gateway = Outliers { gateway: Some(3), ..Outliers::default() };
+        assert!(judged(&gateway, server, 100));
+        assert!(!judged(&gateway, Outcome::Failed(FailureKind::Gateway), 3));
+    }
+
+    #[test]
+    fn who_asks_to_be_left_alone_is_where_a_rule_says_so() {
+        let asked = Outcome::Asked(30 * S);
+        assert_eq!(after(Health::default(), asked, S), Health::default());
+        let heeds = Outliers { heeds_retry_after: true, ..Outliers::default() };
+        let aside = Health::default().after(asked, S, &heeds, || true);
+        assert!(!aside.is_trusted(30 * S) && aside.is_trusted(31 * S));
+        let long = Health::default().after(Outcome::Asked(9_000 * S), S, &heeds, || true);
+        assert!(long.is_trusted(121 * S), "no longer than anybody is set aside");
+        assert!(Health::default().after(asked, S, &heeds, || false).is_trusted(S));
     }
 }

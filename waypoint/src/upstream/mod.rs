@@ -3,6 +3,7 @@
 pub mod attempt;
 pub mod budgets;
 pub mod choose;
+pub mod destinations;
 pub mod dial;
 pub mod endpoints;
 pub mod health;

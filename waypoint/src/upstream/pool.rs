@@ -6,11 +6,12 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use ambit_model::traffic::Connections;
 use ambit_runtime::task;
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -57,8 +58,23 @@ pub struct Pool(Arc<Mutex<HashMap<(Hop, Version), Slot>>>);
 
 #[derive(Debug, Default)]
 struct Slot {
-    idle: Vec<(http1::SendRequest<Outgoing>, Instant)>,
+    idle: Vec<Idle>,
     shared: Vec<Arc<Shared>>,
+}
+
+/// An HTTP/1.1 connection that nobody uses.
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<Outgoing>,
+    since: Instant,
+    /// How many requests it has carried.
+    carried: u32,
+}
+
+impl Idle {
+    fn is_good(&self, now: Instant, longest: Duration) -> bool {
+        !self.sender.is_closed() && now.duration_since(self.since) < longest
+    }
 }
 
 /// One HTTP/2 connection, made or about to be.
@@ -66,6 +82,8 @@ struct Slot {
 struct Shared {
     connection: OnceCell<http2::SendRequest<Outgoing>>,
     active: AtomicUsize,
+    /// How many requests it has carried.
+    carried: AtomicU32,
 }
 
 impl Shared {
@@ -84,7 +102,7 @@ pub struct Lease {
 
 #[derive(Debug)]
 enum Kind {
-    Http1 { pool: Pool, key: Hop, sender: http1::SendRequest<Outgoing> },
+    Http1 { pool: Pool, key: Hop, sender: http1::SendRequest<Outgoing>, carried: u32, is_last: bool },
     Http2 { sender: http2::SendRequest<Outgoing>, _counted: Counted },
 }
 
@@ -94,6 +112,7 @@ struct Counted(Arc<Shared>);
 
 impl Counted {
     fn on(shared: Arc<Shared>) -> Self {
+        shared.carried.fetch_add(1, Ordering::Relaxed);
         shared.active.fetch_add(1, Ordering::Relaxed);
         Self(shared)
     }
@@ -130,7 +149,8 @@ impl Lease {
     /// The response is complete: another request may use the connection.
     pub fn give_back(self) {
         match self.kind {
-            Kind::Http1 { pool, key, sender } => pool.keep(key, sender),
+            Kind::Http1 { is_last: true, .. } => {}
+            Kind::Http1 { pool, key, sender, carried, .. } => pool.keep(key, sender, carried),
             Kind::Http2 { .. } => {}
         }
     }
@@ -138,22 +158,34 @@ impl Lease {
 
 impl Pool {
     /// A connection to `hop` for one request: one that is idle or has room, else a new one.
-    pub async fn lease(&self, dial: &Dial, hop: &Hop, version: Version) -> Result<Lease, Refusal> {
+    /// `limits` say how long dialling may take, and for how long and how many requests a connection is used.
+    pub async fn lease(
+        &self,
+        dial: &Dial,
+        hop: &Hop,
+        version: Version,
+        limits: Option<&Connections>,
+    ) -> Result<Lease, Refusal> {
+        let connect = limits.and_then(|limits| limits.connect);
+        let each = limits.and_then(|limits| limits.requests_each).unwrap_or(u32::MAX);
         match version {
             Version::Http1 => {
-                let idle = self.idle(hop);
+                let longest = limits.and_then(|limits| limits.idle).unwrap_or(IDLE_FOR);
+                let idle = self.idle(hop, longest.min(IDLE_FOR));
                 let is_reused = idle.is_some();
-                let sender = match idle {
-                    Some(sender) => sender,
-                    None => connect_http1(dial, hop).await?,
+                let (sender, carried) = match idle {
+                    Some(idle) => (idle.sender, idle.carried.saturating_add(1)),
+                    None => (connect_http1(dial, hop, connect).await?, 1),
                 };
-                Ok(Lease { kind: Kind::Http1 { pool: self.clone(), key: hop.clone(), sender }, is_reused })
+                let (pool, key, is_last) = (self.clone(), hop.clone(), carried >= each);
+                Ok(Lease { kind: Kind::Http1 { pool, key, sender, carried, is_last }, is_reused })
             }
             Version::Http2 => {
-                let shared = self.shared(hop);
+                let shared = self.shared(hop, each);
                 let is_reused = shared.connection.initialized();
                 let counted = Counted::on(shared.clone());
-                let sender = shared.connection.get_or_try_init(|| connect_http2(dial, hop)).await?.clone();
+                let dialled = shared.connection.get_or_try_init(|| connect_http2(dial, hop, connect));
+                let sender = dialled.await?.clone();
                 Ok(Lease { kind: Kind::Http2 { sender, _counted: counted }, is_reused })
             }
         }
@@ -163,39 +195,41 @@ impl Pool {
     pub fn sweep(&self) {
         let now = Instant::now();
         self.hold().retain(|_, slot| {
-            slot.idle.retain(|(sender, since)| !sender.is_closed() && now.duration_since(*since) < IDLE_FOR);
+            slot.idle.retain(|idle| idle.is_good(now, IDLE_FOR));
             // A shared connection without requests is closed by the tunnel's or the endpoint's own patience.
             slot.shared.retain(|shared| !shared.is_closed());
             !slot.idle.is_empty() || !slot.shared.is_empty()
         });
     }
 
-    fn idle(&self, hop: &Hop) -> Option<http1::SendRequest<Outgoing>> {
+    fn idle(&self, hop: &Hop, longest: Duration) -> Option<Idle> {
         let now = Instant::now();
         let mut all = self.hold();
         let slot = all.get_mut(&(hop.clone(), Version::Http1))?;
-        slot.idle.retain(|(sender, since)| !sender.is_closed() && now.duration_since(*since) < IDLE_FOR);
+        slot.idle.retain(|idle| idle.is_good(now, longest));
         // The end of the last response may not have reached the connection's own task yet.
-        let ready = slot.idle.iter().rposition(|(sender, _)| sender.is_ready())?;
-        Some(slot.idle.remove(ready).0)
+        let ready = slot.idle.iter().rposition(|idle| idle.sender.is_ready())?;
+        Some(slot.idle.remove(ready))
     }
 
-    fn keep(&self, hop: Hop, sender: http1::SendRequest<Outgoing>) {
+    fn keep(&self, hop: Hop, sender: http1::SendRequest<Outgoing>, carried: u32) {
         if sender.is_closed() {
             return;
         }
         let mut all = self.hold();
         let slot = all.entry((hop, Version::Http1)).or_default();
         if slot.idle.len() < IDLE {
-            slot.idle.push((sender, Instant::now()));
+            slot.idle.push(Idle { sender, since: Instant::now(), carried });
         }
     }
 
-    /// The least loaded shared connection, or room for another.
-    fn shared(&self, hop: &Hop) -> Arc<Shared> {
+    /// The least loaded shared connection that may carry more, each `each` requests, or room for another.
+    fn shared(&self, hop: &Hop, each: u32) -> Arc<Shared> {
         let mut all = self.hold();
         let slot = all.entry((hop.clone(), Version::Http2)).or_default();
         slot.shared.retain(|shared| !shared.is_closed());
+        // One that has carried enough is closed by the last who uses it.
+        slot.shared.retain(|shared| shared.carried.load(Ordering::Relaxed) < each);
         let quietest = slot.shared.iter().min_by_key(|shared| shared.active.load(Ordering::Relaxed));
         match quietest {
             Some(shared) if shared.active.load(Ordering::Relaxed) < SHARED => shared.clone(),
@@ -213,8 +247,12 @@ impl Pool {
     }
 }
 
-async fn connect_http1(dial: &Dial, hop: &Hop) -> Result<http1::SendRequest<Outgoing>, Refusal> {
-    let io = io(dial.connect(hop).await?);
+async fn connect_http1(
+    dial: &Dial,
+    hop: &Hop,
+    limit: Option<Duration>,
+) -> Result<http1::SendRequest<Outgoing>, Refusal> {
+    let io = io(dial.connect(hop, limit).await?);
     let (sender, connection) =
         http1::Builder::new().max_buf_size(HEAD).handshake(io).await.map_err(|error| failed(hop, &error))?;
     task::spawn("upstream HTTP/1.1", async move {
@@ -225,8 +263,12 @@ async fn connect_http1(dial: &Dial, hop: &Hop) -> Result<http1::SendRequest<Outg
     Ok(sender)
 }
 
-async fn connect_http2(dial: &Dial, hop: &Hop) -> Result<http2::SendRequest<Outgoing>, Refusal> {
-    let io = io(dial.connect(hop).await?);
+async fn connect_http2(
+    dial: &Dial,
+    hop: &Hop,
+    limit: Option<Duration>,
+) -> Result<http2::SendRequest<Outgoing>, Refusal> {
+    let io = io(dial.connect(hop, limit).await?);
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(WINDOW)

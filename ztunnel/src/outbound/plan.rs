@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use ambit_model::{
     address::{NetworkAddress, Target},
     answer::{Answer, Asked, Missing},
-    balance::{self, Caller, Dice, Purpose},
+    balance::{self, Caller, Dice, Purpose, Wanted},
     gateway::{GatewayAddress, GatewayDestination, WeightedWaypoint},
     identity::Identity,
     name::{Hostname, Label, Network, Uid},
@@ -299,8 +299,9 @@ fn endpoint_of<'s>(
     dice: &mut dyn Dice,
 ) -> Option<(&'s Arc<Workload>, u16)> {
     let endpoints = mesh.endpoints(&service.key())?;
+    let wanted = Wanted::of(service, port, purpose, Caller::from(call.source));
     let tried = |workload: &Workload| call.tried.contains(&workload.uid);
-    let pick = balance::pick(service, endpoints, port, purpose, Caller::from(call.source), &tried, dice)?;
+    let pick = balance::pick(&wanted, endpoints, &tried, dice)?;
     Some((&pick.endpoint.workload, pick.port))
 }
 

@@ -46,7 +46,7 @@ pub use filter::{
 pub use matching::{HeaderMatch, Match, QueryMatch, Specificity, Wanted};
 pub use path::{Exact, GrpcCall, InvalidPath, MadeOf, Path, Prefix};
 pub use select::{Chosen, Drawn, select};
-pub use session::{Lifetime, Session, SessionKey};
+pub use session::{Lifetime, Session, SessionKey, Ticket};
 pub use stream::{InvalidStreamRoute, StreamRoute, StreamTable};
 pub use table::{Entry, RouteTable};
 pub(crate) use text::percent_decoded;

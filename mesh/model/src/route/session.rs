@@ -1,8 +1,13 @@
 //! What keeps a client at one endpoint (GEP-1619): where its key is, and how long it holds.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use http::{HeaderName, header, request::Parts};
+use http::{HeaderName, request::Parts};
+
+use crate::{
+    name::Uid,
+    traffic::{cookie, hash},
+};
 
 /// How the requests of one client are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,17 +41,60 @@ pub enum Lifetime {
     Permanent,
 }
 
+/// What a client shows to come to the endpoint where it was: which, since when, and when it was there last, in seconds
+/// of Unix time. It is no secret: whoever makes one up chooses among the endpoints to which a request may go in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The hash of the endpoint, so that it tells nobody what it is called.
+    pub endpoint: u64,
+    /// Since when.
+    pub since: u64,
+    /// Used last.
+    pub used: u64,
+}
+
+impl Ticket {
+    /// Whether it is for `endpoint`.
+    pub fn is_for(&self, endpoint: &Uid) -> bool {
+        self.endpoint == hash(endpoint.as_str().as_bytes())
+    }
+}
+
+impl fmt::Display for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:x}-{:x}", self.endpoint, self.since, self.used)
+    }
+}
+
 impl Session {
+    /// The ticket that `head` has; `None`: it has none, or not one that is still good at `now`.
+    pub fn ticket(&self, head: &Parts, now: u64) -> Option<Ticket> {
+        let mut parts = self.key(head)?.split('-').map(|part| u64::from_str_radix(part, 16));
+        let (Some(Ok(endpoint)), Some(Ok(since)), Some(Ok(used)), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return None;
+        };
+        let is_over = |limit: Option<Duration>, since: u64| {
+            limit.is_some_and(|limit| now.saturating_sub(since) >= limit.as_secs().max(1))
+        };
+        let ticket = Ticket { endpoint, since, used };
+        (!is_over(self.absolute, since) && !is_over(self.idle, used)).then_some(ticket)
+    }
+
+    /// The ticket of a client that was at `endpoint` at `now` and showed `shown`; `None`: that is as good.
+    pub fn next(&self, shown: Option<Ticket>, endpoint: &Uid, now: u64) -> Option<Ticket> {
+        match shown.filter(|ticket| ticket.is_for(endpoint)) {
+            Some(_) if self.idle.is_none() => None,
+            Some(same) => Some(Ticket { used: now, ..same }),
+            None => Some(Ticket { endpoint: hash(endpoint.as_str().as_bytes()), since: now, used: now }),
+        }
+    }
+
     /// The key that `head` has, the first of several; `None`: the session begins with this request.
     pub fn key<'h>(&self, head: &'h Parts) -> Option<&'h str> {
         let key = match &self.key {
-            SessionKey::Cookie(name) => {
-                let values = head.headers.get_all(header::COOKIE).into_iter();
-                let cookies =
-                    values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(';'));
-                let mut pairs = cookies.filter_map(|cookie| cookie.trim().split_once('='));
-                pairs.find(|(found, _)| *found == &**name).map(|(_, value)| value)
-            }
+            SessionKey::Cookie(name) => cookie(head, name),
             SessionKey::Header(name) => head.headers.get(name).and_then(|value| value.to_str().ok()),
         };
         key.filter(|key| !key.is_empty())
@@ -80,5 +128,41 @@ mod tests {
             let (head, ()) = request.body(()).expect("a request").into_parts();
             assert_eq!(session.key(&head), expected, "{headers:?}");
         }
+    }
+
+    #[test]
+    fn a_ticket_is_good_for_as_long_as_the_session_is() {
+        let session = |absolute: Option<u64>, idle: Option<u64>| Session {
+            key: SessionKey::Header(HeaderName::from_static("x-session")),
+            absolute: absolute.map(Duration::from_secs),
+            idle: idle.map(Duration::from_secs),
+            lifetime: Lifetime::Session,
+        };
+        let shown = |session: &Session, value: &str, now| {
+            let head =
+                Request::builder().header("x-session", value).body(()).expect("a request").into_parts().0;
+            session.ticket(&head, now)
+        };
+        let (here, there) = (Uid::from("c//Pod/shop/a"), Uid::from("c//Pod/shop/b"));
+        let ticket = session(None, None).next(None, &here, 100).expect("a first one");
+        assert!(ticket.is_for(&here) && !ticket.is_for(&there));
+        let text = ticket.to_string();
+        assert_eq!(
+            shown(&session(None, None), &text, 1_000_000),
+            Some(ticket),
+            "it is read as it was written"
+        );
+        assert_eq!(shown(&session(Some(50), None), &text, 149), Some(ticket));
+        assert_eq!(shown(&session(Some(50), None), &text, 150), None);
+        assert_eq!(shown(&session(None, Some(50)), &text, 150), None);
+        for broken in ["", "x", "1-2", "1-2-3-4", "1-2-g", "99999999999999999-1-1"] {
+            assert_eq!(shown(&session(None, None), broken, 100), None, "{broken}");
+        }
+        // Used again it is as good, but where it ends unused.
+        assert_eq!(session(Some(50), None).next(Some(ticket), &here, 120), None);
+        let used = session(None, Some(50)).next(Some(ticket), &here, 120).expect("another");
+        assert_eq!((used.since, used.used), (100, 120));
+        let moved = session(Some(50), None).next(Some(ticket), &there, 120).expect("another");
+        assert!(moved.is_for(&there) && moved.since == 120);
     }
 }

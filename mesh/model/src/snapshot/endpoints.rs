@@ -37,6 +37,11 @@ impl Endpoints {
         &self.list
     }
 
+    /// Whether both are the very same, not only equal; cheap to ask.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.list, &other.list)
+    }
+
     /// Whether all have the weight 1, so that drawing one blindly is fair.
     pub fn are_equal(&self) -> bool {
         self.weighted == 0

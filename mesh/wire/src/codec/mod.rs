@@ -13,6 +13,7 @@ mod policy;
 mod route;
 mod service;
 mod service_config;
+mod traffic;
 mod workload;
 
 use std::{borrow::Cow, fmt, net::IpAddr, sync::Arc};

@@ -255,7 +255,7 @@ fn encode_session(session: &Session) -> pb::Session {
     }
 }
 
-fn decode_header_name(field: &'static str, name: &str) -> Result<HeaderName, InvalidResource> {
+pub(super) fn decode_header_name(field: &'static str, name: &str) -> Result<HeaderName, InvalidResource> {
     HeaderName::try_from(name)
         .map_err(|_| InvalidResource::field(field, format!("{name:?} is not the name of a header")))
 }

@@ -11,7 +11,9 @@ use ambit_proto::waypoint as pb;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Interner, InvalidResource, authn, decode_each, decode_enum, decode_port, limit, policy, route};
+use super::{
+    Interner, InvalidResource, authn, decode_each, decode_enum, decode_port, limit, policy, route, traffic,
+};
 
 /// The name of the resource with what applies to `service` at the waypoint `gateway_name`.
 pub fn service_config_name(gateway_namespace: &str, gateway_name: &str, service: &ServiceKey) -> String {
@@ -38,6 +40,7 @@ pub(super) fn decode(body: Bytes, names: &mut Interner) -> Result<ServiceConfig,
         authentication: decode_each("authentication", message.authentication, authn::decode)?,
         policies: message.policies.into_iter().map(|one| Arc::new(policy::decode(one, names))).collect(),
         limits: decode_each("limits", message.limits, |one| limit::decode(one, names))?,
+        traffic: decode_each("traffic", message.traffic, |one| traffic::decode(one, names))?,
     };
     Ok(ServiceConfig::new(key, parts))
 }
@@ -130,6 +133,7 @@ pub(super) fn encode(config: &ServiceConfig) -> pb::ServiceConfig {
         authentication: config.authentication().iter().map(authn::encode).collect(),
         policies: config.policies().map(policy::encode).collect(),
         limits: parts.limits.iter().map(limit::encode).collect(),
+        traffic: parts.traffic.iter().map(traffic::encode).collect(),
         broken: config.broken().unwrap_or_default().to_owned(),
     }
 }

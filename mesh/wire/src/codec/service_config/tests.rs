@@ -15,6 +15,7 @@ use proptest::{option, prelude::*, sample::select};
 use super::*;
 use crate::codec::{
     decode_service_config, encode_service_config, limit::tests::limit, policy::tests::policy,
+    traffic::tests::traffic,
 };
 
 fn decoded(body: Bytes) -> Result<ServiceConfig, InvalidResource> {
@@ -279,13 +280,15 @@ fn config() -> impl Strategy<Value = ServiceConfig> {
     let policies = prop::collection::vec(policy().prop_map(Arc::new), 0..3);
     let authentication = prop::collection::vec(token_rule(), 0..3);
     let limits = prop::collection::vec(limit(), 0..3);
-    let parts = (http, stream, policies, authentication, limits).prop_map(
-        |(http, stream, policies, authentication, limits)| Parts {
+    let traffic = prop::collection::vec(traffic(), 0..3);
+    let parts = (http, stream, policies, authentication, limits, traffic).prop_map(
+        |(http, stream, policies, authentication, limits, traffic)| Parts {
             http,
             stream,
             policies,
             authentication,
             limits,
+            traffic,
         },
     );
     ("[a-z]{1,4}", "(\\*\\.)?[a-z]{1,4}(\\.[a-z]{1,4}){0,2}", parts).prop_map(
