@@ -10,14 +10,14 @@ use ambit_model::name::{Hostname, Namespace, ServiceKey};
 use ambit_model::service_config::ServiceConfig;
 
 use crate::cluster::object::{
-    Attachment, AuthorizationPolicy, Content, EndpointSlice, GatewayClass, Key, Kind, Labels, LimitTarget,
-    Meta, Name, NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget, RateLimitPolicy,
-    ReferenceGrant, Route, Selector, Service, ServiceEntry, VirtualService,
+    Attachment, AuthorizationPolicy, Content, DestinationRule, EndpointSlice, GatewayClass, Key, Kind,
+    Labels, LimitTarget, Meta, Name, NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget,
+    RateLimitPolicy, ReferenceGrant, Route, Selector, Service, ServiceEntry, Subset, VirtualService,
 };
 use crate::cluster::{Cluster, HostOwner, Member, Touched};
-use crate::translate::waypoint;
 use crate::translate::workload::{inline_sources, slice_sources};
 use crate::translate::{Output, PolicySource, WorkloadSource};
+use crate::translate::{destination, waypoint};
 
 /// The outputs that may have changed. `cluster` is as it is after the change.
 pub fn of(cluster: &Cluster, touched: &Touched) -> BTreeSet<Output> {
@@ -91,13 +91,17 @@ impl<'a> Dependents<'a> {
                 self.members(pods);
             }
             Object::Pod(pod) => self.of_pod(pod),
-            Object::WorkloadEntry(entry) => self.members([Member::Entry(entry.meta.name.clone())]),
+            Object::WorkloadEntry(entry) => {
+                self.members([Member::Entry(entry.meta.name.clone())]);
+                self.subsets_of(&entry.meta.name.namespace, &entry.labels);
+            }
             Object::Service(service) => self.of_service(service),
             Object::EndpointSlice(slice) => self.slice(slice),
             Object::ServiceEntry(entry) => self.of_entry(entry),
             Object::AuthorizationPolicy(policy) => self.of_authorization(policy),
             Object::PeerAuthentication(policy) => self.of_peer_authentication(policy),
             Object::RequestAuthentication(policy) => self.attached(&policy.attachment),
+            Object::DestinationRule(rule) => self.of_destination_rule(rule),
             Object::RateLimitPolicy(policy) => self.limited(policy),
             Object::VirtualService(object) => self.of_virtual(object),
             Object::Gateway(gateway) => self.of_gateway(&gateway.meta.name),
@@ -124,6 +128,7 @@ impl<'a> Dependents<'a> {
 
     fn of_pod(&mut self, pod: &Pod) {
         self.members([Member::Pod(pod.meta.name.clone())]);
+        self.subsets_of(&pod.meta.name.namespace, &pod.meta.labels);
         if let Some(gateway) = pod.meta.labels.get(labels::GATEWAY_NAME) {
             let gateway = Name::new(pod.meta.name.namespace.clone(), gateway);
             self.of_gateway(&gateway);
@@ -139,7 +144,6 @@ impl<'a> Dependents<'a> {
         self.service(&name.namespace, &host);
         self.configs_by(&service.meta, &self.cluster.namespace_labels(&name.namespace), [&host]);
         self.senders(&HostOwner::Service(name.clone()));
-        self.virtual_senders(&host);
     }
 
     fn of_entry(&mut self, entry: &ServiceEntry) {
@@ -206,6 +210,30 @@ impl<'a> Dependents<'a> {
         }
     }
 
+    /// A rule is part of what waypoints know of the services that it names, and of those that send something to them.
+    fn of_destination_rule(&mut self, rule: &DestinationRule) {
+        for owner in destination::named(self.cluster, rule) {
+            self.configs(&owner);
+            self.senders(&owner);
+        }
+    }
+
+    /// Whoever has these labels may be in a subset.
+    fn subsets_of(&mut self, namespace: &Namespace, labels: &Labels) {
+        let cluster = self.cluster;
+        let has = |subset: &Subset| subset.labels.as_ref().is_none_or(|wanted| wanted.matches(labels));
+        let root = &cluster.settings().root_namespace;
+        let namespaces = BTreeSet::from([namespace, root]);
+        let rules = namespaces.into_iter().flat_map(|namespace| cluster.destination_rules.within(namespace));
+        for (_, rule) in rules.filter(|(_, rule)| rule.subsets.iter().any(has)) {
+            let named = destination::named(cluster, rule);
+            for owner in named.iter().filter(|owner| owner.name().namespace == *namespace) {
+                self.configs(owner);
+                self.senders(owner);
+            }
+        }
+    }
+
     /// A limit is part of what waypoints know of the services that it is for.
     fn limited(&mut self, policy: &RateLimitPolicy) {
         let cluster = self.cluster;
@@ -247,6 +275,7 @@ impl<'a> Dependents<'a> {
                 | Kind::AuthorizationPolicy
                 | Kind::PeerAuthentication
                 | Kind::RequestAuthentication
+                | Kind::DestinationRule
                 | Kind::RateLimitPolicy
                 | Kind::VirtualService
                 | Kind::Gateway
@@ -318,6 +347,7 @@ impl<'a> Dependents<'a> {
                 | Kind::AuthorizationPolicy
                 | Kind::PeerAuthentication
                 | Kind::RequestAuthentication
+                | Kind::DestinationRule
                 | Kind::RateLimitPolicy
                 | Kind::VirtualService
                 | Kind::Gateway
@@ -387,7 +417,7 @@ impl<'a> Dependents<'a> {
         }
     }
 
-    /// Routes that send something to a service depend on whether it is there, and on its ports; so do limits that it
+    /// Routes and VirtualServices that send something to a service depend on whether it is there, and on its ports; so do limits that it
     /// counts.
     fn senders(&mut self, owner: &HostOwner) {
         let cluster = self.cluster;
@@ -396,6 +426,13 @@ impl<'a> Dependents<'a> {
         }
         for policy in cluster.limits_counted_by(owner) {
             self.limited(policy);
+        }
+        match owner {
+            HostOwner::Service(name) => self.virtual_senders(&cluster.hostname_of(name)),
+            HostOwner::ServiceEntry(name) => {
+                let hosts = cluster.service_entries.get(name).into_iter().flat_map(|entry| &entry.hosts);
+                hosts.for_each(|host| self.virtual_senders(host));
+            }
         }
     }
 

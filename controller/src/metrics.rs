@@ -196,6 +196,7 @@ pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 14] {
         ("AuthorizationPolicy", cluster.authorization_policies.len()),
         ("PeerAuthentication", cluster.peer_authentications.len()),
         ("RequestAuthentication", cluster.request_authentications.len()),
+        ("DestinationRule", cluster.destination_rules.len()),
         ("RateLimitPolicy", cluster.rate_limit_policies.len()),
         ("Gateway", cluster.gateways.len()),
         ("GatewayClass", cluster.gateway_classes.len()),

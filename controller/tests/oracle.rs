@@ -377,6 +377,36 @@ fn any_virtual_service() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Rules for hosts that may be there or not, some of them for many.
+fn any_destination_rule() -> impl Strategy<Value = Value> {
+    let hosts = &[
+        "a",
+        "b",
+        "a.shop.svc.cluster.local",
+        "*.svc.cluster.local",
+        "*.example",
+        "a.example",
+        "h1",
+        "*.h3",
+    ];
+    let subset = prop::option::of((pick(&["x", "y"]), any::<bool>()));
+    let seen = prop::option::of(pick(&[".", "*", "shop"]));
+    (meta(), pick(hosts), subset, seen).prop_map(|(meta, host, subset, seen)| {
+        let mut spec = json!({"host": host, "trafficPolicy": {"loadBalancer": {"simple": "RANDOM"}}});
+        if let Some((app, governed)) = subset {
+            let mut subset = json!({"name": "v1", "labels": {"app": app}});
+            if governed {
+                set(&mut subset, "trafficPolicy", json!({"connectionPool": {"tcp": {"maxConnections": 3}}}));
+            }
+            set(&mut spec, "subsets", json!([subset]));
+        }
+        if let Some(seen) = seen {
+            set(&mut spec, "exportTo", json!([seen]));
+        }
+        shape("networking.istio.io/v1", "DestinationRule", meta, spec, json!({}))
+    })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => any_object().prop_map(Step::Write),
@@ -385,6 +415,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any_attached_policy().prop_map(Step::Write),
         1 => any_limit().prop_map(Step::Write),
         2 => any_virtual_service().prop_map(Step::Write),
+        2 => any_destination_rule().prop_map(Step::Write),
         1 => any::<prop::sample::Index>().prop_map(Step::Erase),
     ]
 }
@@ -424,8 +455,8 @@ fn waypoint_step() -> impl Strategy<Value = Step> {
             let meta = json!({"name": name, "labels": {"istio.io/use-waypoint": gateway}});
             shape("v1", "Namespace", meta, json!({}), json!({}))
         }),
-        3 => (place(), pick(NAMES), prop::option::of(gateway()), any::<bool>()).prop_map(
-            |(namespace, name, gateway, is_entry)| {
+        3 => (place(), pick(NAMES), prop::option::of(gateway()), any::<bool>(), selector()).prop_map(
+            |(namespace, name, gateway, is_entry, selector)| {
                 let mut meta = json!({"namespace": namespace, "name": name});
                 if let Some(gateway) = gateway {
                     set(&mut meta, "labels", json!({"istio.io/use-waypoint": gateway}));
@@ -435,7 +466,8 @@ fn waypoint_step() -> impl Strategy<Value = Step> {
                     let spec = json!({"hosts": [format!("{name}.example")], "resolution": "DNS", "ports": ports});
                     return shape("networking.istio.io/v1", "ServiceEntry", meta, spec, json!({}));
                 }
-                let spec = json!({"clusterIP": "10.1.0.1", "ports": [{"name": "p", "port": 80}]});
+                let ports = json!([{"name": "p", "port": 80}]);
+                let spec = json!({"clusterIP": "10.1.0.1", "selector": selector, "ports": ports});
                 shape("v1", "Service", meta, spec, json!({}))
             },
         ),
@@ -443,6 +475,14 @@ fn waypoint_step() -> impl Strategy<Value = Step> {
         2 => any_virtual_service(),
         1 => any_grant(),
         1 => any_providers(),
+        2 => any_destination_rule(),
+        2 => any_route(),
+        2 => (place(), pick(NAMES), prop::option::of(pick(&["x", "y"]))).prop_map(|(namespace, name, app)| {
+            let labels = app.map_or(json!({}), |app| json!({"app": app}));
+            let meta = json!({"namespace": namespace, "name": name, "labels": labels});
+            let status = json!({"phase": "Running", "podIP": "10.0.0.1"});
+            shape("v1", "Pod", meta, json!({"containers": [{"name": "c"}]}), status)
+        }),
     ];
     prop_oneof![
         8 => written.prop_map(Step::Write),

@@ -125,6 +125,9 @@ pub enum Refusal {
         /// The service port.
         port: u16,
     },
+    /// The endpoint has no tunnel, and a DestinationRule asks for TLS to it.
+    #[error("a DestinationRule asks for TLS, and {0} has no tunnel")]
+    NoTunnel(String),
     /// The endpoint could not be connected to.
     #[error("connection to {to} failed: {reason}")]
     Connect {
@@ -203,6 +206,7 @@ impl Refusal {
             Self::NoLimiter { .. } => "no_limiter",
             Self::Unauthenticated(_) => "unauthenticated",
             Self::NoEndpoint { .. } => "no_endpoint",
+            Self::NoTunnel(_) => "no_tunnel",
             Self::Connect { .. } => "connect",
             Self::TunnelStatus { .. } => "tunnel_status",
             Self::UpstreamBroke(_) => "upstream_broke",
@@ -234,7 +238,8 @@ impl Refusal {
             Self::Limited(_) => "RL",
             Self::NoLimiter { .. } => "RLSE",
             Self::NoEndpoint { .. } => "UH",
-            Self::Connect { .. }
+            Self::NoTunnel(_)
+            | Self::Connect { .. }
             | Self::TunnelStatus { .. }
             | Self::NoCertificate(_)
             | Self::Tls { .. }
@@ -267,6 +272,7 @@ impl Refusal {
             Self::BodyTooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::NoEndpoint { .. }
+            | Self::NoTunnel(_)
             | Self::Connect { .. }
             | Self::TunnelStatus { .. }
             | Self::NoCertificate(_)
@@ -290,7 +296,8 @@ impl Refusal {
             Self::Unauthenticated(_) => "Jwt verification fails",
             Self::NoEndpoint { .. } => "no healthy upstream",
             Self::TimedOut(_) => "upstream request timeout",
-            Self::Connect { .. }
+            Self::NoTunnel(_)
+            | Self::Connect { .. }
             | Self::TunnelStatus { .. }
             | Self::Tls { .. }
             | Self::Revoked(_)
@@ -358,6 +365,9 @@ impl Refusal {
             }
             Self::Denied(_) => "ambit analyze tells which AuthorizationPolicy decides",
             Self::NoEndpoint { .. } => "are pods of the service ready, and do they have the target port?",
+            Self::NoTunnel(_) => {
+                "a waypoint speaks TLS in tunnels alone: let the application speak it, or set tls mode DISABLE"
+            }
             Self::Connect { .. } => {
                 "does the application listen, and does a NetworkPolicy admit the waypoint?"
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ambit_api::CustomKind;
 use ambit_api::authorization_policy::AuthorizationPolicy;
+use ambit_api::destination_rule::DestinationRule;
 use ambit_api::directory::Document;
 use ambit_api::gateway::{Gateway, GatewayClass};
 use ambit_api::grpc_route::GRPCRoute;
@@ -47,6 +48,7 @@ pub(crate) async fn documents(client: &Client) -> anyhow::Result<Vec<Document>> 
         paths::<AuthorizationPolicy>(),
         paths::<PeerAuthentication>(),
         paths::<RequestAuthentication>(),
+        paths::<DestinationRule>(),
         paths::<RateLimitPolicy>(),
         paths::<ServiceEntry>(),
         paths::<VirtualService>(),

@@ -79,6 +79,7 @@ pub fn judge(settings: &Settings, asked: &Asked<'_>) -> Verdict {
         | Object::Service(_)
         | Object::EndpointSlice(_)
         | Object::WorkloadEntry(_)
+        | Object::DestinationRule(_)
         | Object::RateLimitPolicy(_)
         | Object::VirtualService(_)
         | Object::Gateway(_)

@@ -98,6 +98,12 @@ impl Cluster {
             (Kind::RequestAuthentication, _) => {
                 put(&mut self.request_authentications, key, None).map(Object::RequestAuthentication)
             }
+            (Kind::DestinationRule, Some(Object::DestinationRule(new))) => {
+                put(&mut self.destination_rules, key, Some(new)).map(Object::DestinationRule)
+            }
+            (Kind::DestinationRule, _) => {
+                put(&mut self.destination_rules, key, None).map(Object::DestinationRule)
+            }
             (Kind::RateLimitPolicy, Some(Object::RateLimitPolicy(new))) => {
                 put(&mut self.rate_limit_policies, key, Some(new)).map(Object::RateLimitPolicy)
             }

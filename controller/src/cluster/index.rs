@@ -285,6 +285,7 @@ impl Index {
                 }
             }
             Object::Node(_)
+            | Object::DestinationRule(_)
             | Object::Gateway(_)
             | Object::GatewayClass(_)
             | Object::ReferenceGrant(_)

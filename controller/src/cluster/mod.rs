@@ -23,10 +23,10 @@ pub use apply::Touched;
 use index::Index;
 pub use index::{AttachedPolicy, HostOwner, Member, SelectorOwner};
 use object::{
-    AuthorizationPolicy, EndpointSlice, Gateway, GatewayClass, Key, Labels, LimitTarget, MeshConfig, Name,
-    NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, Provider, RateLimitPolicy,
-    ReferenceGrant, RequestAuthentication, Route, Selector, Service, ServiceEntry, VirtualService,
-    WorkloadEntry,
+    AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, GatewayClass, Key, Labels, LimitTarget,
+    MeshConfig, Name, NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, Provider,
+    RateLimitPolicy, ReferenceGrant, RequestAuthentication, Route, Selector, Service, ServiceEntry,
+    VirtualService, WorkloadEntry,
 };
 pub use vips::{Vip, Vips};
 
@@ -162,6 +162,8 @@ pub struct Cluster {
     pub peer_authentications: Store<PeerAuthentication>,
     /// RequestAuthentications.
     pub request_authentications: Store<RequestAuthentication>,
+    /// DestinationRules.
+    pub destination_rules: Store<DestinationRule>,
     /// RateLimitPolicies.
     pub rate_limit_policies: Store<RateLimitPolicy>,
     /// VirtualServices.
@@ -194,6 +196,7 @@ impl Cluster {
             authorization_policies: Store::default(),
             peer_authentications: Store::default(),
             request_authentications: Store::default(),
+            destination_rules: Store::default(),
             rate_limit_policies: Store::default(),
             virtual_services: Store::default(),
             gateways: Store::default(),
@@ -253,6 +256,12 @@ impl Cluster {
             .filter(|member| self.labels_of(member).is_some_and(|labels| selector.matches(labels)))
             .cloned()
             .collect()
+    }
+
+    /// The pods and workload entries of a namespace.
+    pub fn members_within<'a>(&'a self, namespace: &'a Namespace) -> impl Iterator<Item = Member> + 'a {
+        let pods = self.pods.within(namespace).map(|(name, _)| Member::Pod(name.clone()));
+        pods.chain(self.workload_entries.within(namespace).map(|(name, _)| Member::Entry(name.clone())))
     }
 
     /// Every pod and workload entry.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ambit_api::{
     CustomKind,
     authorization_policy::AuthorizationPolicy,
+    destination_rule::DestinationRule,
     grpc_route::GRPCRoute,
     http_route::HTTPRoute,
     peer_authentication::PeerAuthentication,
@@ -70,6 +71,7 @@ impl Served {
             Kind::AuthorizationPolicy => custom::<AuthorizationPolicy>(),
             Kind::PeerAuthentication => custom::<PeerAuthentication>(),
             Kind::RequestAuthentication => custom::<RequestAuthentication>(),
+            Kind::DestinationRule => custom::<DestinationRule>(),
             Kind::RateLimitPolicy => custom::<RateLimitPolicy>(),
             Kind::VirtualService => custom::<VirtualService>(),
             Kind::GrpcRoute => custom::<GRPCRoute>(),
@@ -186,6 +188,7 @@ pub(super) async fn look(client: &Client) -> Result<(BTreeMap<Kind, Served>, BTr
         Kind::AuthorizationPolicy,
         Kind::PeerAuthentication,
         Kind::RequestAuthentication,
+        Kind::DestinationRule,
         Kind::RateLimitPolicy,
         Kind::VirtualService,
         Kind::GrpcRoute,

@@ -70,7 +70,7 @@ impl Manager {
             Kind::WorkloadEntry => &[Self::WorkloadEntry],
             Kind::AuthorizationPolicy => &[Self::TunnelPolicy, Self::WaypointPolicy],
             Kind::PeerAuthentication => &[Self::PeerAuthentication],
-            Kind::RequestAuthentication => &[Self::WaypointPolicy],
+            Kind::RequestAuthentication | Kind::DestinationRule => &[Self::WaypointPolicy],
             Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => &[Self::Route],
             Kind::RateLimitPolicy => &[Self::Limit],
             Kind::VirtualService => &[Self::VirtualService],
@@ -170,6 +170,7 @@ fn tellable(key: &ObjectKey) -> Option<Key> {
         Kind::AuthorizationPolicy,
         Kind::PeerAuthentication,
         Kind::RequestAuthentication,
+        Kind::DestinationRule,
         Kind::RateLimitPolicy,
         Kind::VirtualService,
         Kind::GrpcRoute,
@@ -222,6 +223,7 @@ fn complain(cluster: &Cluster, key: &Key, complaint: &str, conditions: &mut Vec<
             Some(policy) if matches!(policy.tokens, Tokens::Undecodable(_)) => return,
             Some(_) | None => WAYPOINT_ACCEPTED,
         },
+        Kind::DestinationRule => WAYPOINT_ACCEPTED,
         Kind::RateLimitPolicy
         | Kind::VirtualService
         | Kind::GrpcRoute
@@ -289,6 +291,7 @@ pub(super) fn uid_of(cluster: &Cluster, key: &Key) -> Option<Label> {
         Kind::RequestAuthentication => {
             cluster.request_authentications.get(name).map(|object| object.meta.uid.clone())
         }
+        Kind::DestinationRule => cluster.destination_rules.get(name).map(|object| object.meta.uid.clone()),
         Kind::RateLimitPolicy => cluster.rate_limit_policies.get(name).map(|object| object.meta.uid.clone()),
         Kind::VirtualService => cluster.virtual_services.get(name).map(|object| object.meta.uid.clone()),
         Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {

@@ -1,6 +1,7 @@
 //! What the mesh is to know of one thing, from all that users wrote. Pure: `(&Cluster, &Output) -> Option<…>`.
 
 pub mod authz;
+pub mod destination;
 pub mod limit;
 pub mod limit_status;
 pub mod peer_auth;

@@ -13,7 +13,7 @@ use ambit_model::{
 };
 
 use super::{
-    authz, limit,
+    authz, destination, limit,
     route::{place, reach},
     service, virtual_service, waypoint,
 };
@@ -51,6 +51,7 @@ pub fn translate(cluster: &Cluster, gateway: &Name, service: &ServiceKey) -> Opt
     parts.limits = limit::of_service(cluster, gateway, &owner, service);
     let own = PolicyTarget::Service(owner);
     judge(cluster, policies(cluster, gateway, Some(&own)), &mut parts);
+    parts.traffic = destination::of_config(cluster, service, &parts);
     Some(ServiceConfig::new(service.clone(), parts))
 }
 

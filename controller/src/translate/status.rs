@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::service::{waypoint_of, waypoint_of_entry};
 use super::waypoint::{self, Binding, Canary};
-use super::{limit_status, policy_status, route_status, virtual_service_status};
+use super::{destination, limit_status, policy_status, route_status, virtual_service_status};
 use crate::cluster::object::{Key, Kind, Name, Resolution, ServiceEntry};
 use crate::cluster::{Cluster, EntryVisibility};
 
@@ -51,6 +51,7 @@ pub fn keys(cluster: &Cluster) -> impl Iterator<Item = Key> {
             Kind::RequestAuthentication,
             cluster.request_authentications.iter().map(|(name, _)| name),
         ))
+        .chain(keys(Kind::DestinationRule, cluster.destination_rules.iter().map(|(name, _)| name)))
         .chain(keys(Kind::RateLimitPolicy, cluster.rate_limit_policies.iter().map(|(name, _)| name)))
         .chain(keys(Kind::VirtualService, cluster.virtual_services.iter().map(|(name, _)| name)))
         .chain(cluster.routes().map(|(key, _)| key.clone()))
@@ -89,6 +90,10 @@ pub fn of(cluster: &Cluster, key: &Key) -> Vec<Condition> {
             Some(object) => {
                 (object.meta.generation, vec![policy_status::of_request_authentication(cluster, object)])
             }
+            None => return Vec::new(),
+        },
+        Kind::DestinationRule => match cluster.destination_rules.get(name) {
+            Some(object) => (object.meta.generation, vec![destination::status(cluster, object)]),
             None => return Vec::new(),
         },
         Kind::RateLimitPolicy => match cluster.rate_limit_policies.get(name) {

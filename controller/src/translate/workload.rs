@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ambit_api::labels;
 use ambit_model::{
-    name::{Hostname, Label, Namespace, Network, PolicyKey, ServiceKey},
+    name::{Hostname, Label, Namespace, Network, PolicyKey, ServiceKey, Uid},
     service::{PortMap, TargetPort},
     workload::{Capacity, Health, NetworkMode, Tunnel, Workload, WorkloadType},
 };
@@ -16,7 +16,7 @@ use crate::cluster::object::{
     Endpoint, EndpointSlice, EntryAddress, EntryPort, Labels, Meta, Name, Pod, Resolution, Service,
     ServiceEntry, Target,
 };
-use crate::cluster::{Cluster, HostOwner, SelectorOwner};
+use crate::cluster::{Cluster, HostOwner, Member, SelectorOwner};
 
 /// The workload that is made from `source`; `None` if it takes no part in the mesh.
 pub fn translate(cluster: &Cluster, source: &WorkloadSource) -> Option<Workload> {
@@ -45,6 +45,24 @@ pub fn slice_sources(slice: &EndpointSlice) -> Vec<WorkloadSource> {
     ips.map(|ip| WorkloadSource::Slice { slice: slice.meta.name.clone(), ip: *ip }).collect()
 }
 
+/// By what the mesh knows a pod or workload entry.
+pub fn member_uid(cluster: &Cluster, member: &Member) -> Uid {
+    let cluster_id = &cluster.settings().cluster;
+    match member {
+        Member::Pod(name) => format!("{cluster_id}//Pod/{}/{}", name.namespace, name.name).into(),
+        Member::Entry(name) => {
+            format!("{cluster_id}/networking.istio.io/WorkloadEntry/{}/{}", name.namespace, name.name).into()
+        }
+    }
+}
+
+/// By what the mesh knows an endpoint that is written in a ServiceEntry.
+pub fn inline_uid(cluster: &Cluster, entry: &Name, address: &EntryAddress) -> Uid {
+    let cluster_id = &cluster.settings().cluster;
+    format!("{cluster_id}/networking.istio.io/ServiceEntry/{}/{}/{address}", entry.namespace, entry.name)
+        .into()
+}
+
 /// A pod that has ended or has no address is no workload; one that is not ready is an unhealthy one.
 fn of_pod(cluster: &Cluster, pod: &Pod) -> Option<Workload> {
     if pod.phase.is_terminal() || pod.ips.is_empty() {
@@ -57,7 +75,7 @@ fn of_pod(cluster: &Cluster, pod: &Pod) -> Option<Workload> {
     let node = cluster.nodes.get(&Name::new("", pod.node.as_str()));
     let common = common(cluster, &pod.meta, &pod.meta.labels, &services, pod.owner.name.clone());
     Some(Workload {
-        uid: format!("{}//Pod/{}/{}", cluster.settings().cluster, name.namespace, name.name).into(),
+        uid: member_uid(cluster, &Member::Pod(name.clone())),
         addresses: pod.ips.clone().into(),
         tunnel,
         native_tunnel,
@@ -80,10 +98,8 @@ fn of_entry(cluster: &Cluster, name: &Name) -> Option<Workload> {
     });
     let (tunnel, native_tunnel) = tunnel_of(&entry.meta);
     let common = common(cluster, &entry.meta, &entry.labels, &services, name.name.clone());
-    let cluster_id = &cluster.settings().cluster;
     Some(Workload {
-        uid: format!("{cluster_id}/networking.istio.io/WorkloadEntry/{}/{}", name.namespace, name.name)
-            .into(),
+        uid: member_uid(cluster, &Member::Entry(name.clone())),
         tunnel,
         native_tunnel,
         services: services.into_iter().collect(),
@@ -138,13 +154,8 @@ fn of_inline(cluster: &Cluster, name: &Name, address: &EntryAddress) -> Option<W
         Some(endpoint) => at(endpoint, common),
         None => common,
     };
-    let cluster_id = &cluster.settings().cluster;
     Some(Workload {
-        uid: format!(
-            "{cluster_id}/networking.istio.io/ServiceEntry/{}/{}/{address}",
-            name.namespace, name.name
-        )
-        .into(),
+        uid: inline_uid(cluster, name, address),
         tunnel,
         native_tunnel,
         services: services.into_iter().collect(),

@@ -8,6 +8,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use crate::authorization_policy::{AuthorizationPolicy, AuthorizationPolicySpec};
+use crate::destination_rule::{DestinationRule, DestinationRuleSpec};
 use crate::kind::CustomKind;
 use crate::peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};
 use crate::rate_limit_policy::{RateLimitPolicy, RateLimitPolicySpec};
@@ -59,6 +60,7 @@ pub fn all() -> Vec<Definition> {
         ),
         definition::<WorkloadEntry, WorkloadEntrySpec>("we", &[Column("Address", ".spec.address")]),
         definition::<WorkloadGroup, WorkloadGroupSpec>("wg", &[]),
+        definition::<DestinationRule, DestinationRuleSpec>("dr", &[Column("Host", ".spec.host")]),
         definition::<RateLimitPolicy, RateLimitPolicySpec>("rlp", &[]),
     ]
 }

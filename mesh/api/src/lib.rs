@@ -10,6 +10,7 @@
 
 pub mod authorization_policy;
 pub mod crds;
+pub mod destination_rule;
 pub mod directory;
 pub mod gateway;
 pub mod grpc_route;

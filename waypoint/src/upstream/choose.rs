@@ -96,7 +96,7 @@ impl Upstream {
     pub fn choose(&self, mesh: &Snapshot, choice: &Choice<'_>, tried: &[Uid]) -> Result<Endpoint, Refusal> {
         let shared = self.shared();
         match choice.goal {
-            Goal::Service { service, port, .. } => {
+            Goal::Service { service, port, terms } => {
                 let none = || Refusal::NoEndpoint { service: service.key().to_string(), port: *port };
                 let known = mesh.endpoints(&service.key()).ok_or_else(none)?;
                 let choose = |tried: &[Uid]| {
@@ -107,6 +107,10 @@ impl Upstream {
                 let (pick, doing) = choose(tried).or_else(|| choose(&[])).ok_or_else(none)?;
                 let workload = pick.endpoint.workload.clone();
                 let hop = Hop::to(&workload, Some(service), pick.port, choice.asked).ok_or_else(none)?;
+                let needs_tunnel = terms.policy.as_ref().is_some_and(|policy| policy.needs_tunnel);
+                if needs_tunnel && matches!(hop, Hop::Plain(_)) {
+                    return Err(Refusal::NoTunnel(workload.uid.to_string()));
+                }
                 Ok(Endpoint { workload, hop, doing })
             }
             Goal::Workload { workload, port } => {

@@ -13,6 +13,7 @@
 
 mod authorizers;
 mod bytes;
+mod endpoints;
 mod faults;
 mod hostile;
 mod limits;

@@ -277,6 +277,7 @@ fn of_reach(cluster: &Cluster, key: &Key, document: &Document, complete: bool) -
         Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
         | Kind::RequestAuthentication
+        | Kind::DestinationRule
         | Kind::RateLimitPolicy
         | Kind::VirtualService
         | Kind::Node
@@ -337,6 +338,7 @@ fn field_of(kind: Kind, condition: &Condition) -> String {
         }
         "Accepted" if kind == Kind::VirtualService => "spec.hosts".to_owned(),
         "ResolvedRefs" if kind == Kind::VirtualService => "spec.http".to_owned(),
+        "WaypointAccepted" if kind == Kind::DestinationRule => "spec.host".to_owned(),
         "WaypointAccepted" => "spec.targetRefs".to_owned(),
         "ZtunnelAccepted" => "spec".to_owned(),
         "istio.io/WaypointBound" => format!("metadata.labels[{}]", labels::USE_WAYPOINT),

@@ -110,7 +110,7 @@ fn authorizer(field: &str, asked: api::Asked, protocol: CheckProtocol) -> Result
         hostname: hostname.into(),
         port: super::port(format!("{field}.port"), asked.port)?,
         timeout: match &asked.timeout {
-            Some(text) => parse_timeout(field, text)?,
+            Some(text) => parse_istio_duration(format!("{field}.timeout"), text)?,
             None => CHECK_TIMEOUT,
         },
         on_failure: match (asked.fail_open, &asked.status_on_error) {
@@ -142,8 +142,8 @@ fn refused(field: &str, error: &InvalidAuthorizer) -> Rejection {
     Rejection::new(field, error.to_string(), remedy)
 }
 
-/// As Istio writes it, seconds with a fraction; or as Gateway API does.
-fn parse_timeout(field: &str, text: &str) -> Result<Duration, Rejection> {
+/// A duration as Istio writes it, seconds with a fraction; or as Gateway API does.
+pub(super) fn parse_istio_duration(field: String, text: &str) -> Result<Duration, Rejection> {
     let fraction =
         text.strip_suffix('s').filter(|number| number.chars().all(|c| c.is_ascii_digit() || c == '.'));
     let seconds = fraction.and_then(|number| number.parse().ok());
@@ -151,7 +151,7 @@ fn parse_timeout(field: &str, text: &str) -> Result<Duration, Rejection> {
         seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).or_else(|| duration(text));
     parsed.ok_or_else(|| {
         let what = format!("{text:?} is no duration");
-        Rejection::new(format!("{field}.timeout"), what, "write a duration such as 500ms or 10s")
+        Rejection::new(field, what, "write a duration such as 500ms or 10s")
     })
 }
 

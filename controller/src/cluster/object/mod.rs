@@ -3,6 +3,7 @@
 
 mod authorization;
 mod authorization_rule;
+mod destination_rule;
 mod entry;
 mod gateway;
 mod grpc_route;
@@ -38,6 +39,7 @@ use serde_json::Value;
 
 pub use authorization::{AuthorizationPolicy, Content};
 pub use authorization_rule::ParsedRule;
+pub use destination_rule::{DestinationRule, EndpointPolicies, EndpointPolicy, Subset};
 pub use entry::{Endpoint, EntryAddress, EntryPort, Resolution, ServiceEntry, WorkloadEntry};
 pub use gateway::{AllowedNamespaces, Binding, Gateway, GatewayClass, Listener, Reach, TrafficType};
 pub use mesh_config::{MeshConfig, Provider};
@@ -106,6 +108,8 @@ pub enum Kind {
     PeerAuthentication,
     /// `RequestAuthentication`.
     RequestAuthentication,
+    /// `DestinationRule`.
+    DestinationRule,
     /// `RateLimitPolicy`.
     RateLimitPolicy,
     /// `VirtualService`.
@@ -152,6 +156,9 @@ impl Kind {
             ("security.istio.io", "AuthorizationPolicy") if stable => Some(Self::AuthorizationPolicy),
             ("security.istio.io", "PeerAuthentication") if stable => Some(Self::PeerAuthentication),
             ("security.istio.io", "RequestAuthentication") if stable => Some(Self::RequestAuthentication),
+            ("networking.istio.io", "DestinationRule") if stable || version == "v1alpha3" => {
+                Some(Self::DestinationRule)
+            }
             ("ambit.io", "RateLimitPolicy") if version == "v1alpha1" => Some(Self::RateLimitPolicy),
             ("gateway.networking.k8s.io", "Gateway") if stable => Some(Self::Gateway),
             ("gateway.networking.k8s.io", "GatewayClass") if stable => Some(Self::GatewayClass),
@@ -187,6 +194,7 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
+            Self::DestinationRule => "DestinationRule",
             Self::RateLimitPolicy => "RateLimitPolicy",
             Self::VirtualService => "VirtualService",
             Self::Gateway => "Gateway",
@@ -239,6 +247,8 @@ pub enum Object {
     PeerAuthentication(Arc<PeerAuthentication>),
     /// Whose tokens are believed.
     RequestAuthentication(Arc<RequestAuthentication>),
+    /// How endpoints are used.
+    DestinationRule(Arc<DestinationRule>),
     /// How many requests are taken.
     RateLimitPolicy(Arc<RateLimitPolicy>),
     /// Where requests go, and what is done to them.
@@ -269,6 +279,7 @@ impl Object {
             Self::AuthorizationPolicy(object) => (Kind::AuthorizationPolicy, &object.meta),
             Self::PeerAuthentication(object) => (Kind::PeerAuthentication, &object.meta),
             Self::RequestAuthentication(object) => (Kind::RequestAuthentication, &object.meta),
+            Self::DestinationRule(object) => (Kind::DestinationRule, &object.meta),
             Self::RateLimitPolicy(object) => (Kind::RateLimitPolicy, &object.meta),
             Self::VirtualService(object) => (Kind::VirtualService, &object.meta),
             Self::Gateway(object) => (Kind::Gateway, &object.meta),
@@ -368,6 +379,7 @@ pub fn parse_value(
                 | Kind::EndpointSlice
                 | Kind::ServiceEntry
                 | Kind::WorkloadEntry
+                | Kind::DestinationRule
                 | Kind::Gateway
                 | Kind::GatewayClass
                 | Kind::ReferenceGrant => None,
@@ -423,6 +435,9 @@ fn parse_known(kind: Kind, written: &Written<'_>) -> Result<Object, Rejection> {
         }
         Kind::RequestAuthentication => {
             Object::RequestAuthentication(Arc::new(RequestAuthentication::parse(namespace, read(written)?)?))
+        }
+        Kind::DestinationRule => {
+            Object::DestinationRule(Arc::new(DestinationRule::parse(namespace, read(written)?)?))
         }
         Kind::RateLimitPolicy => {
             Object::RateLimitPolicy(Arc::new(RateLimitPolicy::parse(namespace, read(written)?)?))

@@ -45,6 +45,7 @@ pub(super) const WATCHED: [Watched; 20] = [
     of(Kind::AuthorizationPolicy, "security.istio.io", STABLE, "authorizationpolicies", Depth::Whole),
     of(Kind::PeerAuthentication, "security.istio.io", STABLE, "peerauthentications", Depth::Whole),
     of(Kind::RequestAuthentication, "security.istio.io", STABLE, "requestauthentications", Depth::Whole),
+    of(Kind::DestinationRule, "networking.istio.io", OLDEST, "destinationrules", Depth::Whole),
     of(Kind::RateLimitPolicy, "ambit.io", &["v1alpha1"], "ratelimitpolicies", Depth::Whole),
     of(Kind::Gateway, "gateway.networking.k8s.io", STABLE, "gateways", Depth::Whole),
     of(Kind::GatewayClass, "gateway.networking.k8s.io", STABLE, "gatewayclasses", Depth::Whole),

@@ -94,6 +94,8 @@ pub struct TrafficPolicy {
     pub connections: Connections,
     /// When one of them gets nothing for a while.
     pub outliers: Outliers,
+    /// Whether they are asked through a tunnel or not at all.
+    pub needs_tunnel: bool,
 }
 
 /// Which endpoint is asked.

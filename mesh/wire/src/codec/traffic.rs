@@ -95,6 +95,7 @@ fn decode_policy(message: pb::TrafficPolicy, names: &mut Interner) -> Result<Tra
         },
         connections: message.connections.map(decode_connections).unwrap_or_default(),
         outliers: message.outliers.map(decode_outliers).transpose()?.unwrap_or_default(),
+        needs_tunnel: message.needs_tunnel,
     })
 }
 
@@ -127,6 +128,7 @@ fn encode_policy(policy: &TrafficPolicy) -> pb::TrafficPolicy {
         warmup,
         connections: Some(encode_connections(&policy.connections)),
         outliers: Some(encode_outliers(&policy.outliers)),
+        needs_tunnel: policy.needs_tunnel,
     }
 }
 
@@ -328,11 +330,14 @@ pub(super) mod tests {
                 heeds_retry_after,
             },
         );
-        (balancing(), connections, outliers).prop_map(|(balancing, connections, outliers)| TrafficPolicy {
-            balancing,
-            connections,
-            outliers,
-        })
+        (balancing(), connections, outliers, any::<bool>()).prop_map(
+            |(balancing, connections, outliers, needs_tunnel)| TrafficPolicy {
+                balancing,
+                connections,
+                outliers,
+                needs_tunnel,
+            },
+        )
     }
 
     pub(in crate::codec) fn traffic() -> impl Strategy<Value = (ServiceKey, Arc<Traffic>)> {

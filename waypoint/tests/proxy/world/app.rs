@@ -48,6 +48,7 @@ impl Heard {
 /// |---|---|
 /// | `/status/503` | answers with that status |
 /// | `/status/503/2` | the first two times; then with 200 |
+/// | `/retry-after/S` | answers with 503, and asks to be left alone for so long |
 /// | `/slow/MS` | waits before it answers |
 /// | `/reset` | closes without an answer |
 /// | `/trailers` | has trailers |
@@ -135,6 +136,11 @@ async fn answer(
         ["status", code] => text(code.parse().unwrap(), String::new()),
         ["status", code, often] if times <= often.parse().unwrap() => {
             text(code.parse().unwrap(), String::new())
+        }
+        ["retry-after", seconds] => {
+            let mut asked = text(StatusCode::SERVICE_UNAVAILABLE, String::new());
+            asked.headers_mut().insert("retry-after", seconds.parse().unwrap());
+            asked
         }
         ["slow", ms] => {
             tokio::time::sleep(Duration::from_millis(ms.parse().unwrap())).await;

@@ -139,6 +139,18 @@ impl Filters {
         }
     }
 
+    /// To whom copies may go.
+    pub fn destinations(&self) -> impl Iterator<Item = &super::Destination> {
+        self.0.iter().filter_map(|filter| match filter {
+            Filter::Mirror(mirror) => Some(&mirror.to),
+            Filter::RequestHeaders(_)
+            | Filter::ResponseHeaders(_)
+            | Filter::Rewrite(_)
+            | Filter::Redirect(_)
+            | Filter::Cors(_) => None,
+        })
+    }
+
     /// The mirrors that get a copy of one request.
     pub fn mirrors<'f>(&'f self, dice: &'f mut dyn Dice) -> impl Iterator<Item = &'f Mirror> {
         let mirrors = self.0.iter().filter_map(|filter| match filter {
