@@ -183,7 +183,7 @@ impl Figures {
 }
 
 /// How many objects there are, by kind.
-pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 14] {
+pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 15] {
     [
         ("Namespace", cluster.namespaces.len()),
         ("Node", cluster.nodes.len()),

@@ -33,7 +33,7 @@ pub(super) enum Depth {
 const STABLE: &[&str] = &["v1", "v1beta1"];
 const OLDEST: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
-pub(super) const WATCHED: [Watched; 20] = [
+pub(super) const WATCHED: [Watched; 21] = [
     of(Kind::Namespace, "", &["v1"], "namespaces", Depth::Metadata),
     of(Kind::Node, "", &["v1"], "nodes", Depth::Metadata),
     of(Kind::Pod, "", &["v1"], "pods", Depth::Whole),

@@ -147,7 +147,8 @@ impl Filters {
             | Filter::ResponseHeaders(_)
             | Filter::Rewrite(_)
             | Filter::Redirect(_)
-            | Filter::Cors(_) => None,
+            | Filter::Cors(_)
+            | Filter::Fault(_) => None,
         })
     }
 
