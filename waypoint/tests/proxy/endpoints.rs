@@ -96,7 +96,7 @@ fn a_subset_is_all_that_its_requests_see() {
         let answers = answers(&tunnel, &[], 40).await;
         assert_eq!(answers.keys().collect::<Vec<_>>(), ["127.0.0.3:8080", "127.0.0.4:8080"]);
         assert_eq!(tunnel.get(WEB, "/status/200").await.status, 500, "nobody defines v9");
-        waypoint.line(&["no_subset", "v9"]).await;
+        waypoint.line(&["flag=\"NC\"", "defines subset v9"]).await;
         assert_eq!(tunnel.get(WEB, "/upgrade").await.status, 503, "a subset without endpoints");
     });
 }
@@ -194,15 +194,11 @@ fn more_than_a_rule_allows_is_refused() {
         let waypoint = world.start().await;
         let tunnel = world.tunnel().await;
         let mut first = tunnel.http1(WEB).await;
-        let mut slow = Box::pin(first.send_request(get("/slow/60000")));
-        until("the first request", async || {
-            let _ = futures_util::poll!(&mut slow);
-            (web.heard().len() == 1).then_some(())
-        })
-        .await;
+        let slow = tokio::spawn(first.send_request(get("/slow/3000")));
+        until("the first request", async || (web.heard().len() == 1).then_some(())).await;
         assert_eq!(tunnel.get(WEB, "/").await.status, 503);
         waypoint.until_counted("istio_requests_total", &["response_flags=\"UO\""], 1).await;
-        drop((slow, first));
+        assert_eq!(Told::read(slow.await.unwrap().unwrap()).await.status, 200);
         until("a place", async || (tunnel.get(WEB, "/").await.status == 200).then_some(())).await;
     });
 }
@@ -279,7 +275,7 @@ fn where_a_rule_asks_for_tls_nothing_is_sent_in_the_clear() {
         world.configure("shop/web", governed(policy, vec![], Parts::default()));
         let waypoint = world.start().await;
         assert_eq!(world.tunnel().await.get(WEB, "/").await.status, 503);
-        waypoint.line(&["no_tunnel"]).await;
+        waypoint.line(&["flag=\"UF\"", "asks for TLS"]).await;
         assert!(web.heard().is_empty());
     });
 }
