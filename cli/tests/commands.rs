@@ -43,6 +43,16 @@ fn the_version_of_the_client_needs_nobody() {
 }
 
 #[test]
+fn a_debug_token_needs_a_controller_that_signs_it() {
+    let asked = run(&["waypoint", "token", "-n", "shop", "--controller", "127.0.0.1:1"]);
+    assert_eq!(asked.status.code(), Some(1), "{asked:?}");
+    assert!(asked.stdout.is_empty(), "{asked:?}");
+    let said = text(&asked.stderr);
+    assert!(said.contains("no debug token was signed") && said.contains("does the daemon run?"), "{said}");
+    assert!(text(&run(&["waypoint", "token", "--help"]).stdout).contains("x-ambit-debug"));
+}
+
+#[test]
 fn every_shell_gets_a_completion_that_knows_the_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = run(&["completion", shell]);

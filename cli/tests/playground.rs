@@ -171,6 +171,15 @@ fn a_playground_is_brought_up_used_changed_broken_and_taken_down() {
         status.contains("Service shop/web").then_some(())
     });
     playground.ok(&call);
+    // Its requests are explained to whoever has a token of the controller.
+    let token = playground.ok(&["waypoint", "token", "-n", "shop", "waypoint", "--for", "1m"]);
+    let header = format!("x-ambit-debug: {}", token.trim_end());
+    let curl = ["playground", "exec", "shop/client", "--", "curl", "-si", "-H", &header, "http://web/"];
+    until("a request that the waypoint explains", || {
+        playground.ok(&curl).contains(r#"x-ambit-explanation: {"waypoint":"shop/waypoint""#).then_some(())
+    });
+    let wrong = playground.ambit(&["waypoint", "token", "-n", "shop", "other"]);
+    assert!(text(&wrong.stderr).contains("no waypoint of shop/other"), "{wrong:?}");
     let gone = playground.ok(&["waypoint", "delete", "waypoint", "-n", "shop", "--cleanup"]);
     assert!(gone.contains("Namespace shop names no waypoint any more"), "{gone}");
     until("its pod is gone", || {

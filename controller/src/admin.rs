@@ -7,13 +7,14 @@
 //! | `/debug/configz` | every published resource with its version; `?type=` and `?name=` narrow it |
 //! | `/debug/syncz` | every subscriber: which node, since when, what was sent and acknowledged, the last NACK |
 //! | `/debug/ca` | what signs, who is trusted, how a rotation stands |
+//! | `/debug/token` | POST: signs a debug token for `?for=NAMESPACE/WAYPOINT`, `&life=10m`; on this machine alone |
 //! | `/debug/objects` | how many objects there are, what is wrong with documents, conditions of objects |
 
 use std::time::SystemTime;
 
 use ambit_api::directory::Problem;
 use ambit_runtime::{
-    admin::{Method, Pages, Response},
+    admin::{Address, Method, Pages, Request, Response},
     metrics::Metrics,
     ready::Ready,
     version,
@@ -26,7 +27,8 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::watch;
 
 use crate::{
-    ca::Desk,
+    ca::{Desk, debug_token::Wish},
+    config::duration,
     engine::View,
     metrics::{objects_of, short},
     translate::status,
@@ -45,6 +47,8 @@ pub struct Shown {
     pub ready: Ready,
     /// Who signs.
     pub desk: Desk,
+    /// Where the pages are.
+    pub at: Address,
 }
 
 /// All pages.
@@ -75,6 +79,13 @@ pub fn pages(shown: Shown, metrics: &Metrics) -> Pages {
         "what signs, which roots are trusted, how a rotation stands",
         move |_| document(&desk.page(SystemTime::now())),
     );
+    let of = shown.clone();
+    let pages = pages.slow_page(
+        Method::POST,
+        "/debug/token",
+        "signs a debug token; ?for=NAMESPACE or ?for=NAMESPACE/WAYPOINT, &life=10m",
+        move |request| token(of.clone(), request),
+    );
     pages.page(
         Method::GET,
         "/debug/objects",
@@ -100,6 +111,40 @@ fn readiness(ready: &Ready) -> Response {
         [] => Response::text("ready\n"),
         pending => Response::text(format!("not ready, pending: {}\n", pending.join(", ")))
             .with_status(StatusCode::SERVICE_UNAVAILABLE),
+    }
+}
+
+/// Signs a debug token. Nobody is asked who he is here, so it must take a right to get here: to this machine, or to
+/// forward a port to this pod.
+async fn token(shown: Shown, request: Request) -> Response {
+    let no = |status, why: String| Response::text(format!("{why}\n")).with_status(status);
+    let is_local = match &shown.at {
+        Address::Tcp(address) => address.ip().is_loopback(),
+        Address::Unix(_) => true,
+    };
+    if !is_local {
+        let why = "these pages are for the whole network, debug tokens are not; bind them to localhost or to a socket, by --admin";
+        return no(StatusCode::FORBIDDEN, why.to_owned());
+    }
+    // Browsers tell the origin of whatever posts; a page that has taken the name of this machine could read the answer.
+    if request.header("origin").is_some() || request.header("sec-fetch-site").is_some() {
+        return no(
+            StatusCode::FORBIDDEN,
+            "debug tokens are not for browsers; ask with ambit waypoint token".to_owned(),
+        );
+    }
+    let life = match request.query("life").map(|life| duration(&life)).transpose() {
+        Ok(life) => life,
+        Err(why) => return no(StatusCode::BAD_REQUEST, why),
+    };
+    let audience = request.query("for").unwrap_or_default();
+    let wish = match Wish::parse(&shown.cluster.read(), &audience, life) {
+        Ok(wish) => wish,
+        Err(why) => return no(StatusCode::BAD_REQUEST, why.to_string()),
+    };
+    match shown.desk.debug_token(&wish).await {
+        Ok(token) => Response::text(format!("{token}\n")),
+        Err(why) => no(StatusCode::SERVICE_UNAVAILABLE, why.to_string()),
     }
 }
 

@@ -450,7 +450,7 @@ impl FromStr for Account {
 pub struct NoAccount(String);
 
 /// `24h`, `1h30m`, `10s`: the words that all daemons take.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no length of time; write 24h, 90m, 10s or 500ms");
     let mut words = Env::new([(String::new(), text.to_owned())]);
     let length = words.duration("").optional();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use serde_json::Value;
 
 use crate::observe::{self, Sample};
 use crate::pages::Page;
@@ -18,6 +19,7 @@ const FAULTS: Page = Page(include_str!("../../docs/tasks/faults.md"));
 const VIRTUAL_SERVICE: Page = Page(include_str!("../../docs/tasks/virtual-service.md"));
 const MIRRORING: Page = Page(include_str!("../../docs/tasks/mirroring.md"));
 const TOKENS: Page = Page(include_str!("../../docs/tasks/tokens.md"));
+const EXPLAIN: Page = Page(include_str!("../../docs/tasks/explain.md"));
 const LIMITS: Page = Page(include_str!("../../docs/limits.md"));
 
 const CLIENT: &str = "shop/client";
@@ -107,7 +109,7 @@ fn shares(pods: &BTreeMap<String, u64>) -> String {
 /// How many requests a pod has answered.
 fn answered(town: &Town, pod: &str) -> anyhow::Result<u64> {
     let who = town.call(pod, &["http://127.0.0.1:8080/"])?.body()?;
-    let answered = who.get("answered").and_then(serde_json::Value::as_u64);
+    let answered = who.get("answered").and_then(Value::as_u64);
     answered.context("the application says no number")
 }
 
@@ -244,6 +246,53 @@ pub fn tokens(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     town.remove("authentication.yaml")?;
     town.stop().until(SOON, "an answer without a token", || {
         Ok((status(&town.call(CLIENT, &[&url])?) == 200).then_some(()))
+    })
+}
+
+/// What the waypoint explains of a request for `path` that shows `token`, and the status.
+fn explained(town: &Town, token: &str, path: &str) -> anyhow::Result<Option<(String, Value)>> {
+    let header = format!("x-ambit-debug: {token}");
+    let url = format!("{WEB}{path}");
+    let curl = ambit_lab::Program::new("curl").args(["-sSi", "-m", "5", "-H", &header, &url]);
+    let head = town.pod(CLIENT)?.run(&curl, SOON)?.stdout;
+    let status = head.split_whitespace().nth(1).unwrap_or_default().to_owned();
+    let told = head.lines().find_map(|line| line.strip_prefix("x-ambit-explanation: "));
+    told.map(|told| Ok((status, serde_json::from_str(told)?))).transpose()
+}
+
+/// `explain.md`: a token of the controller, and what the waypoint says of two requests.
+pub fn explain(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    let [policy] = yaml(EXPLAIN)?;
+    town.write("policy.yaml", &policy)?;
+    let signed = town.mesh().controller().admin().post("/debug/token?for=shop/waypoint&life=5m")?;
+    ensure!(signed.status == 200, "no token: {}", signed.body);
+    let token = signed.body.trim_end();
+    seen.did("Applied an AuthorizationPolicy that denies /admin, and had the controller sign a debug token.");
+    let (status, denied) = town.stop().until(SOON, "a denial that is explained", || {
+        let told = explained(town, token, "admin")?;
+        Ok(told.filter(|(status, _)| status == "403"))
+    })?;
+    let why = denied.pointer("/ended/error").and_then(Value::as_str).unwrap_or_default();
+    ensure!(why == "denied by policy: shop/no-admin", "{denied}");
+    seen.saw(format!("GET /admin: {status}, {why}."));
+    let (status, taken) = explained(town, token, "headers")?.context("no explanation")?;
+    let of = |pointer: &str| taken.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    ensure!(status == "200" && of("/attempts/0/outcome") == "200", "{taken}");
+    ensure!(of("/caller").ends_with("/ns/shop/sa/client"), "{taken}");
+    seen.saw(format!(
+        "GET /headers: {status}, let in because {}, by {}.",
+        of("/permitted"),
+        of("/attempts/0/endpoint")
+    ));
+    let heard =
+        town.call(CLIENT, &["-H", &format!("x-ambit-debug: {token}"), &format!("{WEB}headers")])?.body()?;
+    ensure!(heard.get("x-ambit-debug").is_none(), "the application has seen the token");
+    let changed = token.replacen(".", ".A", 1);
+    ensure!(explained(town, &changed, "headers")?.is_none(), "a token that nobody signed is believed");
+    seen.saw("The application sees no token; a changed one explains nothing.");
+    town.remove("policy.yaml")?;
+    town.stop().until(SOON, "an answer at /admin", || {
+        Ok(town.call(CLIENT, &[&format!("{WEB}admin")])?.all_well().is_ok().then_some(()))
     })
 }
 

@@ -3,7 +3,7 @@
 use ambit_e2e::story::{self, Tell};
 use ambit_e2e::tasks;
 
-const STEPS: [(&str, Tell); 9] = [
+const STEPS: [(&str, Tell); 10] = [
     ("A waypoint for a Service", tasks::bind),
     ("Canary: by header, and by weight", tasks::canary),
     ("Retries over a failing endpoint", tasks::retries),
@@ -11,6 +11,7 @@ const STEPS: [(&str, Tell); 9] = [
     ("Faults on purpose", tasks::faults),
     ("A VirtualService, brought along", tasks::virtual_service),
     ("Tokens, and what they say", tasks::tokens),
+    ("A request explained", tasks::explain),
     ("Limits: a client that calls too often", tasks::limits),
     ("All of it was counted", tasks::counted),
 ];

@@ -13,6 +13,7 @@ use std::{
 
 use ambit_model::{
     address::Target,
+    route::retry::Next,
     service::Service,
     trace::{Context, TraceId},
     workload::Workload,
@@ -34,6 +35,8 @@ use self::{
 use crate::{
     accept::arrival::Client,
     body::Passed,
+    caller::debug::Shown,
+    explain::{Explanation, X_AMBIT_EXPLANATION},
     hygiene::X_REQUEST_ID,
     metrics::{Metrics, RequestLabels},
     permit::Permit,
@@ -106,6 +109,8 @@ struct Open {
     policy: Option<String>,
     /// What the template has of the request's head, and of the response's.
     taken: Taken,
+    /// What came of its debug token, if it has one.
+    shown: Option<Shown>,
 }
 
 #[derive(Debug, Default)]
@@ -163,7 +168,36 @@ impl Record {
             told: told.map(|parent| parent.trace),
             policy: None,
             taken: Taken::default(),
+            shown: None,
         }))
+    }
+
+    /// It has a debug token, and this came of it.
+    pub fn shows(&mut self, shown: Shown) {
+        self.0.shown = Some(shown);
+    }
+
+    /// Adds to what is explained of it, if anything is. It has come so long ago.
+    pub fn explain(&mut self, add: impl FnOnce(&mut Explanation, Duration)) {
+        if let Some(Shown::Explains(explanation)) = &mut self.0.shown {
+            add(explanation, self.0.at.elapsed());
+        }
+    }
+
+    /// Tells the bearer of a debug token what came of his request; `refusal` is what ended it, if something did. Who shows
+    /// one is told by us alone.
+    pub fn tell_explanation(&mut self, refusal: Option<&Refusal>, headers: &mut HeaderMap) {
+        let Some(shown) = self.0.shown.take() else { return };
+        headers.remove(&X_AMBIT_EXPLANATION);
+        match shown {
+            Shown::Explains(explanation) => explanation.tell(refusal, self.0.at.elapsed(), headers),
+            Shown::Says(why) => {
+                if let Ok(why) = HeaderValue::try_from(why) {
+                    headers.insert(X_AMBIT_EXPLANATION, why);
+                }
+            }
+            Shown::Nothing => {}
+        }
     }
 
     /// Its head has its one reading.
@@ -177,6 +211,7 @@ impl Record {
 
     /// It may go on.
     pub fn permitted(&mut self, permit: &Permit) {
+        self.explain(|told, _| told.permitted(permit));
         if self.0.trace.as_ref().is_some_and(|trace| trace.is_recorded()) {
             self.0.policy = Some(permit.granted_by().to_string());
         }
@@ -352,6 +387,7 @@ impl Witness for Record {
     fn attempt(&mut self, workload: &Arc<Workload>, address: SocketAddr, repeated: u32) {
         self.0.upstream = Some((workload.clone(), address));
         self.0.attempts = repeated + 1;
+        self.explain(|told, at| told.attempt(workload, address, at));
         if let Some(trace) = &mut self.0.trace {
             trace.attempt(workload, address, repeated);
         }
@@ -364,10 +400,15 @@ impl Witness for Record {
     }
 
     fn answered(&mut self, outcome: Result<&Response<Incoming>, &Refusal>) {
+        self.explain(|told, at| told.answered(outcome.map(Response::status), at));
         if let Some(mut trace) = self.0.trace.take() {
             trace.answered(&self.0.request(), outcome);
             self.0.trace = Some(trace);
         }
+    }
+
+    fn next(&mut self, next: Next) {
+        self.explain(|told, _| told.next(next));
     }
 }
 

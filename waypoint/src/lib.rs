@@ -9,7 +9,8 @@
 //!    a [`fault`] injected that it asks for,
 //!    filters applied, and [`upstream`] sends it, once or several times.
 //!    Anything else: [`opaque`] chooses an endpoint and moves bytes.
-//! 4. What happened is counted and written ([`access`]); what is refused, and why, is in [`refusal`].
+//! 4. What happened is counted and written ([`access`]); what is refused, and why, is in [`refusal`]. Who shows a debug
+//!    token ([`caller::debug`]) is told all of it in the response ([`explain`]).
 
 pub mod accept;
 pub mod access;
@@ -19,6 +20,7 @@ pub mod authorizer;
 pub mod body;
 pub mod caller;
 pub mod config;
+pub mod explain;
 pub mod fault;
 pub mod hygiene;
 pub mod io;

@@ -56,6 +56,7 @@ pub struct Metrics {
     refused: Family<[(&'static str, &'static str); 1], Counter>,
     overload: Family<[(&'static str, &'static str); 1], Counter>,
     malformed_traces: Family<[(&'static str, &'static str); 1], Counter>,
+    debug_tokens: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 /// What was asked of external authorizers. They are not told apart: who they are is configuration, which has no bound.
@@ -169,6 +170,7 @@ impl Default for Metrics {
             refused: Family::default(),
             overload: Family::default(),
             malformed_traces: Family::default(),
+            debug_tokens: Family::default(),
         }
     }
 }
@@ -210,6 +212,8 @@ impl Metrics {
         registry.register("ambit_overload_rejections", help, metrics.overload.clone());
         let help = "Headers of traces that were malformed, and so ignored, by form";
         registry.register("ambit_malformed_trace_headers", help, metrics.malformed_traces.clone());
+        let help = "Debug tokens that requests have shown, by what came of it";
+        registry.register("ambit_debug_tokens", help, metrics.debug_tokens.clone());
         let info = Family::<[(&'static str, String); 2], Gauge>::default();
         info.get_or_create(&[("component", "waypoint".to_owned()), ("tag", tag)]).set(1);
         registry.register("istio_build", "The build of this component", info);
@@ -258,6 +262,11 @@ impl Metrics {
     /// What a request says of its trace in this form is malformed.
     pub fn malformed_trace(&self, form: Form) {
         self.malformed_traces.get_or_create(&[("form", form.word())]).inc();
+    }
+
+    /// A request has shown a debug token, and this came of it.
+    pub fn debug_token(&self, outcome: &'static str) {
+        self.debug_tokens.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// Something was refused or failed.

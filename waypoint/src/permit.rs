@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use ambit_model::{
-    authz::{self, Ask, By, Facts, Policy, Request, Ruling, Seen, Verdict, audited, dry_run},
+    authz::{self, Ask, By, Facts, Opinion, Policy, Request, Ruling, Seen, Verdict, audited, dry_run},
     claims::Claims,
     service_config::ServiceConfig,
 };
@@ -65,16 +65,24 @@ impl Permit {
         if received.path_is_ambiguous && config.policies().any(Policy::compares_paths) {
             return Err(Refusal::BadRequest(InvalidHead::Ambiguous));
         }
-        let host = head.uri.authority().map_or("", |authority| authority.as_str());
-        let request = Request {
-            host: without_last_dot(host),
-            method: &head.method,
-            path: head.uri.path(),
-            headers: &head.headers,
-            claims,
-        };
+        let request = asks(head, claims);
         let seen = Seen { remote: client.address.ip(), server_name: None, request: Some(&request) };
         Self::judge(config, client, destination, &seen, heard)
+    }
+
+    /// What each policy says of such a request, for whoever may know.
+    pub fn opinions<'c>(
+        config: &'c ServiceConfig,
+        client: &Client,
+        destination: SocketAddr,
+        head: &Parts,
+        claims: Option<&Claims>,
+    ) -> Vec<Opinion<'c>> {
+        let request = asks(head, claims);
+        let seen = Seen { remote: client.address.ip(), server_name: None, request: Some(&request) };
+        let peer = client.identity.as_ref();
+        let facts = Facts { peer, source: client.address.ip(), destination, seen: Some(&seen) };
+        authz::explain(config.policies(), &facts).collect()
     }
 
     fn judge(
@@ -114,6 +122,13 @@ impl Permit {
     pub fn granted_by(&self) -> &By {
         &self.granted_by
     }
+}
+
+/// A request, as policies see it.
+fn asks<'h>(head: &'h Parts, claims: Option<&'h Claims>) -> Request<'h> {
+    let host = head.uri.authority().map_or("", |authority| authority.as_str());
+    let (host, path) = (without_last_dot(host), head.uri.path());
+    Request { host, method: &head.method, path, headers: &head.headers, claims }
 }
 
 /// `web.` is `web`.

@@ -21,7 +21,7 @@ use crate::{
     access::Record,
     authorizer::{Authorizers, Heard, Question},
     body::{Answer, Ending, Passed, Source, Streamed},
-    caller,
+    caller::{self, debug},
     fault::Faults,
     hygiene::{self, InvalidHead, Received},
     io::Heads,
@@ -116,18 +116,25 @@ impl Proxy {
         let may_switch =
             request.headers().contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
         let wish = may_switch.then(|| hyper::upgrade::on(&mut request));
+        // Out of it before anybody else looks.
+        let token = debug::take(request.headers_mut());
         let mut record =
             Record::open(&self.shared().records, &tunnel.client, &tunnel.arrival.asked, &request);
+        if let Some(token) = token {
+            record.shows(debug::examine(self.shared(), &token));
+        }
         let told = self.story(tunnel, request, &mut record).await;
         let ending =
             |record| Ending { record, lease: None, underway: None, heads, passed: Passed::default() };
         match told {
-            Ok(Reply::Here(response)) => {
+            Ok(Reply::Here(mut response)) => {
+                record.tell_explanation(None, response.headers_mut());
                 record.responded(response.status(), response.headers());
                 response.map(|()| Answer::whole("", ending(record)))
             }
             Ok(Reply::Upstream(said)) => {
-                let Said { head, body, switch, lease, underway, deadline } = *said;
+                let Said { mut head, body, switch, lease, underway, deadline } = *said;
+                record.tell_explanation(None, &mut head.headers);
                 record.responded(head.status, &head.headers);
                 let ending = Ending { lease: Some(lease), underway: Some(underway), ..ending(record) };
                 if let (Some(client), Some(server)) = (wish, switch) {
@@ -152,22 +159,36 @@ impl Proxy {
         let shared = self.shared();
         let mut asked = receive(tunnel, request, shared.settings.limits.idle, record.received())?;
         record.read(&asked.head);
+        record.explain(|told, _| told.read(&asked.head));
         // One snapshot for the whole request.
         let mesh = shared.mesh.current();
         let target = Target::find(&mesh, &shared.served, shared.namespace(), &tunnel.arrival)?;
         record.meant_for(target.service());
+        record.explain(|told, _| told.meant_for(&target, &tunnel.client));
         let rules = target.config().authentication();
         let claims = caller::identify(rules, &shared.keys, &mut asked.head).await?;
-        let (permit, heard) = self.permit(&mesh, &target, tunnel, &mut asked, claims.as_ref()).await?;
+        record.explain(|told, _| told.identified(claims.as_ref()));
+        let permit = self.permit(&mesh, &target, tunnel, &mut asked, claims.as_ref(), record).await;
+        let (permit, heard) = permit?;
         record.permitted(&permit);
-        let chosen = choose(&target, &tunnel.client.namespace(), &asked.head)?;
+        let from = tunnel.client.namespace();
+        let chosen = choose(&target, &from, &asked.head);
+        record.explain(|told, _| {
+            let table = target.config().routes(target.port(), &from);
+            told.routed(table, chosen.as_ref().ok().and_then(Option::as_ref), &asked.head);
+        });
+        let chosen = chosen?;
         record.route(chosen.as_ref().map(route_name));
-        let room = self.room(&mesh, &target, tunnel, chosen.as_ref(), &mut asked).await?;
+        let room = self.room(&mesh, &target, tunnel, chosen.as_ref(), &mut asked, record).await?;
         let began = Instant::now();
         self.faults.inject(chosen.as_ref(), began, &shared.metrics, record).await?;
         let plan = match plan(&mesh, &target, chosen, &mut asked.head, tunnel.client.address.ip())? {
-            Planned::Go(plan) => plan,
+            Planned::Go(plan) => {
+                record.explain(|told, _| told.planned(&plan.goal, plan.filters()));
+                plan
+            }
             Planned::Answer(mut response) => {
+                record.explain(|told, _| told.answered_here());
                 room.tell(response.headers_mut());
                 heard.respond(response.headers_mut());
                 return Ok(Reply::Here(response));
@@ -187,14 +208,19 @@ impl Proxy {
         tunnel: &Tunnel,
         asked: &mut Asked,
         claims: Option<&Claims>,
+        record: &mut Record,
     ) -> Result<(Permit, Heard), Refusal> {
         let mut heard = Heard::default();
         loop {
             let request = (&asked.head, &asked.received);
             let client = &tunnel.client;
+            record.explain(|told, _| {
+                told.judged(Permit::opinions(target.config(), client, asked.address, &asked.head, claims));
+            });
             match Permit::request(target.config(), client, asked.address, request, claims, &heard)? {
                 Judged::Permitted(permit) => return Ok((permit, heard)),
                 Judged::Asks(ask) => {
+                    record.explain(|told, _| told.asks(&ask));
                     let Asked { head, body, spoken, address, .. } = &mut *asked;
                     let question =
                         Question { client, target, address: *address, spoken: *spoken, head, body };
@@ -213,6 +239,7 @@ impl Proxy {
         tunnel: &Tunnel,
         chosen: Option<&Chosen<'_>>,
         asked: &mut Asked,
+        record: &mut Record,
     ) -> Result<Room, Refusal> {
         let by = chosen.map(|chosen| (&**chosen.origin, &**chosen.rule));
         let counted = Counted {
@@ -221,6 +248,7 @@ impl Proxy {
             address: asked.address,
             going: Going { port: target.port(), by },
         };
+        record.explain(|told, _| told.counted(limits::counting(&counted, &asked.head)));
         limits::room(&self.upstream, mesh, counted, &mut asked.head).await
     }
 
@@ -317,6 +345,7 @@ fn refused(refusal: Refusal, mut ending: Ending) -> Response<Answer> {
             head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         }
     }
+    ending.record.tell_explanation(Some(&refusal), &mut head.headers);
     ending.record.responded(head.status, &head.headers);
     ending.record.refused(refusal);
     Response::from_parts(head, Answer::whole(text, ending))

@@ -59,6 +59,11 @@ impl Target {
 }
 
 impl Sources {
+    /// The playground, or the cluster.
+    pub(crate) fn mesh(&self) -> (&Place, &ClusterArgs) {
+        (&self.place, &self.cluster)
+    }
+
     /// Every component.
     pub(crate) async fn all(&self) -> anyhow::Result<Vec<Target>> {
         let mut named = self.named();

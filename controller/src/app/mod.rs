@@ -167,6 +167,7 @@ impl Controller {
             problems: seen_problems.clone(),
             ready: ready.clone(),
             desk: desk.clone(),
+            at: config.admin.clone(),
         };
         let metrics = registry.share();
         let pages = pages(shown, &metrics);

@@ -5,12 +5,15 @@
 //! | nothing by name, or its own identity | it is authenticated |
 //! | another identity | its account is a trusted node account, **and** the identity is of our trust domain, **and** a pod that has not failed runs as it on the caller's node |
 //!
+//! The identity that signs debug tokens nobody gets, whoever he is.
+//!
 //! Whatever else is asked is refused as `Unauthenticated` (protocols 3.4).
 
 use ambit_model::{
     identity::{Identity, InvalidIdentity, TrustDomain},
     name::Node,
 };
+use ambit_wire::debug_token;
 
 use crate::{cluster::Cluster, config::Account};
 
@@ -21,8 +24,11 @@ pub fn entitled(
     caller: &Caller,
     impersonated: Option<&str>,
 ) -> Result<Identity, Refusal> {
-    let Some(asked) = impersonated else { return Ok(caller.identity.clone()) };
-    let asked: Identity = asked.parse()?;
+    let asked =
+        impersonated.map(str::parse::<Identity>).transpose()?.unwrap_or_else(|| caller.identity.clone());
+    if debug_token::is_reserved(&asked) {
+        return Err(Refusal::Reserved(asked));
+    }
     if asked == caller.identity {
         return Ok(asked);
     }
@@ -66,6 +72,9 @@ pub enum Refusal {
     /// What it asks for is no identity.
     #[error("impersonation authentication failed: {0}")]
     NotAnIdentity(#[from] InvalidIdentity),
+    /// It signs debug tokens.
+    #[error("impersonation authentication failed: {0} is for the controller itself")]
+    Reserved(Identity),
     /// Others vouch for that identity.
     #[error(
         "impersonation authentication failed: {asked} is not of the trust domain {ours}, which is signed for here"
@@ -137,6 +146,21 @@ mod tests {
             let by_name = caller.identity.to_string();
             assert_eq!(entitled(&cluster, &[], &caller, Some(&by_name)), Ok(caller.identity.clone()));
         }
+    }
+
+    #[test]
+    fn nobody_gets_the_identity_that_signs_debug_tokens() {
+        let reserved = debug_token::identity(&TrustDomain::default());
+        // No pod can be written that has it.
+        let cluster = cluster(&[]);
+        let trusted = ["istio-system/ztunnel".parse().unwrap()];
+        let by_name = reserved.to_string();
+        let refused = Err(Refusal::Reserved(reserved.clone()));
+        let tunnel = caller("ztunnel", Some("n1"));
+        assert_eq!(entitled(&cluster, &trusted, &tunnel, Some(&by_name)), refused);
+        let itself = Caller { identity: reserved, node: Some("n1".into()) };
+        assert_eq!(entitled(&cluster, &trusted, &itself, None), refused);
+        assert_eq!(entitled(&cluster, &trusted, &itself, Some(&by_name)), refused);
     }
 
     #[test]

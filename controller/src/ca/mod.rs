@@ -8,6 +8,7 @@
 pub mod authority;
 pub mod caller;
 pub mod cert_manager;
+pub mod debug_token;
 pub mod distribute;
 pub mod exact;
 pub mod figures;
@@ -41,7 +42,7 @@ use ambit_wire::{
     cert::authority::{Serial, SignError, Validity},
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     task::spawn_blocking,
     time::timeout,
 };
@@ -161,21 +162,29 @@ impl Desk {
         let validity = self.0.terms.validity(application.lifetime_seconds, now)?;
         let node = caller.node.as_ref().map(tracing::field::display);
         debug!(certificate.identity = %identity, client.node = node, client.addr = ?application.client, "Certificate granted");
+        self.certify(turn, application.csr, identity, validity).await
+    }
+
+    /// Has `csr` signed for `identity`, by whoever signs here.
+    async fn certify(
+        &self,
+        turn: SemaphorePermit<'_>,
+        csr: String,
+        identity: Identity,
+        validity: Validity,
+    ) -> Result<Vec<String>, NotSigned> {
         match &self.0.signer {
-            Signer::Authority => {
-                let in_force = self.in_force();
-                self.sign(in_force, application, identity, validity).await
-            }
+            Signer::Authority => self.sign(self.in_force(), csr, identity, validity).await,
             Signer::Counted(lives) => {
                 let in_force = self.counted(lives, validity).await?;
-                self.sign(in_force, application, identity, validity).await
+                self.sign(in_force, csr, identity, validity).await
             }
             Signer::CertManager(cert_manager) => {
                 // It has turns of its own, and may take its time.
                 drop(turn);
-                let life = validity.not_after.duration_since(now).unwrap_or_default();
+                let life = validity.not_after.duration_since(SystemTime::now()).unwrap_or_default();
                 let in_force = self.in_force();
-                Ok(cert_manager.issue(&application.csr, &identity, life, in_force.bundle()).await?)
+                Ok(cert_manager.issue(&csr, &identity, life, in_force.bundle()).await?)
             }
         }
     }
@@ -183,14 +192,14 @@ impl Desk {
     async fn sign(
         &self,
         in_force: Arc<InForce>,
-        application: Application,
+        csr: String,
         identity: Identity,
         validity: Validity,
     ) -> Result<Vec<String>, NotSigned> {
         let desk = self.clone();
         spawn_blocking(move || {
             let serial = Serial::random().map_err(SignError::from)?;
-            let chain = in_force.authority().sign(&application.csr, &identity, validity, serial)?;
+            let chain = in_force.authority().sign(&csr, &identity, validity, serial)?;
             if let Some(root) = Fingerprint::of_signer(in_force.authority()) {
                 let end = validity.not_after.min(in_force.expires());
                 desk.0.issued.note(root, end, SystemTime::now());
@@ -270,6 +279,9 @@ pub enum NotSigned {
     /// cert-manager did not sign.
     #[error(transparent)]
     NotIssued(#[from] NotIssued),
+    /// The certificate is there, the debug token is not.
+    #[error(transparent)]
+    Token(#[from] ambit_wire::debug_token::SignError),
     /// It is not known yet which pods there are.
     #[error("the controller is still reading its configuration; try again")]
     Starting,
@@ -289,6 +301,7 @@ impl NotSigned {
             Self::Sign(SignError::Request(_)) => "request",
             Self::Sign(SignError::SignerExpired | SignError::Time | SignError::Crypto(_)) => "sign",
             Self::Uncounted(_) => "uncounted",
+            Self::Token(_) => "sign",
             Self::NotIssued(NotIssued::Request(_)) => "request",
             Self::NotIssued(why) => why.word(),
             Self::Starting => "starting",
@@ -307,6 +320,7 @@ impl NotSigned {
                 Status::internal(text)
             }
             Self::NotIssued(why) => why.status(),
+            Self::Token(_) => Status::internal(text),
             Self::Uncounted(_) | Self::Starting | Self::Interrupted => Status::unavailable(text),
         }
     }
@@ -338,7 +352,7 @@ impl Counts {
             NotSigned::Lifetime(_)
             | NotSigned::Sign(SignError::Request(_))
             | NotSigned::NotIssued(NotIssued::Request(_)) => &self.requests,
-            NotSigned::Uncounted(_) | NotSigned::NotIssued(_) => &self.failures,
+            NotSigned::Uncounted(_) | NotSigned::NotIssued(_) | NotSigned::Token(_) => &self.failures,
             NotSigned::Sign(SignError::SignerExpired | SignError::Time | SignError::Crypto(_))
             | NotSigned::Starting
             | NotSigned::Interrupted => &self.failures,

@@ -9,6 +9,7 @@
 
 mod authority;
 mod configuration;
+mod debug_tokens;
 mod probe;
 mod process;
 mod setup;

@@ -343,8 +343,17 @@ pub(crate) async fn stop(controller: Controller) {
 
 /// A page: status and body.
 pub(crate) async fn page(controller: &Controller, path: &str) -> (u16, String) {
+    exchange(controller, "GET", path, "").await
+}
+
+/// Has a page do what it does; `headers` are lines.
+pub(crate) async fn post(controller: &Controller, path: &str, headers: &str) -> (u16, String) {
+    exchange(controller, "POST", path, headers).await
+}
+
+async fn exchange(controller: &Controller, method: &str, path: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(controller.admin()[0]).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\n{headers}connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     within("a page", stream.read_to_string(&mut answer)).await.unwrap();

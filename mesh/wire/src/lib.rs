@@ -1,6 +1,6 @@
 //! How mesh processes speak: TLS, certificates, HBONE, xDS, ZDS.
 //!
-//! Layers: `tls` ← `cert` ← {`ca`, `hbone`}; `tls` ← `xds`; `discovery` = `xds` + `codec`;
+//! Layers: `tls` ← `cert` ← {`ca`, `hbone`, `debug_token`}; `tls` ← `xds`; `discovery` = `xds` + `codec`;
 //! `tls` ← `otlp`; `copy`, `ext_authz`, `limiter`, `proxy_protocol` and `zds` stand alone. This crate alone knows protobuf.
 
 pub mod ca;
@@ -8,6 +8,7 @@ pub mod cert;
 pub mod channel;
 pub mod codec;
 pub mod copy;
+pub mod debug_token;
 pub mod discovery;
 pub mod ext_authz;
 pub mod hbone;

@@ -6,6 +6,7 @@
 //! | a token that verifies and holds | it goes on with its claims, of which the application is told what the rule says |
 //! | only tokens that do not | 401 |
 
+pub mod debug;
 pub mod fetch;
 pub mod jwt;
 pub mod keys;

@@ -146,6 +146,17 @@ pub async fn room(
     Ok(room)
 }
 
+/// Which limits count a request, as their authors know them. Pure.
+pub fn counting(counted: &Counted<'_>, head: &Parts) -> impl Iterator<Item = String> {
+    let Counted { config, client, going, .. } = counted;
+    let caller = Caller { identity: client.identity.as_ref(), address: client.address.ip() };
+    let local = lookups(config, going, &caller, head).into_iter().map(|lookup| lookup.counter.to_string());
+    let global =
+        globals(config, going).filter(|(_, global)| !global.descriptors_of(&caller, head).is_empty());
+    let global: Vec<_> = global.map(|(limit, _)| by_service(limit)).collect();
+    local.chain(global)
+}
+
 /// What is counted here. Pure.
 fn lookups(config: &ServiceConfig, going: &Going<'_>, caller: &Caller<'_>, head: &Parts) -> Vec<Lookup> {
     let limits = config.limits().filter(|(limit, _)| limit.counts(going));
@@ -165,6 +176,11 @@ fn globals<'c>(
     limits.filter_map(|limit| Some((limit, limit.global.as_deref()?)))
 }
 
+/// A limit that a limit service counts, as its author knows it.
+fn by_service(limit: &RateLimit) -> String {
+    format!("{} global", limit.policy)
+}
+
 /// What becomes of a request by what a limit service said; `None`: it said nothing, and the request is taken.
 fn judged(
     limit: &RateLimit,
@@ -172,7 +188,7 @@ fn judged(
     answer: Result<Answer, String>,
     metrics: &Metrics,
 ) -> Result<Option<Answer>, Refusal> {
-    let by = || format!("{} global", limit.policy);
+    let by = || by_service(limit);
     match answer {
         Ok(Answer { over: Some(over), for_client, .. }) => {
             metrics.limited(LimitKind::Global, LimitOutcome::Limited);

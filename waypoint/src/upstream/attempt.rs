@@ -94,6 +94,9 @@ pub trait Witness {
 
     /// The attempt has ended with the head of a response, or without.
     fn answered(&mut self, outcome: Result<&Response<Incoming>, &Refusal>);
+
+    /// Whether there is another attempt.
+    fn next(&mut self, _: Next) {}
 }
 
 /// Nobody: a question of our own, which is part of no trace.
@@ -128,13 +131,16 @@ impl Upstream {
             let took = judged.1;
             self.judge(mesh, &sending.choice(kept.as_ref()), &chosen, judged.0, took);
             witness.answered(result.as_ref().map(|answered| &answered.response));
-            let wait = match self.next(&sending, outcome, repeated) {
+            let next = self.next(&sending, outcome, repeated);
+            witness.next(next);
+            let wait = match next {
                 Next::Repeat(wait) => wait,
                 Next::Stop(_) => return result,
             };
             if let (Some(kept), Some(limits), None) = (&kept, sending.connections(), &repeating) {
                 repeating = kept.repeat(limits);
                 if repeating.is_none() {
+                    witness.next(Next::Stop(retry::Stop::Budget));
                     return result;
                 }
             }

@@ -14,6 +14,7 @@
 mod authorizers;
 mod bytes;
 mod endpoints;
+mod explanations;
 mod faults;
 mod hostile;
 mod limits;

@@ -1,7 +1,9 @@
-//! `ambit waypoint`: makes waypoints, shows them with who goes through them, and takes them away.
+//! `ambit waypoint`: makes waypoints, shows them with who goes through them, takes them away, and has requests explained
+//! by them.
 
 mod place;
 mod shape;
+mod token;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use self::place::{Place, of_waypoint};
 use self::shape::{For, Standing, Wish, gateway, standings};
+use self::token::{TokenArgs, token};
 use super::playground::state;
 use crate::cluster::ClusterArgs;
 use crate::output::{Format, Out, Table, Tone, few};
@@ -32,7 +35,8 @@ Examples:
   ambit waypoint apply --namespace shop --name reviews --for all
   ambit waypoint list --all-namespaces
   ambit waypoint status --namespace shop
-  ambit waypoint delete --namespace shop waypoint --cleanup";
+  ambit waypoint delete --namespace shop waypoint --cleanup
+  ambit waypoint token --namespace shop --for 10m";
 
 /// What is to be done.
 #[derive(Debug, clap::Args)]
@@ -57,6 +61,8 @@ enum What {
     List(ListArgs),
     /// How waypoints are, and who goes through them.
     Status(StatusArgs),
+    /// Signs a debug token: a request that carries it is explained by its waypoint.
+    Token(TokenArgs),
 }
 
 /// Whose waypoints.
@@ -179,6 +185,7 @@ pub(crate) async fn run(args: Args, out: &mut Out) -> anyhow::Result<ExitCode> {
             let (place, namespace) = args.mesh.find(named).await?;
             status(&place, &namespace, args, out).await
         }
+        What::Token(args) => token(named, args, out).await,
     }
 }
 

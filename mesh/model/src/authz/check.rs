@@ -122,6 +122,42 @@ where
     })
 }
 
+/// What each policy says of a request, for whoever wants to know more than the verdict. Lazy, and never part of one.
+pub fn explain<'p, 'f>(
+    policies: impl IntoIterator<Item = &'p Policy> + 'f,
+    facts: &'f Facts<'_>,
+) -> impl Iterator<Item = Opinion<'p>> + 'f
+where
+    'p: 'f,
+{
+    policies.into_iter().map(move |policy| {
+        let (says, in_doubt, rules) = match &policy.content {
+            Content::Rules { action: Action::Allow, rules, .. } => ("ALLOW", InDoubt::DoesNotMatch, rules),
+            Content::Rules { action: Action::Deny, rules, .. } => ("DENY", InDoubt::Matches, rules),
+            Content::Custom { rules, .. } => ("CUSTOM", InDoubt::Matches, rules),
+            Content::Audit { rules } => ("AUDIT", InDoubt::Matches, rules),
+            Content::Undecodable { .. } => {
+                return Opinion { policy: &policy.key, says: "undecodable", matches: true, dry_run: false };
+            }
+        };
+        let matches = any(rules, facts, in_doubt);
+        Opinion { policy: &policy.key, says, matches, dry_run: policy.is_dry_run() }
+    })
+}
+
+/// What one policy says of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opinion<'p> {
+    /// Which.
+    pub policy: &'p PolicyKey,
+    /// Its action, as it is written; `undecodable`: it denies because it could not be understood.
+    pub says: &'static str,
+    /// Whether one of its rules matches.
+    pub matches: bool,
+    /// Whether it is judged for the record only.
+    pub dry_run: bool,
+}
+
 /// What is to be done with a request: ask, and if nobody denies, follow the verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruling {

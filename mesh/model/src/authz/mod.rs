@@ -57,7 +57,7 @@ pub use authorizer::{
     Authorizer, AuthorizerParts, BodyForm, CHECK_TIMEOUT, CheckProtocol, HttpCheck, InvalidAuthorizer,
     LARGEST_SHARE, LONGEST_CHECK, Longer, MOST_HEADERS, OnFailure, SharedBody,
 };
-pub use check::{Ask, By, Facts, Ruling, Verdict, audited, check, dry_run, judge};
+pub use check::{Ask, By, Facts, Opinion, Ruling, Verdict, audited, check, dry_run, explain, judge};
 pub use condition::{Attribute, Condition, InvalidAttribute};
 pub use matcher::{AccountMatch, Text};
 pub use request::{PathMatch, Request, RequestMatch, Seen};

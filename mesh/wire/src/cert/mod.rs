@@ -177,6 +177,12 @@ impl Certificate {
         &self.roots
     }
 
+    /// Whether a peer that shows this chain, leaf first, would be let in at `now`, whoever it is.
+    pub(crate) fn vouches_for(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Rejected> {
+        let (leaf, intermediates) = chain.split_first().ok_or(Rejected::NoCertificate)?;
+        self.trust.verify(leaf, intermediates, now, PeerSide::Client).map(drop)
+    }
+
     /// The chain in words, for the config dump.
     pub fn describe_chain(&self) -> Vec<Description> {
         self.chain.iter().filter_map(Description::of).collect()
