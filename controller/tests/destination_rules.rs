@@ -1,6 +1,6 @@
 //! DestinationRule: what a waypoint is told of the endpoints of a service, and what authors are told.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod support;
 
@@ -158,9 +158,9 @@ fn the_nearest_rule_governs() {
     let old = named("shop", "old", 19, &by("web", "ROUND_ROBIN"));
     let new = named("shop", "new", 21, &by(full, "RANDOM"));
     assert_eq!(chosen(&[]), None);
-    assert_eq!(chosen(&[other.clone()]), None, "a client's namespace has no say");
-    assert_eq!(chosen(&[root.clone()]).as_deref(), Some("Random"));
-    assert_eq!(chosen(&[wild.clone()]).as_deref(), Some("Random"));
+    assert_eq!(chosen(std::slice::from_ref(&other)), None, "a client's namespace has no say");
+    assert_eq!(chosen(std::slice::from_ref(&root)).as_deref(), Some("Random"));
+    assert_eq!(chosen(std::slice::from_ref(&wild)).as_deref(), Some("Random"));
     assert_eq!(chosen(&[root, wild, new.clone(), old.clone()]).as_deref(), Some("RoundRobin"));
     let hidden = named("istio-system", "root", 10, &format!("{}, exportTo: ['.']", by(full, "RANDOM")));
     assert_eq!(chosen(&[hidden]), None);
@@ -188,12 +188,10 @@ fn subsets_and_ports_override_what_is_said_of_all() {
 
 #[test]
 fn every_field_is_read() {
-    let hash = |spec: &str| match &general(&format!("loadBalancer: {{consistentHash: {{{spec}}}}}"))
-        .balancing
-        .algorithm
-    {
-        Algorithm::Hash(on) => on.clone(),
-        other => panic!("{other:?}"),
+    let hash = |spec: &str| {
+        let policy = general(&format!("loadBalancer: {{consistentHash: {{{spec}}}}}"));
+        let Algorithm::Hash(on) = &policy.balancing.algorithm else { panic!("{policy:?}") };
+        on.clone()
     };
     assert_eq!(hash("httpHeaderName: X-User"), HashOn::Header("x-user".parse().unwrap()));
     assert_eq!(hash("useSourceIp: true, maglev: {tableSize: 65537}"), HashOn::Source);
@@ -307,10 +305,9 @@ fn what_cannot_be_done_is_refused_by_its_field() {
         (outliers("consecutiveErrors: 5"), at("outlierDetection.consecutiveErrors")),
     ];
     for (spec, field) in table {
-        match at_the_door(&rule(&spec)) {
-            Parsed::Bad { rejection, instead: None } => assert_eq!(rejection.field, field, "{spec}"),
-            other => panic!("{spec}: {other:?}"),
-        }
+        let parsed = at_the_door(&rule(&spec));
+        let Parsed::Bad { rejection, instead: None } = parsed else { panic!("{spec}: {parsed:?}") };
+        assert_eq!(rejection.field, field, "{spec}");
     }
 }
 

@@ -73,7 +73,10 @@ impl Terms {
 
 /// What is kept of each.
 #[derive(Debug, Default)]
-pub struct Destinations(RwLock<HashMap<(ServiceKey, u16, Option<Label>), Arc<Destination>>>);
+pub struct Destinations(RwLock<HashMap<Kept, Arc<Destination>>>);
+
+/// Service, port, subset.
+type Kept = (ServiceKey, u16, Option<Label>);
 
 /// What is kept of one.
 #[derive(Debug, Default)]

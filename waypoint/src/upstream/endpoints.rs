@@ -104,7 +104,7 @@ impl Doing {
     /// Counts a request until what is returned is dropped, which holds its place at the service.
     pub fn begin(self: &Arc<Self>, place: Option<Place>) -> Underway {
         self.active.fetch_add(1, Ordering::Relaxed);
-        Underway { at: self.clone(), place: place }
+        Underway { at: self.clone(), place }
     }
 
     /// An outcome, after `took`, at `now`, judged by `outliers`; it is set aside only if it `may_be`.

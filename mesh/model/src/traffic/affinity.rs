@@ -107,7 +107,8 @@ mod tests {
         let cookie = |ttl| HashOn::Cookie { name: "id".into(), path: None, ttl };
         let header = HashOn::Header(HeaderName::from_static("x-user"));
         let query = HashOn::Query("user id".into());
-        let table: [(&HashOn, &str, &[(&str, &str)], Key); 12] = [
+        type Case<'a> = (&'a HashOn, &'a str, &'a [(&'a str, &'a str)], Key);
+        let table: [Case<'_>; 12] = [
             (&header, "/", &[("x-user", "ann")], Key::Hash(hash(b"ann"))),
             (&header, "/", &[("x-user", "ann"), ("x-user", "bob")], Key::Hash(hash(b"ann,bob"))),
             (&header, "/", &[("x-other", "ann")], Key::None),

@@ -37,10 +37,9 @@ impl Warmup {
 mod tests {
     use super::*;
 
-    fn percent(warmup: &Warmup, seconds: u64) -> u64 {
-        (0..100)
-            .filter(|percent| warmup.admits(Duration::from_secs(seconds), &mut |_| percent * 10_000))
-            .count() as u64
+    fn percent(warmup: &Warmup, seconds: u64) -> usize {
+        let admits = |percent: &u64| warmup.admits(Duration::from_secs(seconds), &mut |_| percent * 10_000);
+        (0..100).filter(admits).count()
     }
 
     #[test]
