@@ -2,7 +2,7 @@
 //! promises is looked at. The demo tells them, and so does the story `tasks`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -15,6 +15,8 @@ use crate::town::{SOON, Town};
 const README: Page = Page(include_str!("../../docs/tasks/README.md"));
 const CANARY: Page = Page(include_str!("../../docs/tasks/canary.md"));
 const RETRIES: Page = Page(include_str!("../../docs/tasks/retries.md"));
+const FAULTS: Page = Page(include_str!("../../docs/tasks/faults.md"));
+const VIRTUAL_SERVICE: Page = Page(include_str!("../../docs/tasks/virtual-service.md"));
 const MIRRORING: Page = Page(include_str!("../../docs/tasks/mirroring.md"));
 const TOKENS: Page = Page(include_str!("../../docs/tasks/tokens.md"));
 const EXPLAIN: Page = Page(include_str!("../../docs/tasks/explain.md"));
@@ -159,6 +161,57 @@ pub fn mirroring(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()>
     })?;
     seen.saw(format!("{REQUESTS} requests answered by {}; {v2} has seen {copies} more.", shares(&pods)));
     town.remove(ROUTE)?;
+    town.remove("v2.yaml")
+}
+
+/// `faults.md`: requests that are held back, or fail, on purpose.
+pub fn faults(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    const HELD: Duration = Duration::from_secs(2);
+    let [faults] = yaml(FAULTS)?;
+    let called = |town: &Town, what: &str, count: &str| {
+        let header = format!("x-test: {what}");
+        town.call(CLIENT, &["--count", count, "-q", "-H", &header, WEB])
+    };
+    town.write("faults.yaml", &faults)?;
+    seen.did("Applied a VirtualService: one header holds requests back, another lets half of them fail.");
+    let statuses = town.stop().until(SOON, "both answers", || {
+        let statuses = called(town, "broken", "60")?.statuses();
+        Ok(statuses.contains_key(&503).then_some(statuses))
+    })?;
+    ensure!(statuses.keys().eq(&[200, 503]), "half of them fail: {statuses:?}");
+    let began = Instant::now();
+    called(town, "slow", "1")?.all_well()?;
+    let took = began.elapsed();
+    ensure!(took >= HELD, "held back for {took:?}");
+    called(town, "nothing", "20")?.all_well()?;
+    seen.saw(format!("`broken`: {statuses:?}. `slow`: answered after {HELD:?}. Of others none failed."));
+    town.remove("faults.yaml")?;
+    town.stop().until(SOON, "the end of the fault", || {
+        Ok((called(town, "broken", "20")?.failures() == 0).then_some(()))
+    })
+}
+
+/// `virtual-service.md`: rules in their order, to two versions.
+pub fn virtual_service(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    let [object] = yaml(VIRTUAL_SERVICE)?;
+    start_v2(town)?;
+    town.write("virtual-service.yaml", &object)?;
+    seen.did("Applied a VirtualService: testers to web-v2, and a tenth of the rest; old links rewritten.");
+    let pods = town.stop().until(SOON, "requests at web-v2", || {
+        // It may not be listening yet.
+        let called = town.call(CLIENT, &["--count", "20", "-q", "-H", "x-canary: always", WEB])?;
+        Ok((of_v2(&called.pods()) == 20).then(|| called.pods()))
+    })?;
+    seen.saw(format!("With `x-canary: always`: {}.", shares(&pods)));
+    let pods = spread(town, 300, &[])?;
+    let share = of_v2(&pods);
+    // Three standard deviations around thirty, and some.
+    ensure!((10..=55).contains(&share), "{share} of 300 at a tenth: {pods:?}");
+    // The application knows `/headers`, and no `/old/headers`; the first rule comes before that for testers.
+    let old = town.call(CLIENT, &["-H", "x-canary: always", &format!("{WEB}old/headers")])?;
+    ensure!(old.body()?.get("x-request-id").is_some(), "the old link: {old:?}");
+    seen.saw(format!("Without: {}. An old link leads to the new place.", shares(&pods)));
+    town.remove("virtual-service.yaml")?;
     town.remove("v2.yaml")
 }
 
