@@ -143,11 +143,11 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
     let mut tried: Vec<Uid> = Vec::new();
     loop {
         let chosen = upstream.choose(&mesh, &choice, &tried)?;
-        let mut underway = chosen.doing.begin(None);
+        let mut underway = chosen.doing.begin();
         let began = std::time::Instant::now();
         let limit = limits.and_then(|limits| limits.connect);
         let connected = upstream.dial().connect(&chosen.hop, limit).await;
-        let failed = Outcome::Failed(FailureKind::Unreachable);
+        let failed = Outcome::Failed { kind: FailureKind::Unreachable, rest: None };
         let outcome = if connected.is_ok() { Outcome::Answered } else { failed };
         upstream.judge(&mesh, &choice, &chosen, outcome, began.elapsed());
         let Endpoint { workload, hop, .. } = chosen;
