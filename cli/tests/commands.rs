@@ -126,11 +126,11 @@ fn standard_input_is_a_file_too_and_a_file_that_is_not_there_is_told() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let input = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web}\n";
+    let input = "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: web}\n";
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    assert!(text(&output.stdout).contains("-:1: VirtualService default/web"), "{output:?}");
+    assert!(text(&output.stdout).contains("-:1: Sidecar default/web"), "{output:?}");
     let missing = run(&["analyze", "-f", "/nonexistent/x.yaml"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains("/nonexistent/x.yaml"), "{missing:?}");

@@ -12,7 +12,7 @@ use ambit_model::service_config::ServiceConfig;
 use crate::cluster::object::{
     Attachment, AuthorizationPolicy, Content, DestinationRule, EndpointSlice, GatewayClass, Key, Kind,
     Labels, LimitTarget, Meta, Name, NamespaceObject, Object, PeerAuthentication, Pod, PolicyTarget,
-    RateLimitPolicy, ReferenceGrant, Route, Selector, Service, ServiceEntry, Subset,
+    RateLimitPolicy, ReferenceGrant, Route, Selector, Service, ServiceEntry, Subset, VirtualService,
 };
 use crate::cluster::{Cluster, HostOwner, Member, Touched};
 use crate::translate::workload::{inline_sources, slice_sources};
@@ -103,6 +103,7 @@ impl<'a> Dependents<'a> {
             Object::RequestAuthentication(policy) => self.attached(&policy.attachment),
             Object::DestinationRule(rule) => self.of_destination_rule(rule),
             Object::RateLimitPolicy(policy) => self.limited(policy),
+            Object::VirtualService(object) => self.of_virtual(object),
             Object::Gateway(gateway) => self.of_gateway(&gateway.meta.name),
             Object::GatewayClass(class) => self.of_class(class),
             Object::Route(route) => self.of_route(route),
@@ -151,6 +152,7 @@ impl<'a> Dependents<'a> {
         let name = &entry.meta.name;
         for host in &entry.hosts {
             self.rivals(&name.namespace, host);
+            self.virtual_senders(host);
         }
         self.configs_by(&entry.meta, &self.cluster.namespace_labels(&name.namespace), &entry.hosts);
         self.senders(&HostOwner::ServiceEntry(name.clone()));
@@ -275,6 +277,7 @@ impl<'a> Dependents<'a> {
                 | Kind::RequestAuthentication
                 | Kind::DestinationRule
                 | Kind::RateLimitPolicy
+                | Kind::VirtualService
                 | Kind::Gateway
                 | Kind::GatewayClass
                 | Kind::GrpcRoute
@@ -346,6 +349,7 @@ impl<'a> Dependents<'a> {
                 | Kind::RequestAuthentication
                 | Kind::DestinationRule
                 | Kind::RateLimitPolicy
+                | Kind::VirtualService
                 | Kind::Gateway
                 | Kind::GatewayClass
                 | Kind::GrpcRoute
@@ -365,7 +369,25 @@ impl<'a> Dependents<'a> {
         }
     }
 
-    /// A grant is part of the routes and limits that it is for.
+    /// A VirtualService is part of what waypoints know of the services that it is for.
+    fn of_virtual(&mut self, object: &VirtualService) {
+        let cluster = self.cluster;
+        for host in &object.hosts {
+            for owner in cluster.owners_of_host(&cluster.whole_host(host)) {
+                self.configs(owner);
+            }
+        }
+    }
+
+    /// VirtualServices that send something to a host depend on who defines it, of whatever namespace, and on its ports.
+    fn virtual_senders(&mut self, host: &Hostname) {
+        let cluster = self.cluster;
+        for object in cluster.virtual_services_to(host) {
+            self.of_virtual(object);
+        }
+    }
+
+    /// A grant is part of the routes, VirtualServices and limits that it is for.
     fn of_grant(&mut self, grant: &ReferenceGrant) {
         let cluster = self.cluster;
         for (kind, namespace) in &grant.from {
@@ -375,6 +397,11 @@ impl<'a> Dependents<'a> {
             if *kind == Kind::RateLimitPolicy {
                 for (_, policy) in cluster.rate_limit_policies.within(namespace) {
                     self.limited(policy);
+                }
+            }
+            if *kind == Kind::VirtualService {
+                for (_, object) in cluster.virtual_services.within(namespace) {
+                    self.of_virtual(object);
                 }
             }
         }
@@ -390,7 +417,7 @@ impl<'a> Dependents<'a> {
         }
     }
 
-    /// Routes that send something to a service depend on whether it is there, and on its ports; so do limits that it
+    /// Routes and VirtualServices that send something to a service depend on whether it is there, and on its ports; so do limits that it
     /// counts.
     fn senders(&mut self, owner: &HostOwner) {
         let cluster = self.cluster;
@@ -399,6 +426,13 @@ impl<'a> Dependents<'a> {
         }
         for policy in cluster.limits_counted_by(owner) {
             self.limited(policy);
+        }
+        match owner {
+            HostOwner::Service(name) => self.virtual_senders(&cluster.hostname_of(name)),
+            HostOwner::ServiceEntry(name) => {
+                let hosts = cluster.service_entries.get(name).into_iter().flat_map(|entry| &entry.hosts);
+                hosts.for_each(|host| self.virtual_senders(host));
+            }
         }
     }
 
@@ -448,8 +482,11 @@ impl<'a> Dependents<'a> {
         for host in hosts {
             self.service(namespace, &host);
         }
-        for (_, entry) in self.cluster.service_entries.within(namespace) {
+        let cluster = self.cluster;
+        for (_, entry) in cluster.service_entries.within(namespace) {
             self.entry(entry);
+            // Whether there is a waypoint decides whether one whose names stand for many is known at all.
+            entry.hosts.iter().for_each(|host| self.virtual_senders(host));
         }
     }
 

@@ -183,7 +183,7 @@ impl Figures {
 }
 
 /// How many objects there are, by kind.
-pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 14] {
+pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 15] {
     [
         ("Namespace", cluster.namespaces.len()),
         ("Node", cluster.nodes.len()),
@@ -192,6 +192,7 @@ pub fn objects_of(cluster: &Cluster) -> [(&'static str, usize); 14] {
         ("EndpointSlice", cluster.slices.len()),
         ("ServiceEntry", cluster.service_entries.len()),
         ("WorkloadEntry", cluster.workload_entries.len()),
+        ("VirtualService", cluster.virtual_services.len()),
         ("AuthorizationPolicy", cluster.authorization_policies.len()),
         ("PeerAuthentication", cluster.peer_authentications.len()),
         ("RequestAuthentication", cluster.request_authentications.len()),

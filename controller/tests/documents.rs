@@ -9,6 +9,8 @@ use ambit_model::authz::Content;
 use support::{cluster, conditions, config};
 
 const EXTERNAL_AUTHORIZATION: &str = include_str!("../../docs/tasks/external-authorization.md");
+const FAULTS: &str = include_str!("../../docs/tasks/faults.md");
+const VIRTUAL_SERVICE: &str = include_str!("../../docs/tasks/virtual-service.md");
 
 /// What the pages take for granted.
 const SHOP: &str = "
@@ -56,4 +58,28 @@ fn external_authorization_is_set_up_by_its_page() {
     assert_eq!(provider.as_str(), "ext-authz-grpc");
     assert_eq!(authorizer.parts().port, 9000);
     assert!(matches!(cluster.provider(&"ext-authz-http".into()), Ok(Provider::Authorizer(_))));
+}
+
+#[test]
+fn the_virtual_services_of_the_pages_apply() {
+    const V2: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web-v2, namespace: shop}
+spec: {clusterIP: 10.1.0.2, ports: [{name: http, port: 80}]}
+";
+    for page in [FAULTS, VIRTUAL_SERVICE] {
+        let all = [vec![SHOP, V2], yaml(page)].concat().join("\n---\n");
+        let cluster = cluster(&all);
+        assert_eq!(
+            conditions(&cluster, Kind::VirtualService, "shop", "web"),
+            [
+                "Accepted=true Accepted",
+                "ResolvedRefs=true ResolvedRefs",
+                "ResolvedWaypoints=true ResolvedWaypoints"
+            ]
+        );
+        let config = config(&cluster, "shop/waypoint", "shop/web.shop.svc.cluster.local").unwrap();
+        assert_eq!(config.parts().http.len(), 1);
+    }
 }

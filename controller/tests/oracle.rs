@@ -256,7 +256,7 @@ fn any_route() -> impl Strategy<Value = Value> {
 }
 
 fn any_grant() -> impl Strategy<Value = Value> {
-    let from = (pick(&["HTTPRoute", "TCPRoute", "RateLimitPolicy"]), pick(NAMESPACES));
+    let from = (pick(&["HTTPRoute", "TCPRoute", "RateLimitPolicy", "VirtualService"]), pick(NAMESPACES));
     let name = prop::option::of(pick(NAMES));
     (meta(), from, pick(&["Service", "ServiceEntry"]), name).prop_map(
         |(meta, (kind, namespace), to, name)| {
@@ -265,7 +265,11 @@ fn any_grant() -> impl Strategy<Value = Value> {
             if let Some(name) = name {
                 set(&mut to, "name", json!(name));
             }
-            let of = if kind == "RateLimitPolicy" { "ambit.io" } else { "gateway.networking.k8s.io" };
+            let of = match kind {
+                "RateLimitPolicy" => "ambit.io",
+                "VirtualService" => "networking.istio.io",
+                _ => "gateway.networking.k8s.io",
+            };
             let from = json!({"group": of, "kind": kind, "namespace": namespace});
             let spec = json!({"from": [from], "to": [to]});
             shape("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", meta, spec, json!({}))
@@ -343,6 +347,36 @@ fn any_limit() -> impl Strategy<Value = Value> {
     })
 }
 
+/// VirtualServices for hosts, which send to hosts that may be there or not.
+fn any_virtual_service() -> impl Strategy<Value = Value> {
+    let host =
+        || pick(&["a", "b", "a.shop.svc.cluster.local", "b.other.svc.cluster.local", "h1", "a.example"]);
+    let rule = (host(), prop::option::of(host()), prop::option::of(pick(NAMESPACES)), any::<bool>());
+    let hosts = prop::collection::vec(host(), 1..3);
+    let export = prop::option::of(pick(&[".", "*", "other"]));
+    (meta(), hosts, prop::collection::vec(rule, 1..3), export).prop_map(|(meta, hosts, rules, export)| {
+        let rules = rules.into_iter().map(|(to, mirror, source, on_port)| {
+            let mut matched = json!({"uri": {"prefix": "/a"}});
+            if let Some(source) = source {
+                set(&mut matched, "sourceNamespace", json!(source));
+            }
+            if on_port {
+                set(&mut matched, "port", json!(80));
+            }
+            let mut rule = json!({"match": [matched], "route": [{"destination": {"host": to}}]});
+            if let Some(mirror) = mirror {
+                set(&mut rule, "mirror", json!({"host": mirror}));
+            }
+            rule
+        });
+        let mut spec = json!({"hosts": hosts, "http": rules.collect::<Vec<_>>()});
+        if let Some(export) = export {
+            set(&mut spec, "exportTo", json!([export]));
+        }
+        shape("networking.istio.io/v1", "VirtualService", meta, spec, json!({}))
+    })
+}
+
 /// Rules for hosts that may be there or not, some of them for many.
 fn any_destination_rule() -> impl Strategy<Value = Value> {
     let hosts = &[
@@ -380,6 +414,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any_grant().prop_map(Step::Write),
         2 => any_attached_policy().prop_map(Step::Write),
         1 => any_limit().prop_map(Step::Write),
+        2 => any_virtual_service().prop_map(Step::Write),
         2 => any_destination_rule().prop_map(Step::Write),
         1 => any::<prop::sample::Index>().prop_map(Step::Erase),
     ]
@@ -437,6 +472,8 @@ fn waypoint_step() -> impl Strategy<Value = Step> {
             },
         ),
         4 => any_attached_policy(),
+        2 => any_virtual_service(),
+        1 => any_grant(),
         1 => any_providers(),
         2 => any_destination_rule(),
         2 => any_route(),

@@ -44,6 +44,9 @@ use crate::{
     upstream::attempt::Witness,
 };
 
+/// The flag of a request that was held back on purpose, as Envoy has it.
+const DELAYED: &str = "DI";
+
 /// Where records go.
 #[derive(Debug)]
 pub struct Records {
@@ -90,6 +93,8 @@ struct Open {
     agent: Option<HeaderValue>,
     is_grpc: bool,
     route: Option<String>,
+    /// It was held back on purpose.
+    delayed: bool,
     upstream: Option<(Arc<Workload>, SocketAddr)>,
     attempts: u32,
     received: Passed,
@@ -152,6 +157,7 @@ impl Record {
             agent: head.headers().get(header::USER_AGENT).cloned(),
             is_grpc,
             route: None,
+            delayed: false,
             upstream: None,
             attempts: 0,
             received: Passed::default(),
@@ -226,6 +232,11 @@ impl Record {
         self.0.route = name;
     }
 
+    /// It is held back on purpose.
+    pub fn delayed(&mut self) {
+        self.0.delayed = true;
+    }
+
     /// Counts the bytes of its body.
     pub fn received(&self) -> Passed {
         self.0.received.clone()
@@ -260,7 +271,7 @@ impl Record {
         let mut open = *self.0;
         let trace = open.trace.take();
         let refusal = outcome.err().or(open.refusal.as_ref());
-        let flag = refusal.map_or(WELL, Refusal::flag);
+        let flag = open.flag(refusal);
         let took = open.at.elapsed();
         let status = open.status.map_or(0, |status| status.as_u16());
         let upstream = open.upstream.as_ref();
@@ -293,10 +304,15 @@ impl Record {
 }
 
 impl Open {
+    /// The response flag. One that went well all the same may have been held back.
+    fn flag(&self, refusal: Option<&Refusal>) -> &'static str {
+        refusal.map_or(if self.delayed { DELAYED } else { WELL }, Refusal::flag)
+    }
+
     /// Writes it to the log.
     fn write(&self, trace: Option<&Trace>, refusal: Option<&Refusal>, took: Duration, sent: u64) {
         let open = self;
-        let flag = refusal.map_or(WELL, Refusal::flag);
+        let flag = open.flag(refusal);
         let status = open.status.map_or(0, |status| status.as_u16());
         let upstream = open.upstream.as_ref();
         if let Some(template) = &open.records.template {

@@ -11,7 +11,7 @@ use ambit_model::{
     claims::Claims,
     identity::Identity,
     route::{
-        Chosen, Filter, Filters, Match, Path, RouteTable, Text as Asks,
+        Chosen, Filter, Filters, MadeOf, Match, Path, RouteTable, Text as Asks, Wanted,
         retry::{Next, Stop},
     },
     workload::Workload,
@@ -336,7 +336,7 @@ fn why_not(stop: Stop) -> &'static str {
     }
 }
 
-/// As HTTPRoute calls it.
+/// As HTTPRoute calls it, which has no faults.
 fn kind(filter: &Filter) -> &'static str {
     match filter {
         Filter::RequestHeaders(_) => "RequestHeaderModifier",
@@ -345,6 +345,7 @@ fn kind(filter: &Filter) -> &'static str {
         Filter::Redirect(_) => "RequestRedirect",
         Filter::Mirror(_) => "RequestMirror",
         Filter::Cors(_) => "CORS",
+        Filter::Fault(_) => "Fault",
     }
 }
 
@@ -356,7 +357,10 @@ impl fmt::Display for Described<'_> {
         match self.0.paths() {
             Path::Exact(path) => write!(f, "path {}", path.as_str())?,
             Path::Prefix(prefix) if prefix.as_str().is_empty() => f.write_str("every path")?,
-            Path::Prefix(prefix) => write!(f, "path prefix {}", prefix.as_str())?,
+            Path::Prefix(prefix) => match prefix.made_of() {
+                MadeOf::Segments => write!(f, "path prefix {}", prefix.as_str())?,
+                MadeOf::Characters => write!(f, "path beginning with {}", prefix.as_str())?,
+            },
             Path::Pattern(pattern) => write!(f, "path ~ {}", pattern.as_str())?,
             Path::Grpc(call) => {
                 f.write_str("gRPC")?;
@@ -368,7 +372,11 @@ impl fmt::Display for Described<'_> {
             write!(f, ", method {method}")?;
         }
         for header in self.0.headers() {
-            compared(f, format_args!(", header {}", header.name), Some(&header.value))?;
+            let word = match header.wanted {
+                Wanted::Yes => "header",
+                Wanted::No => "without header",
+            };
+            compared(f, format_args!(", {word} {}", header.name), Some(&header.value))?;
         }
         for query in self.0.queries() {
             compared(f, format_args!(", query {}", query.name), Some(&query.value))?;
@@ -381,6 +389,8 @@ fn compared(f: &mut fmt::Formatter<'_>, what: impl fmt::Display, asks: Option<&A
     match asks {
         None => Ok(()),
         Some(Asks::Exact(text)) => write!(f, "{what} = {text}"),
+        Some(Asks::Prefix(text)) => write!(f, "{what} beginning with {text}"),
+        Some(Asks::Present) => write!(f, "{what}"),
         Some(Asks::Pattern(pattern)) => write!(f, "{what} ~ {}", pattern.as_str()),
     }
 }

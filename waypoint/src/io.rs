@@ -17,6 +17,8 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::Sleep};
 
+use crate::upstream::dial::Inner;
+
 /// The most that one write takes: a few frames of the tunnel.
 const MOST: usize = 64 * 1024;
 
@@ -36,6 +38,8 @@ pub struct TunnelIo {
     unread: Bytes,
     finished: bool,
     patience: Option<Patience>,
+    /// Boxed, since few streams have one.
+    _inner: Option<Box<Inner>>,
 }
 
 /// How long the head of a request may take, from its first byte. Who takes his time before it begins may: the
@@ -75,7 +79,13 @@ impl Heads {
 impl TunnelIo {
     /// A stream of which `read` was read already.
     pub fn new(stream: TunnelStream, read: Bytes) -> Self {
-        Self { stream, unread: read, finished: false, patience: None }
+        Self { stream, unread: read, finished: false, patience: None, _inner: None }
+    }
+
+    /// The same, with the tunnel that is its own.
+    #[must_use]
+    pub fn within(self, inner: Option<Inner>) -> Self {
+        Self { _inner: inner.map(Box::new), ..self }
     }
 
     /// The same, whose heads of requests must come within `limit`, each.

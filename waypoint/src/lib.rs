@@ -6,6 +6,7 @@
 //! 2. What the stream carries is known from the service's port, or found out ([`accept::detect`]).
 //! 3. HTTP: [`serve`] reads requests, [`request`] tells the story of one: its head gets one spelling ([`hygiene`]), its
 //!    [`caller`] is identified, a [`permit`] asked for, for which an [`authorizer`] may have to be asked, a route chosen,
+//!    a [`fault`] injected that it asks for,
 //!    filters applied, and [`upstream`] sends it, once or several times.
 //!    Anything else: [`opaque`] chooses an endpoint and moves bytes.
 //! 4. What happened is counted and written ([`access`]); what is refused, and why, is in [`refusal`]. Who shows a debug
@@ -20,6 +21,7 @@ pub mod body;
 pub mod caller;
 pub mod config;
 pub mod explain;
+pub mod fault;
 pub mod hygiene;
 pub mod io;
 pub mod limits;

@@ -52,6 +52,7 @@ pub struct Metrics {
     /// Streams of tunnels that are open.
     pub streams: Gauge,
     limits: LimitFigures,
+    faults: Family<[(&'static str, &'static str); 1], Counter>,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
     overload: Family<[(&'static str, &'static str); 1], Counter>,
     malformed_traces: Family<[(&'static str, &'static str); 1], Counter>,
@@ -123,6 +124,17 @@ pub enum LimitOutcome {
     Error,
 }
 
+/// What was done to a request on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOutcome {
+    /// It was held back.
+    Delayed,
+    /// It was answered.
+    Aborted,
+    /// It was not held back, since too many were.
+    Skipped,
+}
+
 /// How many requests are taken.
 #[derive(Clone, Debug, Default)]
 struct LimitFigures {
@@ -154,6 +166,7 @@ impl Default for Metrics {
             checks: Checks::default(),
             streams: Gauge::default(),
             limits: LimitFigures::default(),
+            faults: Family::default(),
             refused: Family::default(),
             overload: Family::default(),
             malformed_traces: Family::default(),
@@ -191,6 +204,8 @@ impl Metrics {
         registry.register("ambit_rate_limit_evictions", help, limits.evictions.clone());
         let help = "Requests counted with others than their key's, because there were too many keys";
         registry.register("ambit_rate_limit_shared", help, limits.together.clone());
+        let help = "Requests that rules held back or answered on purpose, by what was done";
+        registry.register("ambit_faults", help, metrics.faults.clone());
         let help = "Requests and connections that were refused or failed, by reason";
         registry.register("ambit_refusals", help, metrics.refused.clone());
         let help = "Requests and connections turned away because a limit was reached";
@@ -218,6 +233,16 @@ impl Metrics {
             LimitOutcome::Error => "error",
         };
         self.limits.decisions.get_or_create(&[("limit", kind), ("outcome", outcome)]).inc();
+    }
+
+    /// A rule did something to a request on purpose.
+    pub fn fault(&self, outcome: FaultOutcome) {
+        let outcome = match outcome {
+            FaultOutcome::Delayed => "delayed",
+            FaultOutcome::Aborted => "aborted",
+            FaultOutcome::Skipped => "skipped",
+        };
+        self.faults.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// So many buckets there are, and so many more were let go of because they were full again.

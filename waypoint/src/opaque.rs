@@ -95,7 +95,7 @@ impl Onward {
                 let _ = tcp.readable().await;
                 Bytes::new()
             }
-            Self::Tunnel(stream) => match stream.data().await {
+            Self::Tunnel(stream, _) => match stream.data().await {
                 Some(Ok(piece)) => piece,
                 Some(Err(_)) | None => Bytes::new(),
             },
@@ -113,7 +113,7 @@ impl Called {
                 Ok(()) => copy::both_ways(tcp, stream, record.meter()).await,
                 Err(_) => End::Left(copy::Side::App),
             },
-            Onward::Tunnel(far) => {
+            Onward::Tunnel(far, _inner) => {
                 Splice::new(stream, far, Begun { near: first, far: said }, record.meter()).await
             }
         };
@@ -143,11 +143,11 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
     let mut tried: Vec<Uid> = Vec::new();
     loop {
         let chosen = upstream.choose(&mesh, &choice, &tried)?;
-        let mut underway = chosen.doing.begin(None);
+        let mut underway = chosen.doing.begin();
         let began = std::time::Instant::now();
         let limit = limits.and_then(|limits| limits.connect);
         let connected = upstream.dial().connect(&chosen.hop, limit).await;
-        let failed = Outcome::Failed(FailureKind::Unreachable);
+        let failed = Outcome::Failed { kind: FailureKind::Unreachable, rest: None };
         let outcome = if connected.is_ok() { Outcome::Answered } else { failed };
         upstream.judge(&mesh, &choice, &chosen, outcome, began.elapsed());
         let Endpoint { workload, hop, .. } = chosen;
@@ -157,7 +157,7 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
                 let (asked, end) = (&tunnel.arrival.asked, (workload, hop.address()));
                 let app = match &onward {
                     Onward::Plain(_) => AppIs::Server,
-                    Onward::Tunnel(_) => AppIs::Client,
+                    Onward::Tunnel(..) => AppIs::Client,
                 };
                 let service = goal.service().cloned();
                 let record = Carried::open(&shared.records, &tunnel.client, asked, service, end, app);

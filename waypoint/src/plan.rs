@@ -230,10 +230,10 @@ impl Plan<'_> {
         self.by.as_ref().map(|by| by.chosen.rule.timeouts).unwrap_or_default()
     }
 
-    /// When all is over, if it comes now.
-    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+    /// When all is over, if its time runs since `began`.
+    pub fn deadline(&self, began: Instant) -> Option<Instant> {
         match self.timeouts().request {
-            Timeout::After(limit) => Some(now + limit),
+            Timeout::After(limit) => Some(began + limit),
             Timeout::Default | Timeout::Never => None,
         }
     }

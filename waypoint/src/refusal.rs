@@ -8,6 +8,7 @@ use std::{net::SocketAddr, time::Duration};
 use ambit_model::{
     address::Target,
     authz::{By, Denial},
+    route::With,
 };
 use http::StatusCode;
 
@@ -42,6 +43,14 @@ pub enum Refusal {
     /// The route's backend is invalid, or it has none.
     #[error("the route leads nowhere: {0}")]
     InvalidBackend(String),
+    /// A rule answers it on purpose, in place of an endpoint.
+    #[error("answered on purpose by {route}, as its fault says")]
+    Aborted {
+        /// The route, and its rule.
+        route: String,
+        /// With what.
+        with: With,
+    },
     /// A route leads to a subset that no DestinationRule defines.
     #[error("no DestinationRule of {service} defines subset {subset}")]
     NoSubset {
@@ -185,6 +194,7 @@ impl Refusal {
             Self::BadRequest(_) => "bad_request",
             Self::NoRoute(_) => "no_route",
             Self::InvalidBackend(_) => "invalid_backend",
+            Self::Aborted { .. } => "fault_abort",
             Self::NoSubset { .. } => "no_subset",
             Self::Denied(_) => "denied",
             Self::NoAuthorizer { .. } => "no_authorizer",
@@ -224,6 +234,7 @@ impl Refusal {
             | Self::AuthorizerFailed { .. }
             | Self::BodyTooLong(_)
             | Self::Unauthenticated(_) => "UAEX",
+            Self::Aborted { .. } => "FI",
             Self::Limited(_) => "RL",
             Self::NoLimiter { .. } => "RLSE",
             Self::NoEndpoint { .. } => "UH",
@@ -250,6 +261,8 @@ impl Refusal {
             | Self::InvalidBackend(_)
             | Self::NoSubset { .. }
             | Self::NoLimiter { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Aborted { with: With::Http(status), .. } => *status,
+            Self::Aborted { with: With::Grpc(code), .. } => code.http(),
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Denied(_) | Self::NoAuthorizer { .. } | Self::AsksOfRequests { .. } => {
                 StatusCode::FORBIDDEN
@@ -277,6 +290,7 @@ impl Refusal {
     pub fn body(&self) -> &'static str {
         match self {
             Self::Denied(_) | Self::NoAuthorizer { .. } => "RBAC: access denied",
+            Self::Aborted { .. } => "fault filter abort",
             Self::Limited(_) => "too many requests",
             Self::NoLimiter { .. } => "rate limit service error",
             Self::Unauthenticated(_) => "Jwt verification fails",
@@ -323,6 +337,9 @@ impl Refusal {
             Self::BadRequest(_) => "the client breaks the protocol; the error names how",
             Self::NoRoute(_) => "add a rule that matches, or one without matches for everything else",
             Self::InvalidBackend(_) => "look at the condition ResolvedRefs of the route",
+            Self::Aborted { .. } => {
+                "the VirtualService that the error names does so on purpose; take the fault out of it"
+            }
             Self::NoSubset { .. } => "define it in a DestinationRule of the service, or correct its name",
             Self::NoAuthorizer { .. } => {
                 "name the provider in the mesh's extensionProviders, or remove the policy"

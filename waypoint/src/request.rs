@@ -2,7 +2,13 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use ambit_model::{authz, claims::Claims, limit::Going, route::Chosen, snapshot::Snapshot};
+use ambit_model::{
+    authz,
+    claims::Claims,
+    limit::Going,
+    route::{Chosen, With},
+    snapshot::Snapshot,
+};
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version as Spoken, header, request, response,
@@ -16,6 +22,7 @@ use crate::{
     authorizer::{Authorizers, Heard, Question},
     body::{Answer, Ending, Passed, Source, Streamed},
     caller::{self, debug},
+    fault::Faults,
     hygiene::{self, InvalidHead, Received},
     io::Heads,
     limits::{self, Counted, Room},
@@ -49,6 +56,7 @@ pub struct Proxy {
     upstream: Arc<Upstream>,
     mirrors: Mirrors,
     authorizers: Authorizers,
+    faults: Faults,
 }
 
 /// A request as it was received.
@@ -85,7 +93,7 @@ impl Proxy {
     /// Answers through `upstream`.
     pub fn new(upstream: Arc<Upstream>) -> Self {
         let (mirrors, authorizers) = (Mirrors::new(upstream.clone()), Authorizers::new(upstream.clone()));
-        Self { upstream, mirrors, authorizers }
+        Self { upstream, mirrors, authorizers, faults: Faults::default() }
     }
 
     /// What all workers share.
@@ -172,6 +180,8 @@ impl Proxy {
         let chosen = chosen?;
         record.route(chosen.as_ref().map(route_name));
         let room = self.room(&mesh, &target, tunnel, chosen.as_ref(), &mut asked, record).await?;
+        let began = Instant::now();
+        self.faults.inject(chosen.as_ref(), began, &shared.metrics, record).await?;
         let plan = match plan(&mesh, &target, chosen, &mut asked.head, tunnel.client.address.ip())? {
             Planned::Go(plan) => {
                 record.explain(|told, _| told.planned(&plan.goal, plan.filters()));
@@ -184,7 +194,7 @@ impl Proxy {
                 return Ok(Reply::Here(response));
             }
         };
-        let mut said = self.send(&mesh, *plan, asked, &room, record).await?;
+        let mut said = self.send(&mesh, *plan, asked, &room, began, record).await?;
         heard.respond(&mut said.head.headers);
         Ok(Reply::Upstream(Box::new(said)))
     }
@@ -242,13 +252,14 @@ impl Proxy {
         limits::room(&self.upstream, mesh, counted, &mut asked.head).await
     }
 
-    /// Sends a request as `plan` says, and its copies; then what the filters have to say of the response.
+    /// Sends a request as `plan` says, whose time runs since `began`, and its copies; then what the filters have to say of the response.
     async fn send(
         &self,
         mesh: &Snapshot,
         plan: Plan<'_>,
         asked: Asked,
         room: &Room,
+        began: Instant,
         record: &mut Record,
     ) -> Result<Said, Refusal> {
         let Asked { head, body, received, spoken, address } = asked;
@@ -260,7 +271,7 @@ impl Proxy {
         let keep = plan.retry().is_some() || !copies.is_empty();
         let body = Source::new(body, keep);
         let copied = (!copies.is_empty()).then(|| (head.clone(), body.copy()));
-        let deadline = plan.deadline(Instant::now());
+        let deadline = plan.deadline(began);
         let sending = Sending {
             goal: plan.goal.clone(),
             asked: address,
@@ -345,6 +356,9 @@ fn refused(refusal: Refusal, mut ending: Ending) -> Response<Answer> {
 fn grpc_status(refusal: &Refusal) -> &'static str {
     if matches!(refusal, Refusal::Limited(_)) {
         return "8";
+    }
+    if let Refusal::Aborted { with: With::Grpc(code), .. } = refusal {
+        return code.number();
     }
     match refusal.status().as_u16() {
         400 => "13",

@@ -16,6 +16,7 @@ use ambit_api::reference_grant::ReferenceGrant;
 use ambit_api::request_authentication::RequestAuthentication;
 use ambit_api::service_entry::ServiceEntry;
 use ambit_api::stream_route::{TCPRoute, TLSRoute};
+use ambit_api::virtual_service::VirtualService;
 use ambit_api::workload_entry::WorkloadEntry;
 use kube::Client;
 use serde_json::Value;
@@ -50,6 +51,7 @@ pub(crate) async fn documents(client: &Client) -> anyhow::Result<Vec<Document>> 
         paths::<DestinationRule>(),
         paths::<RateLimitPolicy>(),
         paths::<ServiceEntry>(),
+        paths::<VirtualService>(),
         paths::<WorkloadEntry>(),
         paths::<Gateway>(),
         paths::<GatewayClass>(),

@@ -81,6 +81,7 @@ pub fn judge(settings: &Settings, asked: &Asked<'_>) -> Verdict {
         | Object::WorkloadEntry(_)
         | Object::DestinationRule(_)
         | Object::RateLimitPolicy(_)
+        | Object::VirtualService(_)
         | Object::Gateway(_)
         | Object::GatewayClass(_)
         | Object::ReferenceGrant(_)

@@ -110,6 +110,12 @@ impl Cluster {
             (Kind::RateLimitPolicy, _) => {
                 put(&mut self.rate_limit_policies, key, None).map(Object::RateLimitPolicy)
             }
+            (Kind::VirtualService, Some(Object::VirtualService(new))) => {
+                put(&mut self.virtual_services, key, Some(new)).map(Object::VirtualService)
+            }
+            (Kind::VirtualService, _) => {
+                put(&mut self.virtual_services, key, None).map(Object::VirtualService)
+            }
             (Kind::Gateway, Some(Object::Gateway(new))) => {
                 put(&mut self.gateways, key, Some(new)).map(Object::Gateway)
             }

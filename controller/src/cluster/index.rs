@@ -88,6 +88,8 @@ pub(super) struct Index {
     routes_by_parent: Multimap<HostOwner, Key>,
     routes_by_reference: Multimap<HostOwner, Key>,
     policies_by_target: Multimap<PolicyTarget, AttachedPolicy>,
+    virtual_by_host: Multimap<Hostname, Name>,
+    virtual_by_reference: Multimap<Hostname, Name>,
     limits_by_target: Multimap<LimitTarget, Name>,
     limits_by_reference: Multimap<HostOwner, Name>,
 }
@@ -141,6 +143,20 @@ impl Index {
 
     pub(super) fn routes_to<'s>(&'s self, service: &HostOwner) -> impl Iterator<Item = &'s Key> + use<'s> {
         self.routes_by_reference.get(service)
+    }
+
+    pub(super) fn virtual_services_of<'s>(
+        &'s self,
+        host: &Hostname,
+    ) -> impl Iterator<Item = &'s Name> + use<'s> {
+        self.virtual_by_host.get(host)
+    }
+
+    pub(super) fn virtual_services_to<'s>(
+        &'s self,
+        host: &Hostname,
+    ) -> impl Iterator<Item = &'s Name> + use<'s> {
+        self.virtual_by_reference.get(host)
     }
 
     pub(super) fn policies_on<'s>(
@@ -255,6 +271,17 @@ impl Index {
                 }
                 if let Some(Referent::Service { owner, .. }) = policy.limit_service().map(|one| &one.to) {
                     self.limits_by_reference.put(owner.clone(), name.clone(), change);
+                }
+            }
+            Object::VirtualService(object) => {
+                let name = &object.meta.name;
+                for host in &object.hosts {
+                    self.virtual_by_host.put(host.whole(&hostname_of), name.clone(), change);
+                }
+                for reference in object.references() {
+                    if let Referent::Host { host, .. } = &reference.to {
+                        self.virtual_by_reference.put(host.whole(&hostname_of), name.clone(), change);
+                    }
                 }
             }
             Object::Node(_)

@@ -8,6 +8,7 @@ mod index;
 pub mod object;
 mod routes;
 mod vips;
+mod virtual_services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use object::{
     AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, GatewayClass, Key, Labels, LimitTarget,
     MeshConfig, Name, NamespaceObject, Node, PeerAuthentication, Phase, Pod, PolicyTarget, Provider,
     RateLimitPolicy, ReferenceGrant, RequestAuthentication, Route, Selector, Service, ServiceEntry,
-    WorkloadEntry,
+    VirtualService, WorkloadEntry,
 };
 pub use vips::{Vip, Vips};
 
@@ -165,6 +166,8 @@ pub struct Cluster {
     pub destination_rules: Store<DestinationRule>,
     /// RateLimitPolicies.
     pub rate_limit_policies: Store<RateLimitPolicy>,
+    /// VirtualServices.
+    pub virtual_services: Store<VirtualService>,
     /// Gateways.
     pub gateways: Store<Gateway>,
     /// GatewayClasses.
@@ -195,6 +198,7 @@ impl Cluster {
             request_authentications: Store::default(),
             destination_rules: Store::default(),
             rate_limit_policies: Store::default(),
+            virtual_services: Store::default(),
             gateways: Store::default(),
             gateway_classes: Store::default(),
             reference_grants: Store::default(),

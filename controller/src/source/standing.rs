@@ -40,7 +40,9 @@ pub fn judge(parsed: Parsed, before: Option<&Standing>) -> Verdict {
             let was_good = before.is_some_and(|before| before.understood && before.object.is_some());
             let in_force = match (was_good, &instead) {
                 (true, _) => "what it last said stays in force",
-                (false, Some(Object::Route(_) | Object::RateLimitPolicy(_))) => "until then it is not used",
+                (false, Some(Object::Route(_) | Object::RateLimitPolicy(_) | Object::VirtualService(_))) => {
+                    "until then it is not used"
+                }
                 (false, Some(_)) => "until then the strictest that it can mean is in force",
                 (false, None) => "until then it is not used",
             };

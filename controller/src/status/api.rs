@@ -13,6 +13,7 @@ use ambit_api::{
     request_authentication::RequestAuthentication,
     service_entry::ServiceEntry,
     stream_route::{TCPRoute, TLSRoute},
+    virtual_service::VirtualService,
     workload_entry::WorkloadEntry,
 };
 use k8s_openapi::{
@@ -72,6 +73,7 @@ impl Served {
             Kind::RequestAuthentication => custom::<RequestAuthentication>(),
             Kind::DestinationRule => custom::<DestinationRule>(),
             Kind::RateLimitPolicy => custom::<RateLimitPolicy>(),
+            Kind::VirtualService => custom::<VirtualService>(),
             Kind::GrpcRoute => custom::<GRPCRoute>(),
             Kind::HttpRoute => custom::<HTTPRoute>(),
             Kind::TlsRoute => custom::<TLSRoute>(),
@@ -96,7 +98,8 @@ impl Served {
             | Manager::WorkloadEntry
             | Manager::TunnelPolicy
             | Manager::WaypointPolicy
-            | Manager::PeerAuthentication => self.apply(client, write).await,
+            | Manager::PeerAuthentication
+            | Manager::VirtualService => self.apply(client, write).await,
         }
     }
 
@@ -187,6 +190,7 @@ pub(super) async fn look(client: &Client) -> Result<(BTreeMap<Kind, Served>, BTr
         Kind::RequestAuthentication,
         Kind::DestinationRule,
         Kind::RateLimitPolicy,
+        Kind::VirtualService,
         Kind::GrpcRoute,
         Kind::HttpRoute,
         Kind::TlsRoute,
@@ -264,6 +268,7 @@ impl Item {
                 | Manager::WorkloadEntry
                 | Manager::TunnelPolicy
                 | Manager::WaypointPolicy
+                | Manager::VirtualService
                 | Manager::PeerAuthentication => self.applied(*manager),
             };
             if let Some(conditions) = conditions {

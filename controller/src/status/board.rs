@@ -40,6 +40,8 @@ pub(super) enum Manager {
     WaypointPolicy,
     /// Of PeerAuthentications; Istio has none of these.
     PeerAuthentication,
+    /// Of VirtualServices; Istio has none of these.
+    VirtualService,
     /// Of routes, for each parent. They are known by the name of the controller, not by this one.
     Route,
     /// Of RateLimitPolicies, for each target. They, too, are known by the name of the controller.
@@ -55,6 +57,7 @@ impl Manager {
             Self::TunnelPolicy => "istio-ambient-ztunnel-policy",
             Self::WaypointPolicy => "istio-ambient-waypoint-policy",
             Self::PeerAuthentication => "istio-ambient-peerauthentication",
+            Self::VirtualService => "istio-ambient-virtualservice",
             Self::Route => "istio-ambient-route",
             Self::Limit => "ambit-ratelimitpolicy",
         }
@@ -70,6 +73,7 @@ impl Manager {
             Kind::RequestAuthentication | Kind::DestinationRule => &[Self::WaypointPolicy],
             Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => &[Self::Route],
             Kind::RateLimitPolicy => &[Self::Limit],
+            Kind::VirtualService => &[Self::VirtualService],
             Kind::Namespace
             | Kind::Node
             | Kind::Pod
@@ -90,7 +94,9 @@ impl Manager {
             Self::WaypointPolicy => &[WAYPOINT_ACCEPTED],
             Self::PeerAuthentication => &[UNDERSTOOD],
             Self::Limit => &[ACCEPTED, RESOLVED_REFS, PARTIALLY_INVALID],
-            Self::Route => &[ACCEPTED, RESOLVED_REFS, PARTIALLY_INVALID, RESOLVED_WAYPOINTS],
+            Self::Route | Self::VirtualService => {
+                &[ACCEPTED, RESOLVED_REFS, PARTIALLY_INVALID, RESOLVED_WAYPOINTS]
+            }
         }
     }
 }
@@ -166,6 +172,7 @@ fn tellable(key: &ObjectKey) -> Option<Key> {
         Kind::RequestAuthentication,
         Kind::DestinationRule,
         Kind::RateLimitPolicy,
+        Kind::VirtualService,
         Kind::GrpcRoute,
         Kind::HttpRoute,
         Kind::TlsRoute,
@@ -217,7 +224,12 @@ fn complain(cluster: &Cluster, key: &Key, complaint: &str, conditions: &mut Vec<
             Some(_) | None => WAYPOINT_ACCEPTED,
         },
         Kind::DestinationRule => WAYPOINT_ACCEPTED,
-        Kind::RateLimitPolicy | Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
+        Kind::RateLimitPolicy
+        | Kind::VirtualService
+        | Kind::GrpcRoute
+        | Kind::HttpRoute
+        | Kind::TlsRoute
+        | Kind::TcpRoute => {
             return fall_back(complaint, conditions);
         }
         Kind::Namespace
@@ -246,7 +258,7 @@ fn complain(cluster: &Cluster, key: &Key, complaint: &str, conditions: &mut Vec<
     conditions.push(condition);
 }
 
-/// Says, where the former version of a route or limit is accepted, that it is not what is written now: as Gateway API has it,
+/// Says, where the former version of a route, VirtualService or limit is accepted, that it is not what is written now: as Gateway API has it,
 /// which prescribes the first words. One that was never understood says so itself.
 fn fall_back(complaint: &str, conditions: &mut Vec<Condition>) {
     let accepted = conditions.iter().enumerate().filter(|(_, one)| one.kind == ACCEPTED && one.status);
@@ -281,6 +293,7 @@ pub(super) fn uid_of(cluster: &Cluster, key: &Key) -> Option<Label> {
         }
         Kind::DestinationRule => cluster.destination_rules.get(name).map(|object| object.meta.uid.clone()),
         Kind::RateLimitPolicy => cluster.rate_limit_policies.get(name).map(|object| object.meta.uid.clone()),
+        Kind::VirtualService => cluster.virtual_services.get(name).map(|object| object.meta.uid.clone()),
         Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
             cluster.route(key).map(|object| object.meta.uid.clone())
         }

@@ -11,6 +11,8 @@ pub mod route_status;
 pub mod service;
 pub mod service_config;
 pub mod status;
+pub mod virtual_service;
+pub mod virtual_service_status;
 pub mod waypoint;
 pub mod workload;
 

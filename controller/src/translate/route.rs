@@ -49,7 +49,7 @@ pub struct Refusal {
 pub(super) struct Port<'a> {
     pub(super) name: &'a Label,
     pub(super) number: u16,
-    protocol: Option<AppProtocol>,
+    pub(super) protocol: Option<AppProtocol>,
 }
 
 /// Where a route is put by `parent`, which names `owner`.
@@ -195,19 +195,12 @@ pub fn reach_from(
         Referent::Other(kind) => {
             return refuse("InvalidKind", format!("{kind} is no service; name a Service or ServiceEntry"));
         }
+        Referent::Host { .. } => {
+            return refuse("InvalidKind", "a host is no object; name a Service or ServiceEntry".to_owned());
+        }
     };
-    let Referrer { kind, namespace: own, parent } = referrer;
+    permit(cluster, referrer, &reference.field, owner)?;
     let name = owner.name();
-    let is_foreign = name.namespace != *own && Some(owner) != parent;
-    if is_foreign && !cluster.is_granted(kind, own, owner) {
-        let kind = kind.word();
-        let what =
-            format!("{name} is of another namespace; a ReferenceGrant there must name {kind}s of {own}");
-        return refuse("RefNotPermitted", what);
-    }
-    if service::is_private(cluster, owner) && name.namespace != *own {
-        return refuse("RefNotPermitted", format!("only its own namespace sees {name}"));
-    }
     let host = match owner {
         HostOwner::Service(name) => cluster.services.get(name).map(|_| cluster.hostname_of(name)),
         // Its first host speaks for it: they have the same endpoints.
@@ -224,19 +217,59 @@ pub fn reach_from(
     if host.as_str().starts_with('*') {
         return refuse("BackendNotFound", format!("{host} stands for many names; name an entry with one"));
     }
+    port_of(cluster, referrer, &reference.field, owner, port)?;
+    Ok((ServiceKey::new(name.namespace.clone(), host), port))
+}
+
+/// Judges whether `referrer` may refer to a service, which it does in `field`.
+pub(super) fn permit(
+    cluster: &Cluster,
+    referrer: Referrer<'_>,
+    field: &str,
+    owner: &HostOwner,
+) -> Result<(), Refusal> {
+    let refuse = |what: String| Err(refusal("RefNotPermitted", format!("{field}: {what}")));
+    let Referrer { kind, namespace: own, parent } = referrer;
+    let name = owner.name();
+    let is_foreign = name.namespace != *own && Some(owner) != parent;
+    if is_foreign && !cluster.is_granted(kind, own, owner) {
+        let kind = kind.word();
+        return refuse(format!(
+            "{name} is of another namespace; a ReferenceGrant there must name {kind}s of {own}"
+        ));
+    }
+    if service::is_private(cluster, owner) && name.namespace != *own {
+        return refuse(format!("only its own namespace sees {name}"));
+    }
+    Ok(())
+}
+
+/// Judges whether a service has a port to which `referrer` can send something.
+pub(super) fn port_of(
+    cluster: &Cluster,
+    referrer: Referrer<'_>,
+    field: &str,
+    owner: &HostOwner,
+    port: u16,
+) -> Result<(), Refusal> {
+    let refuse = |reason, what: String| Err(refusal(reason, format!("{field}: {what}")));
+    let name = owner.name();
     let Some(found) = all_ports(cluster, owner).into_iter().find(|one| one.number == port) else {
         return refuse("BackendNotFound", format!("{name} has no port {port}; correct it, or add the port"));
     };
-    let of_requests = matches!(kind, Kind::GrpcRoute | Kind::HttpRoute | Kind::RateLimitPolicy);
+    let of_requests = matches!(
+        referrer.kind,
+        Kind::GrpcRoute | Kind::HttpRoute | Kind::RateLimitPolicy | Kind::VirtualService
+    );
     if of_requests && found.protocol == Some(AppProtocol::Tls) {
         let what = format!(
             "port {port} of {name} speaks TLS, which hides requests; name a port without, or write a TLSRoute"
         );
         return refuse("UnsupportedProtocol", what);
     }
-    Ok((ServiceKey::new(name.namespace.clone(), host), port))
+    Ok(())
 }
 
-fn refusal(reason: &'static str, message: impl Into<String>) -> Refusal {
+pub(super) fn refusal(reason: &'static str, message: impl Into<String>) -> Refusal {
     Refusal { reason, message: message.into() }
 }

@@ -104,7 +104,7 @@ fn resolved_refs(cluster: &Cluster, route: &Route, owner: &HostOwner) -> Conditi
     told(RESOLVED_REFS, false, reason, messages.join(" | "))
 }
 
-fn resolved_waypoints(cluster: &Cluster, owner: &HostOwner) -> Condition {
+pub(super) fn resolved_waypoints(cluster: &Cluster, owner: &HostOwner) -> Condition {
     match binding_of(cluster, owner) {
         Some(Binding::Bound(bound)) => {
             let message = format!("waypoint {} applies it", bound.gateway);
@@ -122,7 +122,7 @@ fn resolved_waypoints(cluster: &Cluster, owner: &HostOwner) -> Condition {
     }
 }
 
-fn not_accepted(reason: &'static str, message: impl Into<String>) -> Condition {
+pub(super) fn not_accepted(reason: &'static str, message: impl Into<String>) -> Condition {
     told(ACCEPTED, false, reason, message)
 }
 

@@ -15,7 +15,7 @@ use ambit_model::{
 use super::{
     authz, destination, limit,
     route::{place, reach},
-    service, waypoint,
+    service, virtual_service, waypoint,
 };
 use crate::cluster::object::{
     Name, PolicyTarget, Reference, RequestAuthentication, Route, RouteContent, Tokens,
@@ -47,6 +47,7 @@ pub fn translate(cluster: &Cluster, gateway: &Name, service: &ServiceKey) -> Opt
             attach(cluster, route, &owner, (consumers, ports.into_iter().collect()), &mut parts);
         }
     }
+    parts.http.extend(virtual_service::attached(cluster, &owner, service));
     parts.limits = limit::of_service(cluster, gateway, &owner, service);
     let own = PolicyTarget::Service(owner);
     judge(cluster, policies(cluster, gateway, Some(&own)), &mut parts);

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::service::{waypoint_of, waypoint_of_entry};
 use super::waypoint::{self, Binding, Canary};
-use super::{destination, limit_status, policy_status, route_status};
+use super::{destination, limit_status, policy_status, route_status, virtual_service_status};
 use crate::cluster::object::{Key, Kind, Name, Resolution, ServiceEntry};
 use crate::cluster::{Cluster, EntryVisibility};
 
@@ -53,6 +53,7 @@ pub fn keys(cluster: &Cluster) -> impl Iterator<Item = Key> {
         ))
         .chain(keys(Kind::DestinationRule, cluster.destination_rules.iter().map(|(name, _)| name)))
         .chain(keys(Kind::RateLimitPolicy, cluster.rate_limit_policies.iter().map(|(name, _)| name)))
+        .chain(keys(Kind::VirtualService, cluster.virtual_services.iter().map(|(name, _)| name)))
         .chain(cluster.routes().map(|(key, _)| key.clone()))
 }
 
@@ -97,6 +98,10 @@ pub fn of(cluster: &Cluster, key: &Key) -> Vec<Condition> {
         },
         Kind::RateLimitPolicy => match cluster.rate_limit_policies.get(name) {
             Some(object) => (object.meta.generation, limit_status::of(cluster, object)),
+            None => return Vec::new(),
+        },
+        Kind::VirtualService => match cluster.virtual_services.get(name) {
+            Some(object) => (object.meta.generation, virtual_service_status::of(cluster, object)),
             None => return Vec::new(),
         },
         Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => match cluster.route(key) {

@@ -227,7 +227,7 @@ async fn a_kind_that_is_not_served_is_no_trouble_and_found_when_it_comes() {
     until("written", || fake.conditions(&path("web")) == [NOT_READY]).await;
     sleep(Duration::from_secs(600)).await;
     assert_eq!(fake.seen(PATCHES), 1);
-    assert!(fake.seen("GET") < 12 * 17, "looks once a minute: {}", fake.seen("GET"));
+    assert!(fake.seen("GET") < 12 * 23, "looks once a minute: {}", fake.seen("GET"));
     // Only the older version comes.
     fake.serve();
     fake.unserve("/security.istio.io/v1/");

@@ -178,7 +178,7 @@ async fn what_is_there_and_wrong_can_be_labelled_and_deleted_but_not_changed_to_
 async fn kinds_that_are_not_ours_pass() {
     let webhook = start(Settings::default()).await;
     let mut other = request("CREATE", policy(json!({ "x": 1 })), Value::Null);
-    other["kind"] = json!({ "group": "networking.istio.io", "version": "v1", "kind": "VirtualService" });
+    other["kind"] = json!({ "group": "networking.istio.io", "version": "v1", "kind": "Sidecar" });
     assert_eq!(webhook.review(&other).await["allowed"], true);
     assert_eq!(webhook.counts.of("other", "admitted"), 1);
 }

@@ -5,7 +5,7 @@ mod authorizer;
 mod tracing;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -21,6 +21,9 @@ pub use tracing::tracing;
 const README: Page = Page(include_str!("../../../docs/tasks/README.md"));
 const CANARY: Page = Page(include_str!("../../../docs/tasks/canary.md"));
 const RETRIES: Page = Page(include_str!("../../../docs/tasks/retries.md"));
+const FAULTS: Page = Page(include_str!("../../../docs/tasks/faults.md"));
+const VIRTUAL_SERVICE: Page = Page(include_str!("../../../docs/tasks/virtual-service.md"));
+const ENDPOINTS: Page = Page(include_str!("../../../docs/tasks/endpoints.md"));
 const MIRRORING: Page = Page(include_str!("../../../docs/tasks/mirroring.md"));
 const TOKENS: Page = Page(include_str!("../../../docs/tasks/tokens.md"));
 const EXPLAIN: Page = Page(include_str!("../../../docs/tasks/explain.md"));
@@ -166,6 +169,115 @@ pub fn mirroring(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()>
     seen.saw(format!("{REQUESTS} requests answered by {}; {v2} has seen {copies} more.", shares(&pods)));
     town.remove(ROUTE)?;
     town.remove("v2.yaml")
+}
+
+/// `faults.md`: requests that are held back, or fail, on purpose.
+pub fn faults(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    const HELD: Duration = Duration::from_secs(2);
+    let [faults] = yaml(FAULTS)?;
+    let called = |town: &Town, what: &str, count: &str| {
+        let header = format!("x-test: {what}");
+        town.call(CLIENT, &["--count", count, "-q", "-H", &header, WEB])
+    };
+    town.write("faults.yaml", &faults)?;
+    seen.did("Applied a VirtualService: one header holds requests back, another lets half of them fail.");
+    let statuses = town.stop().until(SOON, "both answers", || {
+        let statuses = called(town, "broken", "60")?.statuses();
+        Ok(statuses.contains_key(&503).then_some(statuses))
+    })?;
+    ensure!(statuses.keys().eq(&[200, 503]), "half of them fail: {statuses:?}");
+    let began = Instant::now();
+    called(town, "slow", "1")?.all_well()?;
+    let took = began.elapsed();
+    ensure!(took >= HELD, "held back for {took:?}");
+    called(town, "nothing", "20")?.all_well()?;
+    seen.saw(format!("`broken`: {statuses:?}. `slow`: answered after {HELD:?}. Of others none failed."));
+    town.remove("faults.yaml")?;
+    town.stop().until(SOON, "the end of the fault", || {
+        Ok((called(town, "broken", "20")?.failures() == 0).then_some(()))
+    })
+}
+
+/// `virtual-service.md`: rules in their order, to two versions.
+pub fn virtual_service(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    let [object] = yaml(VIRTUAL_SERVICE)?;
+    start_v2(town)?;
+    town.write("virtual-service.yaml", &object)?;
+    seen.did("Applied a VirtualService: testers to web-v2, and a tenth of the rest; old links rewritten.");
+    let pods = town.stop().until(SOON, "requests at web-v2", || {
+        // It may not be listening yet.
+        let called = town.call(CLIENT, &["--count", "20", "-q", "-H", "x-canary: always", WEB])?;
+        Ok((of_v2(&called.pods()) == 20).then(|| called.pods()))
+    })?;
+    seen.saw(format!("With `x-canary: always`: {}.", shares(&pods)));
+    let pods = spread(town, 300, &[])?;
+    let share = of_v2(&pods);
+    // Three standard deviations around thirty, and some.
+    ensure!((10..=55).contains(&share), "{share} of 300 at a tenth: {pods:?}");
+    // The application knows `/headers`, and no `/old/headers`; the first rule comes before that for testers.
+    let old = town.call(CLIENT, &["-H", "x-canary: always", &format!("{WEB}old/headers")])?;
+    ensure!(old.body()?.get("x-request-id").is_some(), "the old link: {old:?}");
+    seen.saw(format!("Without: {}. An old link leads to the new place.", shares(&pods)));
+    town.remove("virtual-service.yaml")?;
+    town.remove("v2.yaml")
+}
+
+/// `endpoints.md`: one client at one endpoint, a version by its subset, and a failing pod that is left alone.
+pub fn endpoints(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    const RULE: &str = "destination-rule.yaml";
+    const NEXT: &str = "shop/web-next";
+    const SICK: &str = "shop/web-sick";
+    let [hashed, versions, outliers] = yaml(ENDPOINTS)?;
+    town.write(RULE, &hashed)?;
+    seen.did("Applied a DestinationRule: endpoints by the header x-user.");
+    let users = ["ann", "bob", "cid", "dan", "eve", "flo"];
+    let met = town.stop().until(SOON, "each user at one pod", || {
+        let mut met = BTreeMap::new();
+        for user in users {
+            // What was removed a moment ago may still get one.
+            let called = town.call(CLIENT, &["--count", "6", "-q", "-H", &format!("x-user: {user}"), WEB])?;
+            if called.failures() > 0 {
+                return Ok(None);
+            }
+            let mut pods = called.pods().into_keys();
+            let (Some(one), None) = (pods.next(), pods.next()) else { return Ok(None) };
+            *met.entry(one).or_default() += 1;
+        }
+        Ok(Some(met))
+    })?;
+    ensure!(met.len() > 1, "all users are at one pod: {met:?}");
+    seen.saw(format!("Each of {} users met one pod alone: {}.", users.len(), shares(&met)));
+    town.remove(RULE)?;
+    town.write(RULE, &versions)?;
+    town.until_enrolled(&[NEXT], true)?;
+    seen.did("Started another version behind the same Service, and gave it a name by its label.");
+    let count = |pods: &BTreeMap<String, u64>, pod: &str| {
+        pods.iter().filter(|(name, _)| pod.ends_with(name.as_str())).map(|(_, count)| count).sum::<u64>()
+    };
+    town.stop().until(SOON, "requests at the other version", || {
+        let called = town.call(CLIENT, &["--count", "20", "-q", "-H", "x-version: next", WEB])?;
+        Ok((count(&called.pods(), NEXT) == 20).then_some(()))
+    })?;
+    let pods = spread(town, 80, &[])?;
+    ensure!(pods.len() > 1 && count(&pods, NEXT) < 80, "without the header: {pods:?}");
+    seen.saw(format!("With `x-version: next` 20 of 20 met it; without: {}.", shares(&pods)));
+    town.remove(RULE)?;
+    town.write(RULE, &outliers)?;
+    town.until_enrolled(&[SICK], true)?;
+    seen.did(
+        "Started a pod that answers everything with 503, and a DestinationRule that leaves such pods alone.",
+    );
+    let failed = town.stop().until(SOON, "failures, and their end", || {
+        let before = answered(town, SICK)?;
+        let well = town.call(CLIENT, &["--count", "40", "-q", WEB])?.failures() == 0;
+        // The question is one more.
+        let left_alone = answered(town, SICK)? == before + 1;
+        Ok((well && left_alone && before >= 3).then_some(before))
+    })?;
+    seen.saw(format!(
+        "After {failed} answers it is left alone: of 40 requests none met it, and none failed."
+    ));
+    town.remove(RULE)
 }
 
 /// `tokens.md`: who calls with which token is answered how.

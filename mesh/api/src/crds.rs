@@ -14,6 +14,7 @@ use crate::peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};
 use crate::rate_limit_policy::{RateLimitPolicy, RateLimitPolicySpec};
 use crate::request_authentication::{RequestAuthentication, RequestAuthenticationSpec};
 use crate::service_entry::{ServiceEntry, ServiceEntrySpec};
+use crate::virtual_service::{VirtualService, VirtualServiceSpec};
 use crate::workload_entry::{WorkloadEntry, WorkloadEntrySpec};
 use crate::workload_group::{WorkloadGroup, WorkloadGroupSpec};
 
@@ -52,6 +53,10 @@ pub fn all() -> Vec<Definition> {
                 Column("Location", ".spec.location"),
                 Column("Resolution", ".spec.resolution"),
             ],
+        ),
+        definition::<VirtualService, VirtualServiceSpec>(
+            "vs",
+            &[Column("Gateways", ".spec.gateways"), Column("Hosts", ".spec.hosts")],
         ),
         definition::<WorkloadEntry, WorkloadEntrySpec>("we", &[Column("Address", ".spec.address")]),
         definition::<WorkloadGroup, WorkloadGroupSpec>("wg", &[]),

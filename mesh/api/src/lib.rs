@@ -26,6 +26,7 @@ pub mod route;
 pub mod selector;
 pub mod service_entry;
 pub mod stream_route;
+pub mod virtual_service;
 pub mod workload_entry;
 pub mod workload_group;
 

@@ -106,7 +106,12 @@ impl Upstream {
                 };
                 let (pick, doing) = choose(tried).or_else(|| choose(&[])).ok_or_else(none)?;
                 let workload = pick.endpoint.workload.clone();
-                let hop = Hop::to(&workload, Some(service), pick.port, choice.asked).ok_or_else(none)?;
+                let hop = if workload.network == shared.settings.network {
+                    Hop::to(&workload, Some(service), pick.port, choice.asked)
+                } else {
+                    self.across(mesh, &workload, (service, *port), choice.asked)
+                };
+                let hop = hop.ok_or_else(none)?;
                 let needs_tunnel = terms.policy.as_ref().is_some_and(|policy| policy.needs_tunnel);
                 if needs_tunnel && matches!(hop, Hop::Plain(_)) {
                     return Err(Refusal::NoTunnel(workload.uid.to_string()));
@@ -115,10 +120,31 @@ impl Upstream {
             }
             Goal::Workload { workload, port } => {
                 let none = || Refusal::NoEndpoint { service: workload.uid.to_string(), port: *port };
-                let hop = Hop::to(workload, None, *port, choice.asked).ok_or_else(none)?;
+                // Only services are known by name, and so across networks.
+                let here = workload.network == shared.settings.network;
+                let hop = Hop::to(workload, None, *port, choice.asked).filter(|_| here).ok_or_else(none)?;
                 Ok(Endpoint { workload: workload.clone(), hop, doing: shared.endpoints.of(workload, *port) })
             }
         }
+    }
+
+    /// The way to an endpoint of another network.
+    fn across(
+        &self,
+        mesh: &Snapshot,
+        workload: &Workload,
+        service: (&Service, u16),
+        asked: SocketAddr,
+    ) -> Option<Hop> {
+        let shared = self.shared();
+        let nowhere = self.nowhere();
+        let own = shared.own_workload(mesh).map_or(&nowhere, |own| own);
+        Hop::across(mesh, (own.into(), shared.namespace()), workload, service, asked, &mut dice())
+    }
+
+    /// In place of the own workload, where it is not known.
+    fn nowhere(&self) -> Workload {
+        Workload { network: self.shared().settings.network.clone(), ..Workload::default() }
     }
 
     /// Tells an endpoint that was chosen what came of it, `took` after it was begun.
@@ -161,7 +187,7 @@ impl Upstream {
     ) -> Option<T> {
         let Goal::Service { service, port, terms } = choice.goal else { return None };
         let shared = self.shared();
-        let nowhere = Workload { network: shared.settings.network.clone(), ..Workload::default() };
+        let nowhere = self.nowhere();
         let own = shared.own_workload(mesh).map_or(&nowhere, |own| own);
         let balancing = terms.policy.as_ref().map(|policy| &policy.balancing);
         let said = balancing.and_then(|balancing| {

@@ -4,13 +4,17 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambit_model::{
     address::Target,
-    balance,
+    balance::{self, Caller, Dice, Purpose, Wanted},
+    gateway::GatewayDestination,
     identity::Identity,
+    name::{Hostname, Namespace},
     service::{IpFamilies, Service},
+    snapshot::{GatewayEnd, Snapshot},
     workload::{Tunnel, Workload},
 };
 use ambit_runtime::task;
 use ambit_wire::{
+    cert::Certificate,
     hbone::{
         self, Connect, Connection, Key, OpenError, Pool, TunnelStream,
         headers::{self, Baggage},
@@ -22,9 +26,13 @@ use ambit_wire::{
         rejected::Rejected,
     },
 };
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::{refusal::Refusal, shared::Shared};
 
@@ -40,6 +48,17 @@ pub enum Hop {
     Tunnel {
         /// The application.
         to: SocketAddr,
+        /// Who may be at the other end.
+        expected: Arc<[Identity]>,
+    },
+    /// A tunnel to an endpoint of another network, in a stream of a tunnel to that network's gateway (protocols 4.9).
+    Across {
+        /// The gateway's tunnel.
+        gateway: SocketAddr,
+        /// Who may be there.
+        expected_gateway: Arc<[Identity]>,
+        /// The service and its port, by which the other network knows it.
+        service: (Hostname, u16),
         /// Who may be at the other end.
         expected: Arc<[Identity]>,
     },
@@ -59,10 +78,51 @@ impl Hop {
         })
     }
 
-    /// The application's address.
+    /// The way to `workload`, which is on another network than `caller`: an endpoint of `service` for `port` of it. `None`:
+    /// it names no gateway, or one that is not known here. Pure but for the dice.
+    pub fn across(
+        mesh: &Snapshot,
+        (caller, namespace): (Caller<'_>, &Namespace),
+        workload: &Workload,
+        (service, port): (&Service, u16),
+        asked: SocketAddr,
+        dice: &mut dyn Dice,
+    ) -> Option<Self> {
+        let gateway = workload.network_gateway.as_ref()?;
+        let at = gateway.hbone_mtls_port;
+        let (instance, at, names) = match mesh.gateway(gateway, namespace)? {
+            GatewayEnd::Workload(workload) => (workload, at, &[][..]),
+            GatewayEnd::Service(service) => {
+                let endpoints = mesh.endpoints(&service.key())?;
+                let wanted = Wanted::of(service, at, Purpose::Standard, caller);
+                let pick = balance::pick(&wanted, endpoints, &|_| false, dice)?;
+                (&pick.endpoint.workload, pick.port, &service.subject_alt_names[..])
+            }
+        };
+        // Named by an address, it is that one, whatever the family of the request (protocols 5.4).
+        let address = match &gateway.destination {
+            GatewayDestination::Address(address) if instance.addresses.contains(&address.ip) => {
+                Some(address.ip)
+            }
+            GatewayDestination::Address(_) | GatewayDestination::Hostname(_) => {
+                balance::address(instance, asked.ip(), IpFamilies::Automatic)
+            }
+        };
+        // A gateway on a network that is not ours, either, is not reached.
+        let address = address.filter(|_| instance.network == *caller.network)?;
+        let far = service.subject_alt_names.iter().filter_map(|name| name.as_str().parse().ok());
+        Some(Self::Across {
+            gateway: SocketAddr::new(address, at),
+            expected_gateway: instance.accepted_identities(names),
+            service: (service.hostname.clone(), port),
+            expected: far.collect(),
+        })
+    }
+
+    /// The application's address; on another network, that of the gateway.
     pub fn address(&self) -> SocketAddr {
         match self {
-            Self::Plain(to) | Self::Tunnel { to, .. } => *to,
+            Self::Plain(to) | Self::Tunnel { to, .. } | Self::Across { gateway: to, .. } => *to,
         }
     }
 }
@@ -72,8 +132,18 @@ impl Hop {
 pub enum Onward {
     /// A plain connection.
     Plain(TcpStream),
-    /// A stream of a tunnel.
-    Tunnel(TunnelStream),
+    /// A stream of a tunnel, and that tunnel if it is the stream's own.
+    Tunnel(TunnelStream, Option<Inner>),
+}
+
+/// A tunnel that carries one stream alone; it is closed when this is dropped.
+#[derive(Debug)]
+pub struct Inner(Connection);
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// Connects for one worker.
@@ -98,13 +168,49 @@ impl Dial {
         &self.tunnels
     }
 
-    /// Connects to `hop`.
-    /// No longer than `limit`; `None`: than is usual.
+    /// Connects to `hop`, for no longer than `limit`; `None`: than is usual.
     pub async fn connect(&self, hop: &Hop, limit: Option<Duration>) -> Result<Onward, Refusal> {
         let limit = limit.unwrap_or(self.shared.settings.limits.connect);
         match hop {
             Hop::Plain(to) => self.tcp(*to, limit).await.map(Onward::Plain),
-            Hop::Tunnel { to, expected } => self.tunnel(*to, expected, limit).await.map(Onward::Tunnel),
+            Hop::Tunnel { to, expected } => {
+                let connect = Connect { authority: Target::Ip(*to), headers: self.headers() };
+                let at = SocketAddr::new(to.ip(), HBONE_PORT);
+                let stream = self.tunnel(at, expected, connect, limit).await?;
+                Ok(Onward::Tunnel(stream, None))
+            }
+            Hop::Across { gateway, expected_gateway, service: (host, port), expected } => {
+                let connect =
+                    Connect { authority: Target::Host(host.clone(), *port), headers: self.headers() };
+                let mut outer = connect.clone();
+                outer.headers.insert(headers::X_ISTIO_SOURCE, HeaderValue::from_static("waypoint"));
+                let outer = self.tunnel(*gateway, expected_gateway, outer, limit).await?;
+                // Boxed: few connections go there, and every one would have room for it.
+                let inner = Box::pin(self.inner(outer, *gateway, expected, connect));
+                let late =
+                    |_| Refusal::Connect { to: *gateway, reason: format!("no answer within {limit:?}") };
+                timeout(limit, inner).await.map_err(late)?
+            }
+        }
+    }
+
+    /// The inner of two tunnels, to the endpoint itself through a stream to its gateway.
+    async fn inner(
+        &self,
+        outer: TunnelStream,
+        gateway: SocketAddr,
+        expected: &Arc<[Identity]>,
+        mut connect: Connect,
+    ) -> Result<Onward, Refusal> {
+        let certificate = self.certificate().await?;
+        let config = certificate.client_config(expected.clone());
+        let connection = self.secured(hbone::stream::TunnelIo::from(outer), config, gateway).await?;
+        if let Ok(network) = self.shared.settings.network.as_str().parse() {
+            connect.headers.insert(headers::X_FORWARDED_NETWORK, network);
+        }
+        match connection.open(connect).await {
+            Ok((stream, _)) => Ok(Onward::Tunnel(stream, Some(Inner(connection)))),
+            Err(error) => Err(unopened(gateway, &error)),
         }
     }
 
@@ -112,15 +218,11 @@ impl Dial {
         &self,
         to: SocketAddr,
         expected: &Arc<[Identity]>,
+        connect: Connect,
         limit: Duration,
     ) -> Result<TunnelStream, Refusal> {
-        let key = Key {
-            source: self.shared.settings.identity.clone(),
-            expected: expected.clone(),
-            to: SocketAddr::new(to.ip(), HBONE_PORT),
-            from: None,
-        };
-        let connect = Connect { authority: Target::Ip(to), headers: self.headers() };
+        let key =
+            Key { source: self.shared.settings.identity.clone(), expected: expected.clone(), to, from: None };
         let dial = |key: Key| async move {
             self.shared.metrics.pool.dials.inc();
             let dialled = Box::pin(self.secure(&key, limit)).await;
@@ -132,25 +234,37 @@ impl Dial {
         match self.tunnels.open(&key, connect, dial).await {
             Ok((stream, _)) => Ok(stream),
             Err(PoolError::Dial(refusal)) => Err(Refusal::clone(&refusal)),
-            Err(PoolError::Open(OpenError::Status(status))) => {
-                Err(Refusal::TunnelStatus { to, status: status.as_u16() })
-            }
-            Err(PoolError::Open(error)) => Err(Refusal::Connect { to, reason: error.to_string() }),
+            Err(PoolError::Open(error)) => Err(unopened(to, &error)),
         }
+    }
+
+    async fn certificate(&self) -> Result<Arc<Certificate>, Refusal> {
+        let certificate = self.shared.certificates.get(&self.shared.settings.identity).await;
+        certificate.map_err(|error| Refusal::NoCertificate(error.to_string()))
     }
 
     /// Dials a tunnel: TCP, TLS as the waypoint, HTTP/2.
     async fn secure(&self, key: &Key, limit: Duration) -> Result<Connection, Refusal> {
-        let settings = &self.shared.settings;
-        let certificate = self.shared.certificates.get(&settings.identity).await;
-        let certificate = certificate.map_err(|error| Refusal::NoCertificate(error.to_string()))?;
+        let certificate = self.certificate().await?;
         let tcp = self.tcp(key.to, limit).await?;
-        let config = certificate.client_config(key.expected.clone());
-        let tls = handshake::connect(config, tcp, settings.limits.handshake).await;
-        let (tls, _) = tls.map_err(|error| tls_refusal(key.to, &error))?;
+        self.secured(tcp, certificate.client_config(key.expected.clone()), key.to).await
+    }
+
+    async fn secured<S>(
+        &self,
+        stream: S,
+        config: Arc<rustls::ClientConfig>,
+        to: SocketAddr,
+    ) -> Result<Connection, Refusal>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let settings = &self.shared.settings;
+        let tls = handshake::connect(config, stream, settings.limits.handshake).await;
+        let (tls, _) = tls.map_err(|error| tls_refusal(to, &error))?;
         let chain = tls.session().peer.clone();
         let connected = hbone::connect(tls, chain, &settings.hbone, &self.spawner).await;
-        connected.map_err(|error| Refusal::Connect { to: key.to, reason: error.to_string() })
+        connected.map_err(|error| Refusal::Connect { to, reason: error.to_string() })
     }
 
     async fn tcp(&self, to: SocketAddr, limit: Duration) -> Result<TcpStream, Refusal> {
@@ -178,6 +292,15 @@ impl Dial {
         let own = self.shared.own_workload(&mesh);
         let baggage = own.and_then(|own| Baggage::from(&**own).header());
         baggage.map(|value| (headers::BAGGAGE, value)).into_iter().collect()
+    }
+}
+
+fn unopened(to: SocketAddr, error: &OpenError) -> Refusal {
+    match error {
+        OpenError::Status(status) => Refusal::TunnelStatus { to, status: status.as_u16() },
+        OpenError::Unprocessed(_) | OpenError::Broken(_) | OpenError::Unwritable(_) => {
+            Refusal::Connect { to, reason: error.to_string() }
+        }
     }
 }
 

@@ -288,7 +288,7 @@ async fn connect_http2(
 fn io(onward: Onward) -> Io {
     match onward {
         Onward::Plain(tcp) => Io::Plain(TokioIo::new(tcp)),
-        Onward::Tunnel(stream) => Io::Tunnel(TunnelIo::new(stream, Bytes::new())),
+        Onward::Tunnel(stream, inner) => Io::Tunnel(TunnelIo::new(stream, Bytes::new()).within(inner)),
     }
 }
 

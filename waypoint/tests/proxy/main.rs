@@ -15,6 +15,7 @@ mod authorizers;
 mod bytes;
 mod endpoints;
 mod explanations;
+mod faults;
 mod hostile;
 mod limits;
 mod policies;

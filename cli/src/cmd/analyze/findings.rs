@@ -279,6 +279,7 @@ fn of_reach(cluster: &Cluster, key: &Key, document: &Document, complete: bool) -
         | Kind::RequestAuthentication
         | Kind::DestinationRule
         | Kind::RateLimitPolicy
+        | Kind::VirtualService
         | Kind::Node
         | Kind::Service
         | Kind::EndpointSlice
@@ -304,6 +305,8 @@ fn severity(cluster: &Cluster, key: &Key, condition: &Condition, complete: bool)
         ("ResolvedWaypoints", false, _) | ("WaypointAccepted" | "Accepted", false, "AncestorNotBound") => {
             Some(Severity::Warning)
         }
+        // It may well be for gateways of another program.
+        ("Accepted", false, "NotForMesh") => Some(Severity::Warning),
         (_, false, "UnknownProvider") => Some(absent),
         (_, false, "TargetNotFound" | "NoMatchingParent" | "BackendNotFound" | "RefNotPermitted") => {
             Some(absent)
@@ -330,6 +333,11 @@ fn field_of(kind: Kind, condition: &Condition) -> String {
         "WaypointAccepted" if condition.reason == "UnknownProvider" => "spec.provider.name".to_owned(),
         "Accepted" if kind == Kind::RateLimitPolicy => "spec.targetRefs".to_owned(),
         "ResolvedRefs" if kind == Kind::RateLimitPolicy => "spec.global.service".to_owned(),
+        "Accepted" if kind == Kind::VirtualService && condition.reason == "NotForMesh" => {
+            "spec.gateways".to_owned()
+        }
+        "Accepted" if kind == Kind::VirtualService => "spec.hosts".to_owned(),
+        "ResolvedRefs" if kind == Kind::VirtualService => "spec.http".to_owned(),
         "WaypointAccepted" if kind == Kind::DestinationRule => "spec.host".to_owned(),
         "WaypointAccepted" => "spec.targetRefs".to_owned(),
         "ZtunnelAccepted" => "spec".to_owned(),
@@ -419,7 +427,7 @@ metadata: {name: trial, namespace: shop, annotations: {istio.io/dry-run: 'true'}
 spec: {}
 ---
 apiVersion: networking.istio.io/v1
-kind: VirtualService
+kind: Sidecar
 metadata: {name: web, namespace: shop}
 ---
 apiVersion: security.istio.io/v1alpha1

@@ -209,7 +209,7 @@ impl Endpoint {
 
 /// A host name: letters, digits, `-`, `_` and `.`, perhaps with `*.` in front. It becomes part of a resource's
 /// name, where a `/` would be read as the end of a namespace.
-fn parse_host(field: &str, text: &str) -> Result<Hostname, Rejection> {
+pub(super) fn parse_host(field: &str, text: &str) -> Result<Hostname, Rejection> {
     let labels = text.strip_prefix("*.").unwrap_or(text);
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if (!labels.is_empty() && labels.len() <= 253 && labels.chars().all(plain)) || text == "*" {

@@ -24,6 +24,9 @@ mod route_rules;
 mod service;
 mod slice;
 mod stream_route;
+mod virtual_filter;
+mod virtual_rule;
+mod virtual_service;
 
 use std::fmt;
 use std::sync::Arc;
@@ -54,6 +57,7 @@ pub use route::{
 };
 pub use service::{Port, Service, Target, TrafficDistribution};
 pub use slice::{EndpointSlice, SliceEndpoint, SlicePort};
+pub use virtual_service::{Exported, HostName, VirtualContent, VirtualMatch, VirtualRule, VirtualService};
 
 /// Namespace (empty for kinds without one) and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,6 +112,8 @@ pub enum Kind {
     DestinationRule,
     /// `RateLimitPolicy`.
     RateLimitPolicy,
+    /// `VirtualService`.
+    VirtualService,
     /// `Gateway`.
     Gateway,
     /// `GatewayClass`.
@@ -143,6 +149,9 @@ impl Kind {
             }
             ("networking.istio.io", "WorkloadEntry") if stable || version == "v1alpha3" => {
                 Some(Self::WorkloadEntry)
+            }
+            ("networking.istio.io", "VirtualService") if stable || version == "v1alpha3" => {
+                Some(Self::VirtualService)
             }
             ("security.istio.io", "AuthorizationPolicy") if stable => Some(Self::AuthorizationPolicy),
             ("security.istio.io", "PeerAuthentication") if stable => Some(Self::PeerAuthentication),
@@ -187,6 +196,7 @@ impl Kind {
             Self::RequestAuthentication => "RequestAuthentication",
             Self::DestinationRule => "DestinationRule",
             Self::RateLimitPolicy => "RateLimitPolicy",
+            Self::VirtualService => "VirtualService",
             Self::Gateway => "Gateway",
             Self::GatewayClass => "GatewayClass",
             Self::GrpcRoute => "GRPCRoute",
@@ -241,6 +251,8 @@ pub enum Object {
     DestinationRule(Arc<DestinationRule>),
     /// How many requests are taken.
     RateLimitPolicy(Arc<RateLimitPolicy>),
+    /// Where requests go, and what is done to them.
+    VirtualService(Arc<VirtualService>),
     /// A gateway or waypoint.
     Gateway(Arc<Gateway>),
     /// A kind of gateway.
@@ -269,6 +281,7 @@ impl Object {
             Self::RequestAuthentication(object) => (Kind::RequestAuthentication, &object.meta),
             Self::DestinationRule(object) => (Kind::DestinationRule, &object.meta),
             Self::RateLimitPolicy(object) => (Kind::RateLimitPolicy, &object.meta),
+            Self::VirtualService(object) => (Kind::VirtualService, &object.meta),
             Self::Gateway(object) => (Kind::Gateway, &object.meta),
             Self::GatewayClass(object) => (Kind::GatewayClass, &object.meta),
             Self::Route(object) => (object.kind.kind(), &object.meta),
@@ -355,6 +368,10 @@ pub fn parse_value(
                 Kind::RateLimitPolicy => Some(Object::RateLimitPolicy(Arc::new(
                     RateLimitPolicy::undecodable(written, rejection.to_string()),
                 ))),
+                Kind::VirtualService => Some(Object::VirtualService(Arc::new(VirtualService::undecodable(
+                    written,
+                    rejection.to_string(),
+                )))),
                 Kind::Namespace
                 | Kind::Node
                 | Kind::Pod
@@ -424,6 +441,9 @@ fn parse_known(kind: Kind, written: &Written<'_>) -> Result<Object, Rejection> {
         }
         Kind::RateLimitPolicy => {
             Object::RateLimitPolicy(Arc::new(RateLimitPolicy::parse(namespace, read(written)?)?))
+        }
+        Kind::VirtualService => {
+            Object::VirtualService(Arc::new(VirtualService::parse(namespace, read(written)?)?))
         }
         Kind::Gateway => Object::Gateway(Arc::new(Gateway::parse(namespace, read(written)?)?)),
         Kind::GatewayClass => Object::GatewayClass(Arc::new(GatewayClass::parse(read(written)?)?)),

@@ -1,4 +1,4 @@
-//! ReferenceGrant: which routes and limits of other namespaces may refer to services of this one.
+//! ReferenceGrant: which routes, VirtualServices and limits of other namespaces may refer to services of this one.
 
 use ambit_api::reference_grant as api;
 use ambit_model::name::{Label, Namespace};
@@ -14,7 +14,7 @@ use crate::cluster::HostOwner;
 pub struct ReferenceGrant {
     /// Name, labels and annotations.
     pub meta: Meta,
-    /// Who may refer: routes, or limits, of this kind in this namespace.
+    /// Who may refer: routes, VirtualServices or limits, of this kind in this namespace.
     pub from: Vec<(Kind, Namespace)>,
     /// To what.
     pub to: Vec<Granted>,
@@ -39,6 +39,7 @@ impl ReferenceGrant {
                 (Kind::TlsRoute, GATEWAY_API),
                 (Kind::TcpRoute, GATEWAY_API),
                 (Kind::RateLimitPolicy, rate_limit::group()),
+                (Kind::VirtualService, ISTIO_NETWORKING),
             ];
             let is_it = |(kind, group): &(Kind, &str)| kind.word() == from.kind && *group == from.group;
             let (kind, _) = kinds.into_iter().find(is_it)?;

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{
     Kind, Meta, Name, Rejection, Written, grpc_route, http_route, peer_authentication::bare_meta, read,
-    stream_route,
+    stream_route, virtual_service::HostName,
 };
 use crate::cluster::HostOwner;
 
@@ -190,6 +190,15 @@ pub enum Referent {
     },
     /// An object that is no service; kind and group.
     Other(String),
+    /// A service by its host, as VirtualServices name it.
+    Host {
+        /// The host.
+        host: HostName,
+        /// Its port; `None`: its only one, or that to which the request came.
+        port: Option<u16>,
+        /// Of its endpoints those of this subset; `None`: all.
+        subset: Option<Label>,
+    },
 }
 
 /// As much of a route as says whether it is the mesh's affair.
@@ -249,9 +258,7 @@ impl Route {
 
     /// Its age and name, on which its precedence depends.
     pub fn origin(&self) -> Origin {
-        let created = self.meta.created.and_then(|micros| u64::try_from(micros).ok()).unwrap_or_default();
-        let Name { namespace, name } = &self.meta.name;
-        Origin { created: created / 1_000_000, key: RouteKey::new(namespace.clone(), name.clone()) }
+        origin_of(&self.meta)
     }
 
     /// Every object that it names, beside its parents.
@@ -303,8 +310,15 @@ impl From<Connections> for RouteContent {
     }
 }
 
+/// The age and name of an object, on which its precedence depends.
+pub(super) fn origin_of(meta: &Meta) -> Origin {
+    let created = meta.created.and_then(|micros| u64::try_from(micros).ok()).unwrap_or_default();
+    let Name { namespace, name } = &meta.name;
+    Origin { created: created / 1_000_000, key: RouteKey::new(namespace.clone(), name.clone()) }
+}
+
 /// Whoever is named: whether rules make sense does not depend on it.
-fn unresolved(_: &Reference) -> Destination {
+pub(super) fn unresolved(_: &Reference) -> Destination {
     Destination::Invalid { reason: Label::default() }
 }
 

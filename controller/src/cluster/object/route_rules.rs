@@ -51,7 +51,7 @@ fn compile_rule(
     })
 }
 
-fn compile_backends(
+pub(super) fn compile_backends(
     field: &str,
     backends: &[RouteBackend],
     resolve: &impl Fn(&Reference) -> Destination,
@@ -63,7 +63,7 @@ fn compile_backends(
     backends.iter().enumerate().map(compile).collect()
 }
 
-fn compile_filters(
+pub(super) fn compile_filters(
     field: &str,
     filters: &[RouteFilter],
     resolve: &impl Fn(&Reference) -> Destination,

@@ -33,7 +33,7 @@ pub(super) enum Depth {
 const STABLE: &[&str] = &["v1", "v1beta1"];
 const OLDEST: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
-pub(super) const WATCHED: [Watched; 20] = [
+pub(super) const WATCHED: [Watched; 21] = [
     of(Kind::Namespace, "", &["v1"], "namespaces", Depth::Metadata),
     of(Kind::Node, "", &["v1"], "nodes", Depth::Metadata),
     of(Kind::Pod, "", &["v1"], "pods", Depth::Whole),
@@ -41,6 +41,7 @@ pub(super) const WATCHED: [Watched; 20] = [
     of(Kind::EndpointSlice, "discovery.k8s.io", &["v1"], "endpointslices", Depth::Whole),
     of(Kind::ServiceEntry, "networking.istio.io", OLDEST, "serviceentries", Depth::Whole),
     of(Kind::WorkloadEntry, "networking.istio.io", OLDEST, "workloadentries", Depth::Whole),
+    of(Kind::VirtualService, "networking.istio.io", OLDEST, "virtualservices", Depth::Whole),
     of(Kind::AuthorizationPolicy, "security.istio.io", STABLE, "authorizationpolicies", Depth::Whole),
     of(Kind::PeerAuthentication, "security.istio.io", STABLE, "peerauthentications", Depth::Whole),
     of(Kind::RequestAuthentication, "security.istio.io", STABLE, "requestauthentications", Depth::Whole),

@@ -11,6 +11,7 @@ use ambit_api::{
     rate_limit_policy::RateLimitPolicy,
     request_authentication::RequestAuthentication,
     service_entry::ServiceEntry,
+    virtual_service::VirtualService,
     workload_entry::WorkloadEntry,
 };
 use k8s_openapi::api::{
@@ -40,6 +41,7 @@ fn parse(document: &Document) {
         "Service" => drop(document.parse::<Service>()),
         "EndpointSlice" => drop(document.parse::<EndpointSlice>()),
         "ServiceEntry" => drop(document.parse::<ServiceEntry>()),
+        "VirtualService" => drop(document.parse::<VirtualService>()),
         "WorkloadEntry" => drop(document.parse::<WorkloadEntry>()),
         "AuthorizationPolicy" => drop(document.parse::<AuthorizationPolicy>()),
         "PeerAuthentication" => drop(document.parse::<PeerAuthentication>()),

@@ -35,8 +35,17 @@ impl Match {
     /// they were not there (HTTPHeaderMatch, `name`).
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: Text) -> Self {
-        if !self.headers.iter().any(|one| one.name == name) {
-            self.headers.push(HeaderMatch { name, value });
+        if !self.headers.iter().any(|one| one.name == name && one.wanted == Wanted::Yes) {
+            self.headers.push(HeaderMatch { name, value, wanted: Wanted::Yes });
+        }
+        self
+    }
+
+    /// And no such value of a header (Istio's `withoutHeaders`). Of several for one name the first counts.
+    #[must_use]
+    pub fn without_header(mut self, name: HeaderName, value: Text) -> Self {
+        if !self.headers.iter().any(|one| one.name == name && one.wanted == Wanted::No) {
+            self.headers.push(HeaderMatch { name, value, wanted: Wanted::No });
         }
         self
     }
@@ -102,7 +111,8 @@ impl Match {
 ///
 /// The order of the fields is that of Gateway API (HTTPRouteRule, `matches`), which goes on at a tie:
 /// an exact path, then the longest prefix (where patterns stand: [`Path`]); a method; the most headers;
-/// the most query parameters; then the oldest route, the first by `namespace/name`, the first rule.
+/// the most query parameters; then the oldest route, the first by `namespace/name`, the first rule. Of a
+/// route whose rules are tried in [order](super::Precedence::Order) only what comes after the query is compared.
 /// No two matches of a table are equal.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Specificity {
@@ -123,19 +133,39 @@ pub struct HeaderMatch {
     pub name: HeaderName,
     /// Its value.
     pub value: Text,
+    /// Whether the request is to have it.
+    pub wanted: Wanted,
+}
+
+/// Whether something is to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// It is.
+    Yes,
+    /// It must not be.
+    No,
 }
 
 impl HeaderMatch {
-    /// Whether the request has the header, and its value is as asked. A header that is repeated has
-    /// one value, with commas between (RFC 9110, 5.3); cookies have `; ` (RFC 9113, 8.2.3).
+    /// Whether the request has the header, and its value is as asked; or, where it must not be, that it is not so. A
+    /// header that is not there is then one without a value, as Istio has it, unless its presence alone was asked.
     fn matches(&self, head: &Parts) -> bool {
-        let values = pieces(&head.headers, &self.name);
+        match (self.wanted, self.compared(head)) {
+            (Wanted::Yes, found) => found == Some(true),
+            (Wanted::No, Some(is_so)) => !is_so,
+            (Wanted::No, None) => self.value == Text::Present || !self.value.matches(b""),
+        }
+    }
+
+    /// Whether the value is as asked; `None`: there is none. A header that is repeated has one value, with
+    /// commas between (RFC 9110, 5.3); cookies have `; ` (RFC 9113, 8.2.3).
+    fn compared(&self, head: &Parts) -> Option<bool> {
         if head.headers.contains_key(&self.name) {
-            return self.value.matches_pieces(values);
+            return Some(self.value.matches_pieces(pieces(&head.headers, &self.name)));
         }
         // HTTP/2 says it in `:authority`.
-        self.name == header::HOST
-            && head.uri.authority().is_some_and(|host| self.value.matches(host.as_str().as_bytes()))
+        let authority = head.uri.authority().filter(|_| self.name == header::HOST)?;
+        Some(self.value.matches(authority.as_str().as_bytes()))
     }
 }
 
@@ -164,6 +194,8 @@ impl QueryMatch {
         let first = parameters.find(|(name, _)| percent_decoded(name).eq(self.name.bytes()));
         first.is_some_and(|(_, value)| match &self.value {
             Text::Exact(exact) => percent_decoded(value).eq(exact.bytes()),
+            Text::Prefix(prefix) => percent_decoded(value).take(prefix.len()).eq(prefix.bytes()),
+            Text::Present => true,
             Text::Pattern(pattern) => pattern.matches(&percent_decoded(value).collect::<Vec<_>>()),
         })
     }
@@ -187,6 +219,35 @@ mod tests {
 
     fn prefix(text: &str) -> Match {
         Match::path(Path::prefix(text).expect("a path"))
+    }
+
+    #[test]
+    fn headers_are_compared_by_beginning_presence_and_absence() {
+        let any = Match::default;
+        let table = [
+            (any().header(name("a"), Text::prefix("v1")), vec![("a", "v1.2")], true),
+            (any().header(name("a"), Text::prefix("v1,v")), vec![("a", "v1"), ("a", "v2")], true),
+            (any().header(name("a"), Text::prefix("v1")), vec![("a", "v")], false),
+            (any().header(name("a"), Text::prefix("")), vec![], false),
+            (any().header(name("a"), Text::Present), vec![("a", "")], true),
+            (any().header(name("a"), Text::Present), vec![], false),
+            (any().without_header(name("a"), Text::Present), vec![], true),
+            (any().without_header(name("a"), Text::Present), vec![("a", "")], false),
+            (any().without_header(name("a"), Text::exact("x")), vec![("a", "x")], false),
+            (any().without_header(name("a"), Text::exact("x")), vec![("a", "y")], true),
+            (any().without_header(name("a"), Text::exact("x")), vec![], true),
+            (any().without_header(name("a"), Text::exact("")), vec![], false),
+            (any().header(header::HOST, Text::prefix("web")), vec![("host", "web:80")], true),
+            (any().query("a", Text::prefix("b c")), vec![], true),
+            (any().query("a", Text::Present), vec![], true),
+            (any().query("b", Text::Present), vec![], false),
+        ];
+        for (matched, headers, expected) in table {
+            assert_eq!(matched.matches(&head("GET", "/?a=b%20cd", &headers)), expected, "{matched:?}");
+        }
+        let both = any().header(name("a"), Text::prefix("x")).without_header(name("a"), Text::exact("xy"));
+        assert!(both.matches(&head("GET", "/", &[("a", "xz")])));
+        assert!(!both.matches(&head("GET", "/", &[("a", "xy")])));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | how is its path spelled? | [`normal::normalize`] |
 //! | which rule? | [`select()`]; `None`: 404, unless the service [has no routes](RouteTable::is_empty) |
+//! | is it held back, or answered with a failure on purpose? | [`Filters::fault`] of the rule, then [`Fault::draw`] |
 //! | which backend? | [`Rule::draw`] |
 //! | what becomes of its head? | [`Filters::request`] of the rule, then of the backend |
 //! | who else gets it? | [`Filters::mirrors`] |
@@ -38,12 +39,12 @@ use std::{sync::Arc, time::Duration};
 
 pub use budget::{Budget, BudgetPolicy};
 pub use filter::{
-    Allowed, Cors, CorsParts, Filter, Filters, Fraction, Front, Granted, HeaderEdit, InvalidCors,
-    InvalidEdit, InvalidFilters, InvalidFraction, InvalidRewrite, Mirror, NewHost, NewPath, Redirect,
-    RedirectStatus, Rewrite, Scheme, Step,
+    Abort, Allowed, Cors, CorsParts, Delay, Fault, Filter, Filters, Fraction, Front, Granted, GrpcCode,
+    HeaderEdit, Injected, InvalidCors, InvalidEdit, InvalidFault, InvalidFilters, InvalidFraction,
+    InvalidRewrite, Mirror, NewHost, NewPath, Redirect, RedirectStatus, Rewrite, Scheme, Step, With,
 };
-pub use matching::{HeaderMatch, Match, QueryMatch, Specificity};
-pub use path::{Exact, GrpcCall, InvalidPath, Path, Prefix};
+pub use matching::{HeaderMatch, Match, QueryMatch, Specificity, Wanted};
+pub use path::{Exact, GrpcCall, InvalidPath, MadeOf, Path, Prefix};
 pub use select::{Chosen, Drawn, select};
 pub use session::{Lifetime, Session, SessionKey, Ticket};
 pub use stream::{InvalidStreamRoute, StreamRoute, StreamTable};
@@ -54,16 +55,38 @@ use thiserror::Error;
 
 use crate::name::{Label, Namespace, ServiceKey};
 
-/// What one HTTPRoute or GRPCRoute says of a service. Made only by [`Route::new`], which judges it.
+/// What one HTTPRoute, GRPCRoute or VirtualService says of a service. Made only by [`Route::new`] and
+/// [`Route::in_order`], which judge it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     origin: Arc<Origin>,
+    precedence: Precedence,
     rules: Vec<Arc<Rule>>,
+}
+
+/// Which of a route's rules takes a request that several match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precedence {
+    /// The one that says most of it, as Gateway API has it: [`Specificity`].
+    Specificity,
+    /// The first, as Istio has it.
+    Order,
 }
 
 impl Route {
     /// Judges what no rule's part can see alone. A rule without matches is for every request.
     pub fn new(origin: Origin, rules: Vec<Rule>) -> Result<Self, InvalidRoute> {
+        Self::judged(origin, Precedence::Specificity, rules)
+    }
+
+    /// The same of rules of which the first that matches takes a request. Several may have one name: a rule that
+    /// rewrites by prefix is one for each of its prefixes.
+    pub fn in_order(origin: Origin, rules: Vec<Rule>) -> Result<Self, InvalidRoute> {
+        Self::judged(origin, Precedence::Order, rules)
+    }
+
+    fn judged(origin: Origin, precedence: Precedence, rules: Vec<Rule>) -> Result<Self, InvalidRoute> {
+        let is_unique = precedence == Precedence::Specificity;
         let mut accepted: Vec<Arc<Rule>> = Vec::with_capacity(rules.len());
         for (number, mut rule) in rules.into_iter().enumerate() {
             if rule.matches.is_empty() {
@@ -71,12 +94,17 @@ impl Route {
             }
             let invalid = |why| InvalidRoute { rule: number, why };
             rule.check().map_err(invalid)?;
-            if rule.name.is_some() && accepted.iter().any(|other| other.name == rule.name) {
+            if is_unique && rule.name.is_some() && accepted.iter().any(|other| other.name == rule.name) {
                 return Err(invalid(InvalidRule::Name));
             }
             accepted.push(Arc::new(rule));
         }
-        Ok(Self { origin: Arc::new(origin), rules: accepted })
+        Ok(Self { origin: Arc::new(origin), precedence, rules: accepted })
+    }
+
+    /// Which of its rules takes a request.
+    pub fn precedence(&self) -> Precedence {
+        self.precedence
     }
 
     /// Which object it comes from.
@@ -148,6 +176,9 @@ impl Rule {
     fn check(&self) -> Result<(), InvalidRule> {
         if self.filters.redirects() && !self.backends.is_empty() {
             return Err(InvalidRule::RedirectAndBackends);
+        }
+        if self.backends.iter().any(|backend| backend.filters.fault().is_some()) {
+            return Err(InvalidRule::FaultOfBackend);
         }
         let of_backends = self.backends.iter().map(|backend| &backend.filters);
         let replaces = of_backends.chain([&self.filters]).any(Filters::replaces_prefix);
@@ -251,6 +282,9 @@ pub enum InvalidRule {
     /// A prefix is replaced that no match has.
     #[error("replacePrefixMatch needs exactly one match, with a path of type PathPrefix")]
     NoPrefix,
+    /// A fault stands where it would be asked for too late.
+    #[error("a fault is one of the whole rule, not of a backend")]
+    FaultOfBackend,
     /// An attempt may take longer than all of them.
     #[error("backendRequest is at most request")]
     Timeouts,
@@ -321,5 +355,8 @@ mod tests {
         let origin = Origin { created: 0, key: RouteKey::new("shop", "web") };
         let error = Route::new(origin, vec![Rule::default(), named.clone(), Rule::default(), named]);
         assert_eq!(error, Err(InvalidRoute { rule: 3, why: InvalidRule::Name }));
+        let named = || Rule { name: Some("one".into()), ..Rule::default() };
+        let origin = Origin { created: 0, key: RouteKey::new("shop", "web") };
+        assert!(Route::in_order(origin, vec![named(), named()]).is_ok(), "order tells them apart");
     }
 }

@@ -1,4 +1,4 @@
-//! How a request's path is compared: exactly, by its first segments, by a pattern, or as a gRPC call.
+//! How a request's path is compared: exactly, by its first segments or characters, by a pattern, or as a gRPC call.
 //!
 //! Paths are compared as they came, with case and with their escapes: whoever asks has normalised
 //! them before, once, for policies and routes alike.
@@ -21,7 +21,7 @@ const LONGEST: usize = 1024;
 pub enum Path {
     /// This one.
     Exact(Exact),
-    /// Those that begin with these segments.
+    /// Those that begin with these segments, or characters.
     Prefix(Prefix),
     /// Those that are as the pattern says.
     Pattern(Pattern),
@@ -48,6 +48,23 @@ impl Path {
         Prefix::parse(value).map(Self::Prefix)
     }
 
+    /// The paths that begin with the characters of `value`: `/abc` is the beginning of `/abcd`.
+    pub fn beginning(value: &str) -> Result<Self, InvalidPath> {
+        Prefix::of_characters(value).map(Self::Prefix)
+    }
+
+    /// The path `value`, in letters of either case.
+    pub fn exact_without_case(value: &str) -> Result<Self, InvalidPath> {
+        check(value)?;
+        Ok(Self::Pattern(Pattern::without_case(value)?))
+    }
+
+    /// The paths that begin with the characters of `value`, in letters of either case.
+    pub fn beginning_without_case(value: &str) -> Result<Self, InvalidPath> {
+        check(value)?;
+        Ok(Self::Pattern(Pattern::prefix_without_case(value)?))
+    }
+
     /// The paths that the regular expression `value` matches as a whole.
     pub fn pattern(value: &str) -> Result<Self, InvalidPath> {
         if value.len() > LONGEST {
@@ -59,8 +76,10 @@ impl Path {
     /// The calls of `service` and `method`; `None`: of any. The path of a call is `/service/method`.
     pub fn grpc(service: Option<Text>, method: Option<Text>) -> Result<Self, InvalidPath> {
         let word = |text: &Text, more: &[u8]| match text {
-            Text::Exact(text) => text.bytes().all(|b| b.is_ascii_alphanumeric() || more.contains(&b)),
-            Text::Pattern(_) => true,
+            Text::Exact(text) | Text::Prefix(text) => {
+                text.bytes().all(|b| b.is_ascii_alphanumeric() || more.contains(&b))
+            }
+            Text::Pattern(_) | Text::Present => true,
         };
         if !service.as_ref().is_none_or(|service| word(service, b"_.")) {
             return Err(InvalidPath::GrpcName);
@@ -119,32 +138,58 @@ impl Exact {
     }
 }
 
-/// The first segments of a path. A slash at its end says nothing: `/abc/` is `/abc`, and `/` is every
-/// path.
+/// The beginning of a path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Prefix(Box<str>);
+pub struct Prefix {
+    text: Box<str>,
+    made_of: MadeOf,
+}
+
+/// What a prefix is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MadeOf {
+    /// Whole segments, as Gateway API has it. A slash at its end says nothing: `/abc/` is `/abc`, and `/` is every path.
+    #[default]
+    Segments,
+    /// Characters, as Istio has it: `/abc` is the beginning of `/abcd`.
+    Characters,
+}
 
 impl Prefix {
-    /// Reads a prefix.
+    /// Reads a prefix of whole segments.
     pub fn parse(value: &str) -> Result<Self, InvalidPath> {
         check(value)?;
-        Ok(Self(value.strip_suffix('/').unwrap_or(value).into()))
+        let text = value.strip_suffix('/').unwrap_or(value).into();
+        Ok(Self { text, made_of: MadeOf::Segments })
     }
 
-    /// Without a slash at its end; the prefix of every path is empty.
+    /// Reads a prefix of characters.
+    pub fn of_characters(value: &str) -> Result<Self, InvalidPath> {
+        check(value)?;
+        Ok(Self { text: value.into(), made_of: MadeOf::Characters })
+    }
+
+    /// One of segments has no slash at its end; that of every path is empty.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
-    /// What follows the prefix in `path`: nothing, or what begins with a slash. `None`: `path` has
+    /// What it is made of.
+    pub fn made_of(&self) -> MadeOf {
+        self.made_of
+    }
+
+    /// What follows the prefix in `path`: after segments nothing, or what begins with a slash. `None`: `path` has
     /// another prefix.
     pub fn rest<'p>(&self, path: &'p str) -> Option<&'p str> {
-        let rest = path.strip_prefix(&*self.0)?;
-        (self.0.is_empty() || rest.is_empty() || rest.starts_with('/')).then_some(rest)
+        let rest = path.strip_prefix(&*self.text)?;
+        let is_whole = || self.text.is_empty() || rest.is_empty() || rest.starts_with('/');
+        (self.made_of == MadeOf::Characters || is_whole()).then_some(rest)
     }
 
-    pub(super) fn segments(&self) -> impl Iterator<Item = &str> {
-        segments(&self.0)
+    /// The segments of one that is made of them; `None`: it is not.
+    pub(super) fn segments(&self) -> Option<impl Iterator<Item = &str>> {
+        (self.made_of == MadeOf::Segments).then(|| segments(&self.text))
     }
 }
 
@@ -277,6 +322,14 @@ mod tests {
             (prefix("/"), "*", true),
             (pattern("/v[0-9]+/.*"), "/v2/x", true),
             (pattern("/v[0-9]+"), "/v2/x", false),
+            (Path::beginning("/abc"), "/abcd", true),
+            (Path::beginning("/abc/"), "/abc", false),
+            (Path::beginning("/abc"), "/Abc", false),
+            (Path::beginning("/"), "/anything", true),
+            (Path::beginning_without_case("/a.c"), "/A.CD/e", true),
+            (Path::beginning_without_case("/a.c"), "/abc", false),
+            (Path::exact_without_case("/abc"), "/aBC", true),
+            (Path::exact_without_case("/abc"), "/aBCd", false),
         ];
         for (path, request, expected) in table {
             let path = path.expect("a path");

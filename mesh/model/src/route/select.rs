@@ -124,7 +124,7 @@ mod tests {
     use proptest::{collection::vec, option, prelude::*, sample::select as one_of};
 
     use super::*;
-    use crate::route::{Filters, InvalidPath, Route, RouteKey, Text};
+    use crate::route::{Filters, InvalidPath, Route, RouteKey, Text, table::precedence};
 
     fn head(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
         let request = Request::builder().method(method).uri(uri);
@@ -186,6 +186,32 @@ mod tests {
         let table = RouteTable::compile(&[young.clone(), old_c.clone(), old_b]);
         assert_eq!(taken(&table, &head("GET", "/a", &[])), Some("first"));
         assert_eq!(taken(&RouteTable::compile(&[young, old_c]), &head("GET", "/a", &[])), Some("later"));
+    }
+
+    #[test]
+    fn where_order_counts_the_first_that_matches_takes_the_request() {
+        let rules = || {
+            vec![
+                rule("characters", vec![on(Path::beginning("/foo"))]),
+                rule("exact", vec![on(Path::exact("/foo/bar")), on(Path::exact("/bar"))]),
+                rule("root", vec![on(Path::prefix("/"))]),
+                rule("never", vec![on(Path::exact("/baz")).method(Method::GET)]),
+            ]
+        };
+        let origin = || Origin { created: 0, key: RouteKey::new("shop", "web") };
+        let table = RouteTable::compile(&[Route::in_order(origin(), rules()).expect("a route")]);
+        let by_specificity = RouteTable::compile(&[Route::new(origin(), rules()).expect("a route")]);
+        let table_of = [
+            ("/foobar", "characters", "characters"),
+            ("/foo/bar", "characters", "exact"),
+            ("/bar", "exact", "exact"),
+            ("/baz", "root", "never"),
+        ];
+        for (path, ordered, specific) in table_of {
+            let head = head("GET", path, &[]);
+            assert_eq!(taken(&table, &head), Some(ordered), "{path}");
+            assert_eq!(taken(&by_specificity, &head), Some(specific), "{path}");
+        }
     }
 
     #[test]
@@ -311,7 +337,8 @@ mod tests {
                 route.rules().iter().enumerate().flat_map(move |(number, rule)| {
                     let matches = rule.matches.iter().enumerate();
                     matches.map(move |(index, one)| {
-                        (one.specificity(route.origin(), number, index), route.origin().key.as_str(), one)
+                        let says = precedence(route, one).specificity(route.origin(), number, index);
+                        (says, route.origin().key.as_str(), one)
                     })
                 })
             })
@@ -330,7 +357,8 @@ mod tests {
         };
         prop_oneof![
             path.clone().prop_map(|path| Path::exact(path).expect("a path")),
-            path.prop_map(|path| Path::prefix(path).expect("a path")),
+            path.clone().prop_map(|path| Path::prefix(path).expect("a path")),
+            path.prop_map(|path| Path::beginning(path).expect("a path")),
             pattern.prop_map(|path| Path::pattern(path).expect("a path")),
             (word(vec!["S", "T", "a"]), word(vec!["M", "N", "b"]))
                 .prop_map(|(service, method)| Path::grpc(service, method).expect("a call")),
@@ -352,11 +380,13 @@ mod tests {
 
     fn any_routes() -> impl Strategy<Value = Vec<Route>> {
         let rules = vec(vec(any_match(), 0..3), 0..4);
-        vec((0_u64..3, rules), 0..8).prop_map(|routes| {
+        vec((0_u64..3, any::<bool>(), rules), 0..8).prop_map(|routes| {
             let routes = routes.into_iter().enumerate();
-            let routes = routes.map(|(number, (created, rules))| {
+            let routes = routes.map(|(number, (created, in_order, rules))| {
                 let rules = rules.into_iter().map(|matches| Rule { matches, ..Rule::default() });
-                route(created, &format!("route-{number}"), rules.collect())
+                let origin = Origin { created, key: RouteKey::new("shop", format!("route-{number}")) };
+                let new = if in_order { Route::in_order } else { Route::new };
+                new(origin, rules.collect()).expect("a route")
             });
             routes.collect()
         })

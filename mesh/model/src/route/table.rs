@@ -1,7 +1,7 @@
 //! All routes of one service and port, compiled: ordered by precedence, and indexed by path.
 //!
-//! Exact paths, the services of gRPC calls and prefixes are found by look-up; what has a pattern, and
-//! the methods of any gRPC service, is tried in order. A look-up's cost depends on the depth of the
+//! Exact paths, the services of gRPC calls and prefixes of segments are found by look-up; what has a pattern
+//! or a prefix of characters, and the methods of any gRPC service, is tried in order. A look-up's cost depends on the depth of the
 //! request's path, not on the number of routes.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::{
-    Match, Origin, Path, Route, Rule, Specificity,
+    Match, Origin, Path, Precedence, Route, Rule, Specificity,
     path::{called, segments},
     text::Text,
 };
@@ -37,7 +37,10 @@ impl RouteTable {
         for (place, entry) in entries.iter().enumerate() {
             match entry.matched.paths() {
                 Path::Exact(path) => table.exact.entry(path.as_str().into()).or_default().push(place),
-                Path::Prefix(prefix) => table.prefixes.insert(prefix.segments(), place),
+                Path::Prefix(prefix) => match prefix.segments() {
+                    Some(segments) => table.prefixes.insert(segments, place),
+                    None => table.tried.push(place),
+                },
                 Path::Grpc(call) => match (call.service(), call.method()) {
                     (Some(Text::Exact(service)), Some(Text::Exact(method))) => {
                         let path = format!("/{service}/{method}").into();
@@ -106,9 +109,17 @@ fn entries(route: &Route) -> impl Iterator<Item = Entry> + '_ {
             origin: Arc::clone(route.origin()),
             rule: Arc::clone(rule),
             matched: matched.clone(),
-            specificity: matched.specificity(route.origin(), number, index),
+            specificity: precedence(route, matched).specificity(route.origin(), number, index),
         })
     })
+}
+
+/// What of a match counts for its precedence: where order alone does, none says more of a request than another.
+pub(super) fn precedence(route: &Route, matched: &Match) -> Match {
+    match route.precedence() {
+        Precedence::Specificity => matched.clone(),
+        Precedence::Order => Match::default(),
+    }
 }
 
 /// A tree of segments.

@@ -1,4 +1,4 @@
-//! How one value of a request is compared: equal, or by a pattern of bounded size.
+//! How one value of a request is compared: equal, by its beginning, or by a pattern of bounded size.
 
 use std::{fmt, str};
 
@@ -17,14 +17,23 @@ const COMPILED: usize = 128 * 1024;
 pub enum Text {
     /// Equal, with case.
     Exact(Box<str>),
+    /// Begins so, with case.
+    Prefix(Box<str>),
     /// As the pattern says.
     Pattern(Pattern),
+    /// Whatever it is, so long as it is there.
+    Present,
 }
 
 impl Text {
     /// Equal to `text`.
     pub fn exact(text: impl Into<Box<str>>) -> Self {
         Self::Exact(text.into())
+    }
+
+    /// Beginning with `text`.
+    pub fn prefix(text: impl Into<Box<str>>) -> Self {
+        Self::Prefix(text.into())
     }
 
     /// As the regular expression `pattern` says.
@@ -36,7 +45,9 @@ impl Text {
     pub fn matches(&self, text: &[u8]) -> bool {
         match self {
             Self::Exact(exact) => exact.as_bytes() == text,
+            Self::Prefix(prefix) => text.starts_with(prefix.as_bytes()),
             Self::Pattern(pattern) => pattern.matches(text),
+            Self::Present => true,
         }
     }
 
@@ -48,15 +59,21 @@ impl Text {
                 let rest = pieces.try_fold(exact.as_bytes(), |rest, piece| rest.strip_prefix(piece));
                 rest.is_some_and(<[u8]>::is_empty)
             }
+            Self::Prefix(prefix) => {
+                let begin = pieces.flatten().take(prefix.len());
+                begin.eq(prefix.as_bytes())
+            }
             Self::Pattern(pattern) => pattern.matches(&pieces.collect::<Vec<_>>().concat()),
+            Self::Present => true,
         }
     }
 
     /// How many characters were written.
     pub(super) fn length(&self) -> usize {
         match self {
-            Self::Exact(exact) => exact.len(),
+            Self::Exact(text) | Self::Prefix(text) => text.len(),
             Self::Pattern(pattern) => pattern.as_str().len(),
+            Self::Present => 0,
         }
     }
 }
@@ -82,6 +99,16 @@ impl Pattern {
         compile(pattern)?;
         let compiled = compile(&format!(r"\A(?:{pattern})\z"))?;
         Ok(Self { written: pattern.into(), compiled })
+    }
+
+    /// The pattern of `text` itself, in letters of either case.
+    pub fn without_case(text: &str) -> Result<Self, InvalidPattern> {
+        Self::parse(&format!("(?i){}", regex::escape(text)))
+    }
+
+    /// The pattern of whatever begins with `text`, in letters of either case.
+    pub fn prefix_without_case(text: &str) -> Result<Self, InvalidPattern> {
+        Self::parse(&format!("(?is){}.*", regex::escape(text)))
     }
 
     /// Whether all of `text` is as asked.

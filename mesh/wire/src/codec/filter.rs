@@ -1,15 +1,17 @@
 //! The filters of routes: `ambit.waypoint.v1.Filter`.
 
+use std::time::Duration;
+
 use ambit_model::route::{
-    Cors, CorsParts, Filter, Filters, Fraction, HeaderEdit, InvalidRewrite, Mirror, NewHost, NewPath,
-    Redirect, RedirectStatus, Rewrite, Scheme,
+    Abort, Cors, CorsParts, Delay, Fault, Filter, Filters, Fraction, GrpcCode, HeaderEdit, InvalidFault,
+    InvalidRewrite, Mirror, NewHost, NewPath, Redirect, RedirectStatus, Rewrite, Scheme, With,
 };
 use ambit_proto::waypoint as pb;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::{
     Interner, InvalidResource, decode_each, decode_enum, decode_port,
-    route::{decode_destination, encode_destination, unset},
+    route::{decode_destination, encode_destination, millis, unset},
 };
 
 pub(super) fn decode_filters(
@@ -34,6 +36,7 @@ fn decode_filter(message: pb::Filter, names: &mut Interner) -> Result<Filter, In
         Kind::Rewrite(one) => decode_rewrite(one).map(Filter::Rewrite).map_err(within("rewrite")),
         Kind::Mirror(one) => decode_mirror(one, names).map(Filter::Mirror).map_err(within("mirror")),
         Kind::Cors(cors) => decode_cors(&cors).map(Filter::Cors),
+        Kind::Fault(fault) => decode_fault(fault).map(Filter::Fault).map_err(within("fault")),
     }
 }
 
@@ -46,6 +49,7 @@ fn encode_filter(filter: &Filter) -> pb::Filter {
         Filter::Rewrite(rewrite) => Kind::Rewrite(encode_rewrite(rewrite)),
         Filter::Mirror(mirror) => Kind::Mirror(encode_mirror(mirror)),
         Filter::Cors(cors) => Kind::Cors(encode_cors(cors)),
+        Filter::Fault(fault) => Kind::Fault(encode_fault(fault)),
     };
     pb::Filter { kind: Some(kind) }
 }
@@ -139,9 +143,12 @@ fn encode_path(path: &NewPath) -> pb::NewPath {
 fn decode_mirror(message: pb::Mirror, names: &mut Interner) -> Result<Mirror, InvalidResource> {
     Ok(Mirror {
         to: decode_destination(message.to, names)?,
-        share: Fraction::new(message.numerator, message.denominator)
-            .map_err(|error| InvalidResource::field("denominator", error))?,
+        share: decode_share(message.numerator, message.denominator)?,
     })
+}
+
+fn decode_share(numerator: u32, denominator: u32) -> Result<Fraction, InvalidResource> {
+    Fraction::new(numerator, denominator).map_err(|error| InvalidResource::field("denominator", error))
 }
 
 fn encode_mirror(mirror: &Mirror) -> pb::Mirror {
@@ -170,6 +177,54 @@ fn encode_cors(cors: &Cors) -> pb::Cors {
         exposed: cors.exposed().names().map(ToOwned::to_owned).collect(),
         max_age_seconds: Some(cors.max_age()),
     }
+}
+
+fn decode_fault(message: pb::Fault) -> Result<Fault, InvalidResource> {
+    let delay = message.delay.map(|delay| {
+        let share = decode_share(delay.numerator, delay.denominator)?;
+        Ok::<_, InvalidResource>(Delay { share, time: Duration::from_millis(delay.ms) })
+    });
+    let abort = message.abort.map(|abort| {
+        let share = decode_share(abort.numerator, abort.denominator)?;
+        Ok::<_, InvalidResource>(Abort { share, with: decode_with(abort.with)? })
+    });
+    Fault::new(delay.transpose()?, abort.transpose()?).map_err(|error| {
+        let field = match error {
+            InvalidFault::Nothing | InvalidFault::Delay(_) => "delay",
+            InvalidFault::Status(_) => "abort",
+        };
+        InvalidResource::field(field, error)
+    })
+}
+
+fn decode_with(with: Option<pb::abort::With>) -> Result<With, InvalidResource> {
+    let none = |field: &'static str, code: u32| InvalidResource::field(field, format!("{code} is no status"));
+    match with {
+        Some(pb::abort::With::Http(code)) => {
+            let status = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+            status.map(With::Http).ok_or_else(|| none("abort.http", code))
+        }
+        Some(pb::abort::With::Grpc(code)) => {
+            GrpcCode::parse(&code.to_string()).map(With::Grpc).ok_or_else(|| none("abort.grpc", code))
+        }
+        None => Err(unset("abort.with")),
+    }
+}
+
+fn encode_fault(fault: &Fault) -> pb::Fault {
+    let delay = fault.delay().map(|Delay { share, time }| {
+        let (numerator, denominator) = share.parts();
+        pb::Delay { numerator, denominator, ms: millis(*time) }
+    });
+    let abort = fault.abort().map(|Abort { share, with }| {
+        let (numerator, denominator) = share.parts();
+        let with = match with {
+            With::Http(status) => pb::abort::With::Http(status.as_u16().into()),
+            With::Grpc(code) => pb::abort::With::Grpc(code.code()),
+        };
+        pb::Abort { numerator, denominator, with: Some(with) }
+    });
+    pb::Fault { delay, abort }
 }
 
 fn texts(list: &[String]) -> Vec<&str> {

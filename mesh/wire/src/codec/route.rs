@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ambit_model::route::{
-    Backend, Destination, GrpcCall, HeaderMatch, Lifetime, Match, Path, QueryMatch, Rule, Session,
-    SessionKey, Text, Timeout, Timeouts, retry,
+    Backend, Destination, GrpcCall, Lifetime, MadeOf, Match, Path, QueryMatch, Rule, Session, SessionKey,
+    Text, Timeout, Timeouts, Wanted, retry,
 };
 use ambit_proto::waypoint as pb;
 use http::{HeaderName, Method};
@@ -48,6 +48,7 @@ pub(super) fn decode_match(message: pb::HttpMatch) -> Result<Match, InvalidResou
     let (field, path) = match message.path.ok_or_else(|| unset("path"))? {
         Wire::Exact(path) => ("exact", Path::exact(&path)),
         Wire::Prefix(path) => ("prefix", Path::prefix(&path)),
+        Wire::Beginning(path) => ("beginning", Path::beginning(&path)),
         Wire::Pattern(path) => ("pattern", Path::pattern(&path)),
         Wire::Grpc(call) => {
             let text = |field: &'static str, text: Option<pb::TextMatch>| {
@@ -66,6 +67,9 @@ pub(super) fn decode_match(message: pb::HttpMatch) -> Result<Match, InvalidResou
     for (name, value) in decode_each("headers", message.headers, decode_named)? {
         matched = matched.header(decode_header_name("headers", &name)?, value);
     }
+    for (name, value) in decode_each("without_headers", message.without_headers, decode_named)? {
+        matched = matched.without_header(decode_header_name("without_headers", &name)?, value);
+    }
     for (name, value) in decode_each("query", message.query, decode_named)? {
         matched = matched.query(name, value);
     }
@@ -76,19 +80,26 @@ pub(super) fn encode_match(matched: &Match) -> pb::HttpMatch {
     use pb::http_match::Path as Wire;
     let path = match matched.paths() {
         Path::Exact(path) => Wire::Exact(path.as_str().to_owned()),
-        // The prefix of every path is written `/`.
-        Path::Prefix(path) if path.as_str().is_empty() => Wire::Prefix("/".to_owned()),
-        Path::Prefix(path) => Wire::Prefix(path.as_str().to_owned()),
+        Path::Prefix(path) => match path.made_of() {
+            // The prefix of every path is written `/`.
+            MadeOf::Segments if path.as_str().is_empty() => Wire::Prefix("/".to_owned()),
+            MadeOf::Segments => Wire::Prefix(path.as_str().to_owned()),
+            MadeOf::Characters => Wire::Beginning(path.as_str().to_owned()),
+        },
         Path::Pattern(path) => Wire::Pattern(path.as_str().to_owned()),
         Path::Grpc(call) => Wire::Grpc(encode_call(call)),
     };
-    let header = |one: &HeaderMatch| encode_named(one.name.as_str(), &one.value);
+    let headers = |wanted: Wanted| {
+        let these = matched.headers().iter().filter(move |one| one.wanted == wanted);
+        these.map(|one| encode_named(one.name.as_str(), &one.value)).collect()
+    };
     let query = |one: &QueryMatch| encode_named(&one.name, &one.value);
     pb::HttpMatch {
         path: Some(path),
         method: matched.methods().map(ToString::to_string).unwrap_or_default(),
-        headers: matched.headers().iter().map(header).collect(),
+        headers: headers(Wanted::Yes),
         query: matched.queries().iter().map(query).collect(),
+        without_headers: headers(Wanted::No),
     }
 }
 
@@ -112,6 +123,8 @@ fn decode_text(message: pb::TextMatch) -> Result<Text, InvalidResource> {
     use pb::text_match::Kind;
     match message.kind {
         Some(Kind::Exact(text)) => Ok(Text::exact(text)),
+        Some(Kind::Prefix(text)) => Ok(Text::prefix(text)),
+        Some(Kind::Present(pb::Present {})) => Ok(Text::Present),
         Some(Kind::Pattern(pattern)) => {
             Text::pattern(&pattern).map_err(|error| InvalidResource::field("pattern", error))
         }
@@ -123,6 +136,8 @@ fn encode_text(text: &Text) -> pb::TextMatch {
     use pb::text_match::Kind;
     let kind = match text {
         Text::Exact(text) => Kind::Exact(text.to_string()),
+        Text::Prefix(text) => Kind::Prefix(text.to_string()),
+        Text::Present => Kind::Present(pb::Present {}),
         Text::Pattern(pattern) => Kind::Pattern(pattern.as_str().to_owned()),
     };
     pb::TextMatch { kind: Some(kind) }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use ambit_model::{
     name::{Namespace, ServiceKey},
-    route::{Origin, Route, RouteKey, StreamRoute},
+    route::{Origin, Precedence, Route, RouteKey, StreamRoute},
     service_config::{Attached, Parts, ServiceConfig},
 };
 use ambit_proto::waypoint as pb;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Interner, InvalidResource, authn, decode_each, decode_port, limit, policy, route, traffic};
+use super::{
+    Interner, InvalidResource, authn, decode_each, decode_enum, decode_port, limit, policy, route, traffic,
+};
 
 /// The name of the resource with what applies to `service` at the waypoint `gateway_name`.
 pub fn service_config_name(gateway_namespace: &str, gateway_name: &str, service: &ServiceKey) -> String {
@@ -65,8 +67,11 @@ fn check_name(field: &'static str, text: &str) -> Result<(), InvalidResource> {
 fn decode_http(message: pb::HttpRoute, names: &mut Interner) -> Result<Attached<Route>, InvalidResource> {
     let origin = decode_origin(message.origin)?;
     let rules = decode_each("rules", message.rules, |rule| route::decode_rule(rule, names))?;
-    let route = Route::new(origin, rules)
-        .map_err(|error| InvalidResource::field(format!("rules[{}]", error.rule), error.why))?;
+    let route = match decode_enum("precedence", message.precedence)? {
+        pb::Precedence::Specificity => Route::new(origin, rules),
+        pb::Precedence::Order => Route::in_order(origin, rules),
+    };
+    let route = route.map_err(|error| InvalidResource::field(format!("rules[{}]", error.rule), error.why))?;
     attach(&message.ports, &message.consumers, names, route)
 }
 
@@ -140,6 +145,11 @@ fn encode_http(attached: &Attached<Route>) -> pb::HttpRoute {
         ports: ports.iter().map(|port| u32::from(*port)).collect(),
         consumers: consumers.to_string(),
         rules: route.rules().iter().map(|rule| route::encode_rule(rule)).collect(),
+        precedence: match route.precedence() {
+            Precedence::Specificity => pb::Precedence::Specificity,
+            Precedence::Order => pb::Precedence::Order,
+        }
+        .into(),
     }
 }
 

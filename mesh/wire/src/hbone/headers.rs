@@ -21,6 +21,8 @@ pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The client's own network; on the inner CONNECT of double HBONE only.
 pub const X_FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
+/// What kind of proxy opens the outer of two tunnels, `waypoint`; a node's tunnel does not say it.
+pub const X_ISTIO_SOURCE: HeaderName = HeaderName::from_static("x-istio-source");
 
 /// The longest DNS name (RFC 1035).
 const MAX_HOST: usize = 253;

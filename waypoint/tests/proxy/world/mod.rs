@@ -4,6 +4,7 @@
 mod app;
 mod authorizer;
 mod client;
+mod ends;
 mod limiter;
 mod process;
 
@@ -25,7 +26,7 @@ use ambit_wire::{codec, xds::server::Caller};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-pub use self::{app::*, authorizer::*, client::*, limiter::*, process::*};
+pub use self::{app::*, authorizer::*, client::*, ends::*, limiter::*, process::*};
 
 /// Nothing takes longer on a busy machine, unless it never happens.
 pub const SOON: Duration = Duration::from_secs(20);

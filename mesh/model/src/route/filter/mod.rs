@@ -6,6 +6,7 @@
 //! filters of its rule made of the request, wherever the mirror stands among them.
 
 mod cors;
+mod fault;
 mod headers;
 mod mirror;
 mod origin;
@@ -13,6 +14,7 @@ mod redirect;
 mod rewrite;
 
 pub use cors::{Allowed, Cors, CorsParts, Granted, InvalidCors};
+pub use fault::{Abort, Delay, Fault, GrpcCode, Injected, InvalidFault, With};
 pub use headers::{HeaderEdit, InvalidEdit};
 use http::{Response, StatusCode, request, response};
 pub use mirror::{Fraction, InvalidFraction, Mirror};
@@ -39,6 +41,9 @@ pub enum Filter {
     Mirror(Mirror),
     /// Pages of other origins may ask, or may not.
     Cors(Cors),
+    /// Some requests are held back, or answered with a failure, on purpose. Whoever sends them asks for it before
+    /// all else: a decision waits for nothing.
+    Fault(Fault),
 }
 
 /// The filters of a rule or a backend, in order.
@@ -64,6 +69,7 @@ impl Filters {
             Filter::Rewrite(_) => Some("URLRewrite"),
             Filter::Redirect(_) => Some("RequestRedirect"),
             Filter::Cors(_) => Some("CORS"),
+            Filter::Fault(_) => Some("Fault"),
             Filter::Mirror(_) => None,
         };
         let mut kinds: Vec<_> = filters.iter().filter_map(kind).collect();
@@ -109,7 +115,7 @@ impl Filters {
                     self.response(&mut answer, &granted);
                     return Step::Answer(Response::from_parts(answer, ()));
                 }
-                Filter::ResponseHeaders(_) | Filter::Mirror(_) | Filter::Cors(_) => {}
+                Filter::ResponseHeaders(_) | Filter::Mirror(_) | Filter::Cors(_) | Filter::Fault(_) => {}
             }
         }
         Step::Continue(granted)
@@ -127,7 +133,8 @@ impl Filters {
                 | Filter::Rewrite(_)
                 | Filter::Redirect(_)
                 | Filter::Mirror(_)
-                | Filter::Cors(_) => {}
+                | Filter::Cors(_)
+                | Filter::Fault(_) => {}
             }
         }
     }
@@ -140,7 +147,8 @@ impl Filters {
             | Filter::ResponseHeaders(_)
             | Filter::Rewrite(_)
             | Filter::Redirect(_)
-            | Filter::Cors(_) => None,
+            | Filter::Cors(_)
+            | Filter::Fault(_) => None,
         })
     }
 
@@ -152,7 +160,8 @@ impl Filters {
             | Filter::ResponseHeaders(_)
             | Filter::Rewrite(_)
             | Filter::Redirect(_)
-            | Filter::Cors(_) => None,
+            | Filter::Cors(_)
+            | Filter::Fault(_) => None,
         });
         mirrors.filter(|mirror| mirror.share.draw(dice))
     }
@@ -168,9 +177,11 @@ impl Filters {
             Filter::Rewrite(Rewrite { path, .. }) | Filter::Redirect(Redirect { path, .. }) => {
                 path.as_ref().is_some_and(NewPath::replaces_prefix)
             }
-            Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) | Filter::Mirror(_) | Filter::Cors(_) => {
-                false
-            }
+            Filter::RequestHeaders(_)
+            | Filter::ResponseHeaders(_)
+            | Filter::Mirror(_)
+            | Filter::Cors(_)
+            | Filter::Fault(_) => false,
         })
     }
 
@@ -181,7 +192,21 @@ impl Filters {
             | Filter::ResponseHeaders(_)
             | Filter::Rewrite(_)
             | Filter::Redirect(_)
-            | Filter::Mirror(_) => None,
+            | Filter::Mirror(_)
+            | Filter::Fault(_) => None,
+        })
+    }
+
+    /// What is done to some requests on purpose.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.0.iter().find_map(|filter| match filter {
+            Filter::Fault(fault) => Some(fault),
+            Filter::RequestHeaders(_)
+            | Filter::ResponseHeaders(_)
+            | Filter::Rewrite(_)
+            | Filter::Redirect(_)
+            | Filter::Mirror(_)
+            | Filter::Cors(_) => None,
         })
     }
 }

@@ -8,7 +8,7 @@ use http::{
 use thiserror::Error;
 
 use super::headers::insert;
-use crate::route::{InvalidPath, Prefix, path};
+use crate::route::{InvalidPath, MadeOf, Prefix, path};
 
 /// What becomes of a request's host and path; its query stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +42,14 @@ impl Rewrite {
         head.uri = Uri::from_parts(parts).map_err(|_| TooLong)?;
         Ok(())
     }
+}
+
+/// `new` in place of characters after which comes `rest`: one after the other, as Istio has it, but for a second slash
+/// between them, which at the beginning would name a host to whoever resolves the path.
+fn joined(new: &str, rest: &str) -> String {
+    let ends = new.is_empty() || new.ends_with('/');
+    let rest = if ends { rest.trim_start_matches('/') } else { rest };
+    if new.is_empty() { format!("/{rest}") } else { format!("{new}{rest}") }
 }
 
 pub(super) fn with_query(path: String, query: Option<&str>) -> String {
@@ -129,7 +137,11 @@ impl NewPath {
         let new = match self.replaces {
             Replaces::Path => self.text.to_string(),
             Replaces::Prefix => {
-                let rest = prefix?.rest(path)?;
+                let prefix = prefix?;
+                let rest = prefix.rest(path)?;
+                if prefix.made_of() == MadeOf::Characters {
+                    return Some(joined(&self.text, rest));
+                }
                 let base = self.text.strip_suffix('/').unwrap_or(&self.text);
                 // Two slashes at the beginning would name a host to whoever resolves the path.
                 let rest = if base.is_empty() { rest.trim_start_matches('/') } else { rest };
@@ -161,6 +173,26 @@ mod tests {
     fn replaced(path: &str, prefix: &str, new: &str) -> Option<String> {
         let prefix = Prefix::parse(prefix).expect("a prefix");
         NewPath::prefix(new).expect("a path").instead_of(path, Some(&prefix))
+    }
+
+    #[test]
+    fn characters_are_replaced_one_by_one() {
+        let table = [
+            ("/foo/bar", "/foo", "/xyz", "/xyz/bar"),
+            ("/foobar", "/foo", "/xyz", "/xyzbar"),
+            ("/foo/bar", "/foo/", "/xyz", "/xyzbar"),
+            ("/foo/bar", "/foo/", "/", "/bar"),
+            ("/foo/bar", "/foo", "/", "/bar"),
+            ("/foo/bar", "/foo", "/xyz/", "/xyz/bar"),
+            ("/foo", "/foo", "/", "/"),
+            ("/foo//evil.example", "/foo", "/", "/evil.example"),
+            ("/foo//evil.example", "/foo", "", "/evil.example"),
+        ];
+        for (path, prefix, new, expected) in table {
+            let characters = Prefix::of_characters(prefix).expect("a prefix");
+            let got = NewPath::prefix(new).expect("a path").instead_of(path, Some(&characters));
+            assert_eq!(got.as_deref(), Some(expected), "{path} {prefix} {new}");
+        }
     }
 
     #[test]

@@ -5,11 +5,11 @@ use std::time::Duration;
 use ambit_model::authn::{AfterUse, Keys, TokenRule, TokenRuleParts};
 use ambit_model::name::Label;
 use ambit_model::route::{
-    Backend, Cors, CorsParts, Destination, Filter, Filters, Fraction, HeaderEdit, Lifetime, Match, Mirror,
-    NewHost, NewPath, Path, Redirect, RedirectStatus, Rewrite, Rule, Scheme, Session, SessionKey, Text,
-    Timeout, Timeouts, retry,
+    Abort, Backend, Cors, CorsParts, Delay, Destination, Fault, Filter, Filters, Fraction, GrpcCode,
+    HeaderEdit, Lifetime, Match, Mirror, NewHost, NewPath, Path, Redirect, RedirectStatus, Rewrite, Rule,
+    Scheme, Session, SessionKey, Text, Timeout, Timeouts, With, retry,
 };
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, StatusCode};
 use proptest::{option, prelude::*, sample::select};
 
 use super::*;
@@ -31,6 +31,8 @@ fn text() -> impl Strategy<Value = Text> {
     let pattern = select(vec!["", ".*", "v[12]", "(?i)canary", "a|b"]);
     prop_oneof![
         "[a-z0-9 é]{0,6}".prop_map(Text::exact),
+        "[a-z0-9 é]{0,6}".prop_map(Text::prefix),
+        Just(Text::Present),
         pattern.prop_map(|pattern| Text::pattern(pattern).expect("a pattern")),
     ]
 }
@@ -43,6 +45,7 @@ fn path() -> impl Strategy<Value = Path> {
     prop_oneof![
         "(/[a-z%41]{1,3}){1,3}/?".prop_filter_map("a path", |path| Path::exact(&path).ok()),
         "(/[a-z]{1,3}){0,3}/?".prop_filter_map("a path", |path| Path::prefix(&path).ok()),
+        "/([a-z]{1,3}/?)?".prop_map(|path| Path::beginning(&path).expect("a path")),
         pattern.prop_map(|pattern| Path::pattern(pattern).expect("a pattern")),
         (option::of(word()), option::of(word()))
             .prop_map(|(service, method)| Path::grpc(service, method).expect("a call")),
@@ -53,13 +56,17 @@ pub(in crate::codec) fn matched() -> impl Strategy<Value = Match> {
     let method = select(vec![Method::GET, Method::POST, Method::from_bytes(b"PURGE").expect("a method")]);
     let header = (select(vec!["x-a", "x-b", "cookie"]), text());
     let query = ("[a-zé]{1,3}", text());
-    let lists = (prop::collection::vec(header, 0..3), prop::collection::vec(query, 0..3));
-    (path(), option::of(method), lists).prop_map(|(path, method, (headers, query))| {
+    let header = (header, any::<bool>());
+    let lists = (prop::collection::vec(header, 0..4), prop::collection::vec(query, 0..3));
+    (path(), option::of(method), lists).prop_map(|(path, method, (mut headers, query))| {
+        // Those that are wanted are told first.
+        headers.sort_by_key(|(_, wanted)| !wanted);
         let matched = Match::path(path);
         let matched = method.into_iter().fold(matched, Match::method);
-        let matched = headers
-            .into_iter()
-            .fold(matched, |one, (name, value)| one.header(HeaderName::from_static(name), value));
+        let matched = headers.into_iter().fold(matched, |one, ((name, value), wanted)| {
+            let name = HeaderName::from_static(name);
+            if wanted { one.header(name, value) } else { one.without_header(name, value) }
+        });
         query.into_iter().fold(matched, |one, (name, value)| one.query(name, value))
     })
 }
@@ -128,6 +135,17 @@ fn cors() -> impl Strategy<Value = Cors> {
     })
 }
 
+fn fault() -> impl Strategy<Value = Fault> {
+    let share = || (0..=100_u32).prop_map(|part| Fraction::percent(part).expect("a part"));
+    let status = (200..=599_u16).prop_map(|code| With::Http(StatusCode::from_u16(code).expect("a status")));
+    let code = (0..=16_u32).prop_map(|code| With::Grpc(GrpcCode::parse(&code.to_string()).expect("a code")));
+    let delay =
+        (share(), 1..=60_000_u64).prop_map(|(share, ms)| Delay { share, time: Duration::from_millis(ms) });
+    let abort = (share(), prop_oneof![status, code]).prop_map(|(share, with)| Abort { share, with });
+    (option::of(delay), option::of(abort))
+        .prop_filter_map("a fault", |(delay, abort)| Fault::new(delay, abort).ok())
+}
+
 fn filter() -> impl Strategy<Value = Filter> {
     let mirror = (destination(), 0..9_u32).prop_map(|(to, part)| {
         Filter::Mirror(Mirror { to, share: Fraction::new(part, 8.max(part)).expect("a part") })
@@ -140,6 +158,7 @@ fn filter() -> impl Strategy<Value = Filter> {
             .prop_map(|(host, path)| Filter::Rewrite(Rewrite { host, path })),
         mirror,
         cors().prop_map(Filter::Cors),
+        fault().prop_map(Filter::Fault),
     ]
 }
 
@@ -207,14 +226,15 @@ fn attached<R: std::fmt::Debug>(route: impl Strategy<Value = R>) -> impl Strateg
 /// Each rule that a route can have, under a name of its own or under none.
 fn http_route() -> impl Strategy<Value = Route> {
     let rules = prop::collection::vec((rule(), any::<bool>()), 0..4);
-    (origin(), rules).prop_map(|(origin, rules)| {
-        let fits = |rule: &Rule| Route::new(origin.clone(), vec![rule.clone()]).is_ok();
+    (origin(), rules, any::<bool>()).prop_map(|(origin, rules, in_order)| {
+        let new = if in_order { Route::in_order } else { Route::new };
+        let fits = |rule: &Rule| new(origin.clone(), vec![rule.clone()]).is_ok();
         let rules = rules.into_iter().enumerate().filter(|(_, (rule, _))| fits(rule));
         let name = |(place, (rule, named)): (usize, (Rule, bool))| Rule {
             name: named.then(|| format!("rule-{place}").into()),
             ..rule
         };
-        Route::new(origin.clone(), rules.map(name).collect()).expect("a route")
+        new(origin.clone(), rules.map(name).collect()).expect("a route")
     })
 }
 
@@ -370,6 +390,7 @@ fn message() -> pb::ServiceConfig {
             ports: vec![80],
             consumers: String::new(),
             rules: vec![rule],
+            ..pb::HttpRoute::default()
         }],
         stream_routes: vec![pb::StreamRoute {
             origin: origin(),
@@ -506,6 +527,27 @@ fn every_part_that_makes_no_sense_is_named() {
         (
             format!("{first}.filters[0].cors"),
             filter(Kind::Cors(pb::Cors { origins: vec!["null".into()], ..pb::Cors::default() })),
+        ),
+        (format!("{first}.filters[0].fault.delay"), filter(Kind::Fault(pb::Fault::default()))),
+        (
+            format!("{first}.filters[0].fault.delay"),
+            filter(Kind::Fault(pb::Fault {
+                delay: Some(pb::Delay { numerator: 1, denominator: 1, ms: 60_001 }),
+                abort: None,
+            })),
+        ),
+        (
+            format!("{first}.filters[0].fault.abort.with"),
+            filter(Kind::Fault(pb::Fault {
+                delay: None,
+                abort: Some(pb::Abort { numerator: 1, denominator: 1, with: None }),
+            })),
+        ),
+        ("http_routes[0].precedence".to_owned(), top(|one| one.http_routes[0].precedence = 2)),
+        (format!("{matches}.beginning"), path(Some(Path::Beginning("a".into())))),
+        (
+            format!("{matches}.without_headers"),
+            on(|one| one.without_headers = vec![pb::NamedMatch { name: ":path".into(), ..named() }]),
         ),
         (format!("{first}.backends[0].to"), rule(|one| one.backends[0].to = Some(Default::default()))),
         (
