@@ -182,7 +182,11 @@ fn subsets_and_ports_override_what_is_said_of_all() {
     assert_eq!(holds(None, 80), (Some(1), Algorithm::Random));
     assert_eq!(holds(None, 81), (Some(2), Algorithm::LeastRequest), "a port inherits nothing");
     assert_eq!(holds(Some("v1"), 80), (Some(3), Algorithm::Random), "a subset inherits what it does not say");
-    assert_eq!(holds(Some("v1"), 81), (Some(2), Algorithm::LeastRequest));
+    assert_eq!(
+        holds(Some("v1"), 81),
+        (Some(3), Algorithm::LeastRequest),
+        "a subset goes before a port of the rule"
+    );
     assert_eq!(holds(Some("v2"), 80), (Some(1), Algorithm::Random));
 }
 

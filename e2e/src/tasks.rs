@@ -17,6 +17,7 @@ const CANARY: Page = Page(include_str!("../../docs/tasks/canary.md"));
 const RETRIES: Page = Page(include_str!("../../docs/tasks/retries.md"));
 const FAULTS: Page = Page(include_str!("../../docs/tasks/faults.md"));
 const VIRTUAL_SERVICE: Page = Page(include_str!("../../docs/tasks/virtual-service.md"));
+const ENDPOINTS: Page = Page(include_str!("../../docs/tasks/endpoints.md"));
 const MIRRORING: Page = Page(include_str!("../../docs/tasks/mirroring.md"));
 const TOKENS: Page = Page(include_str!("../../docs/tasks/tokens.md"));
 const EXPLAIN: Page = Page(include_str!("../../docs/tasks/explain.md"));
@@ -213,6 +214,64 @@ pub fn virtual_service(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Resu
     seen.saw(format!("Without: {}. An old link leads to the new place.", shares(&pods)));
     town.remove("virtual-service.yaml")?;
     town.remove("v2.yaml")
+}
+
+/// `endpoints.md`: one client at one endpoint, a version by its subset, and a failing pod that is left alone.
+pub fn endpoints(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    const RULE: &str = "destination-rule.yaml";
+    const NEXT: &str = "shop/web-next";
+    const SICK: &str = "shop/web-sick";
+    let [hashed, versions, outliers] = yaml(ENDPOINTS)?;
+    town.write(RULE, &hashed)?;
+    seen.did("Applied a DestinationRule: endpoints by the header x-user.");
+    let users = ["ann", "bob", "cid", "dan", "eve", "flo"];
+    let met = town.stop().until(SOON, "each user at one pod", || {
+        let mut met = BTreeMap::new();
+        for user in users {
+            // What was removed a moment ago may still get one.
+            let called = town.call(CLIENT, &["--count", "6", "-q", "-H", &format!("x-user: {user}"), WEB])?;
+            if called.failures() > 0 {
+                return Ok(None);
+            }
+            let mut pods = called.pods().into_keys();
+            let (Some(one), None) = (pods.next(), pods.next()) else { return Ok(None) };
+            *met.entry(one).or_default() += 1;
+        }
+        Ok(Some(met))
+    })?;
+    ensure!(met.len() > 1, "all users are at one pod: {met:?}");
+    seen.saw(format!("Each of {} users met one pod alone: {}.", users.len(), shares(&met)));
+    town.remove(RULE)?;
+    town.write(RULE, &versions)?;
+    town.until_enrolled(&[NEXT], true)?;
+    seen.did("Started another version behind the same Service, and gave it a name by its label.");
+    let count = |pods: &BTreeMap<String, u64>, pod: &str| {
+        pods.iter().filter(|(name, _)| pod.ends_with(name.as_str())).map(|(_, count)| count).sum::<u64>()
+    };
+    town.stop().until(SOON, "requests at the other version", || {
+        let called = town.call(CLIENT, &["--count", "20", "-q", "-H", "x-version: next", WEB])?;
+        Ok((count(&called.pods(), NEXT) == 20).then_some(()))
+    })?;
+    let pods = spread(town, 80, &[])?;
+    ensure!(pods.len() > 1 && count(&pods, NEXT) < 80, "without the header: {pods:?}");
+    seen.saw(format!("With `x-version: next` 20 of 20 met it; without: {}.", shares(&pods)));
+    town.remove(RULE)?;
+    town.write(RULE, &outliers)?;
+    town.until_enrolled(&[SICK], true)?;
+    seen.did(
+        "Started a pod that answers everything with 503, and a DestinationRule that leaves such pods alone.",
+    );
+    let failed = town.stop().until(SOON, "failures, and their end", || {
+        let before = answered(town, SICK)?;
+        let well = town.call(CLIENT, &["--count", "40", "-q", WEB])?.failures() == 0;
+        // The question is one more.
+        let left_alone = answered(town, SICK)? == before + 1;
+        Ok((well && left_alone && before >= 3).then_some(before))
+    })?;
+    seen.saw(format!(
+        "After {failed} answers it is left alone: of 40 requests none met it, and none failed."
+    ));
+    town.remove(RULE)
 }
 
 /// `tokens.md`: who calls with which token is answered how.

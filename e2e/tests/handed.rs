@@ -97,7 +97,8 @@ fn forging(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
         let words = town.call(who, &[&format!("http://{at}/"), "-q"])?.all_refused()?;
         // Whatever it would say: nobody hears it.
         let limit = Duration::from_secs(10);
-        let held = town.app(who, &["hold", &at.to_string(), "--duration", "0.05", "--interval", "10"], limit)?;
+        let held =
+            town.app(who, &["hold", &at.to_string(), "--duration", "0.05", "--interval", "10"], limit)?;
         ensure!(!held.status.success(), "{who} was heard at {at}");
         seen.saw(format!("{who} at {at}: {words}"));
     }

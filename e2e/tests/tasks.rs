@@ -3,13 +3,14 @@
 use ambit_e2e::story::{self, Tell};
 use ambit_e2e::tasks;
 
-const STEPS: [(&str, Tell); 10] = [
+const STEPS: [(&str, Tell); 11] = [
     ("A waypoint for a Service", tasks::bind),
     ("Canary: by header, and by weight", tasks::canary),
     ("Retries over a failing endpoint", tasks::retries),
     ("Mirroring", tasks::mirroring),
     ("Faults on purpose", tasks::faults),
     ("A VirtualService, brought along", tasks::virtual_service),
+    ("Endpoints: by key, by subset, by health", tasks::endpoints),
     ("Tokens, and what they say", tasks::tokens),
     ("A request explained", tasks::explain),
     ("Limits: a client that calls too often", tasks::limits),

@@ -191,7 +191,7 @@ fn endpoints(shared: &Shared) -> Vec<Value> {
     let now = shared.settings.started.elapsed();
     let mut all = shared.endpoints.all();
     all.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let shown = all.into_iter().map(|((uid, port), doing)| {
+    let shown = all.into_iter().map(|((uid, port, governed), doing)| {
         let (active, average) = doing.load();
         let health = doing.health();
         let state = match health {
@@ -202,6 +202,7 @@ fn endpoints(shared: &Shared) -> Vec<Value> {
         json!({
             "workload": uid.as_str(),
             "port": port,
+            "governedAs": governed.map(|service| service.to_string()),
             "health": state,
             "active": active,
             "averageMicroseconds": u64::try_from(average.as_micros()).unwrap_or(u64::MAX),

@@ -171,11 +171,11 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
         if shared.settings.listen.is_own(chosen.hop.address()) {
             return Err(Refusal::Recursive(chosen.hop.address()));
         }
-        let mut underway = chosen.doing.begin(None);
+        let mut underway = chosen.doing.begin();
         let began = std::time::Instant::now();
         let limit = limits.and_then(|limits| limits.connect);
         let connected = upstream.dial().connect(&chosen.hop, limit).await;
-        let failed = Outcome::Failed(FailureKind::Unreachable);
+        let failed = Outcome::Failed { kind: FailureKind::Unreachable, rest: None };
         let outcome = if connected.is_ok() { Outcome::Answered } else { failed };
         upstream.judge(&mesh, &choice, &chosen, outcome, began.elapsed());
         let Endpoint { workload, hop, .. } = chosen;

@@ -47,10 +47,10 @@ impl<'m> Visit<'m> {
     }
 
     /// The backend and the endpoint where the client was, if both are still there. Weights do not matter to whom they
-    /// have sorted already.
+    /// have sorted already; but a backend of weight 0 gets nothing, for anybody can make up a ticket.
     pub fn drawn(&self, mesh: &Snapshot, chosen: &Chosen<'m>) -> Option<(Drawn<'m>, Uid)> {
         let ticket = self.shown?;
-        chosen.rule.backends.iter().find_map(|backend| {
+        chosen.rule.backends.iter().filter(|backend| backend.weight > 0).find_map(|backend| {
             let Destination::Service { service, port, subset } = &backend.to else { return None };
             let endpoints = mesh.endpoints(service)?.as_slice();
             let uid = &endpoints.iter().find(|one| ticket.is_for(&one.workload.uid))?.workload.uid;

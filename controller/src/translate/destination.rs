@@ -11,7 +11,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ambit_model::{
-    name::{Hostname, Namespace, ServiceKey, Uid},
+    name::{Hostname, Label, Namespace, ServiceKey, Uid},
     route::Destination,
     service_config::Parts,
     traffic::{PolicyAt, Subset, Traffic},
@@ -22,9 +22,9 @@ use super::{
     service::binding_of,
     status::{Condition, WAYPOINT_ACCEPTED},
     waypoint::Binding,
-    workload::{inline_uid, member_uid},
+    workload::{inline_uid, member_uid, slice_uids},
 };
-use crate::cluster::object::{DestinationRule, EndpointPolicies, Selector, Subset as Written};
+use crate::cluster::object::{DestinationRule, EndpointPolicy, Selector};
 use crate::cluster::{Cluster, HostOwner};
 
 const NOT_BOUND: &str = "AncestorNotBound";
@@ -109,21 +109,26 @@ pub fn named(cluster: &Cluster, rule: &DestinationRule) -> Vec<HostOwner> {
 }
 
 fn traffic(cluster: &Cluster, rule: &DestinationRule, owner: &HostOwner) -> Traffic {
-    let mut policies = Vec::new();
-    let mut add = |subset: Option<&Written>, policies_of: &EndpointPolicies, ports: &EndpointPolicies| {
-        let at = |port, policy| PolicyAt { subset: subset.map(|subset| subset.name.clone()), port, policy };
-        policies
-            .extend(ports.ports.iter().map(|(port, policy)| at(Some(*port), Arc::new(policy.compiled()))));
-        policies.push(at(None, Arc::new(policies_of.general.compiled())));
+    let at = |subset: Option<&Label>, port: Option<u16>, policy: &EndpointPolicy| PolicyAt {
+        subset: subset.cloned(),
+        port,
+        policy: Arc::new(policy.compiled()),
     };
+    let all = &rule.policy;
+    let mut policies = Vec::new();
     for subset in &rule.subsets {
-        if let Some(own) = &subset.policy {
-            let general = own.general.or(&rule.policy.general);
-            let ports = if own.ports.is_empty() { &rule.policy } else { own };
-            add(Some(subset), &EndpointPolicies { general, ports: Default::default() }, ports);
-        }
+        // A subset's port counts alone; else what it says of all its ports goes before what the rule says of this one.
+        let Some(own) = &subset.policy else { continue };
+        let name = Some(&subset.name);
+        policies.push(at(name, None, &own.general.or(&all.general)));
+        let ports: BTreeSet<u16> = own.ports.keys().chain(all.ports.keys()).copied().collect();
+        policies.extend(ports.into_iter().map(|port| match own.ports.get(&port) {
+            Some(policy) => at(name, Some(port), policy),
+            None => at(name, Some(port), &own.general.or(all.ports.get(&port).unwrap_or(&all.general))),
+        }));
     }
-    add(None, &rule.policy, &rule.policy);
+    policies.extend(all.ports.iter().map(|(port, policy)| at(None, Some(*port), policy)));
+    policies.push(at(None, None, &all.general));
     let subsets = rule
         .subsets
         .iter()
@@ -155,8 +160,13 @@ fn workloads(cluster: &Cluster, owner: &HostOwner, labels: Option<&Selector>) ->
         (None, HostOwner::Service(_), Some(labels)) => cluster.members(namespace, labels),
         (None, HostOwner::Service(_), None) => cluster.members_within(namespace).collect(),
     };
+    // What is no pod has no labels.
+    let written = match (owner, labels) {
+        (HostOwner::Service(name), None) => slice_uids(cluster, name),
+        (HostOwner::Service(_) | HostOwner::ServiceEntry(_), _) => Vec::new(),
+    };
     let members = members.into_iter().filter(|member| cluster.labels_of(member).is_some_and(matches));
-    members.map(|member| member_uid(cluster, &member)).chain(inline).collect()
+    members.map(|member| member_uid(cluster, &member)).chain(inline).chain(written).collect()
 }
 
 /// What is said of a rule.

@@ -63,6 +63,22 @@ pub fn inline_uid(cluster: &Cluster, entry: &Name, address: &EntryAddress) -> Ui
         .into()
 }
 
+/// By what the mesh knows an endpoint of a slice that is no pod.
+fn slice_uid(cluster: &Cluster, slice: &Name, ip: IpAddr) -> Uid {
+    let cluster_id = &cluster.settings().cluster;
+    format!("{cluster_id}/discovery.k8s.io/EndpointSlice/{}/{}/{ip}", slice.namespace, slice.name).into()
+}
+
+/// By what the mesh knows the endpoints of a Service that are no pods.
+pub fn slice_uids(cluster: &Cluster, service: &Name) -> Vec<Uid> {
+    let sources = cluster.slices_of_service(service).flat_map(|slice| slice_sources(slice));
+    let uids = sources.filter_map(|source| match source {
+        WorkloadSource::Slice { slice, ip } => Some(slice_uid(cluster, &slice, ip)),
+        WorkloadSource::Pod(_) | WorkloadSource::Entry(_) | WorkloadSource::Inline { .. } => None,
+    });
+    uids.collect()
+}
+
 /// A pod that has ended or has no address is no workload; one that is not ready is an unhealthy one.
 fn of_pod(cluster: &Cluster, pod: &Pod) -> Option<Workload> {
     if pod.phase.is_terminal() || pod.ips.is_empty() {
@@ -176,11 +192,7 @@ fn of_slice(cluster: &Cluster, name: &Name, ip: IpAddr) -> Option<Workload> {
     let key = ServiceKey { namespace: of.namespace.clone(), hostname };
     let settings = cluster.settings();
     Some(Workload {
-        uid: format!(
-            "{}/discovery.k8s.io/EndpointSlice/{}/{}/{ip}",
-            settings.cluster, name.namespace, name.name
-        )
-        .into(),
+        uid: slice_uid(cluster, name, ip),
         name: name.name.clone(),
         namespace: name.namespace.clone(),
         addresses: [ip].into(),

@@ -150,6 +150,40 @@ pub fn pick<'s>(
     }
 }
 
+/// Chooses as [`pick`] does, but by `turn` in place of chance: as turns go on, each gets its share exactly, and none of them
+/// twice in a row while others wait.
+pub fn pick_in_turn<'s>(
+    wanted: &Wanted<'_>,
+    endpoints: &'s Endpoints,
+    excluded: &dyn Fn(&Workload) -> bool,
+    turn: u64,
+) -> Option<Pick<'s>> {
+    let eligible =
+        |endpoint: &'s Endpoint| wanted.eligible(endpoint).filter(|pick| !excluded(&pick.endpoint.workload));
+    let picks = || endpoints.as_slice().iter().filter_map(eligible);
+    let mut dice = |total: u64| strided(turn, total);
+    match wanted.preferences.balancing.mode {
+        Mode::Standard | Mode::Passthrough | Mode::Strict => weighted(picks(), &mut dice),
+        Mode::Failover => {
+            let rank = |pick: &Pick<'_>| wanted.rank(&pick.endpoint.workload);
+            let best = picks().map(|pick| rank(&pick)).max()?;
+            weighted(picks().filter(|pick| rank(pick) == best), &mut dice)
+        }
+    }
+}
+
+/// A number below `total` for each turn, every one of them once in `total` turns, far from the one before.
+fn strided(turn: u64, total: u64) -> u64 {
+    fn common(a: u64, b: u64) -> u64 {
+        if b == 0 { a } else { common(b, a % b) }
+    }
+    // The golden section spreads best; a step without a common divisor meets every number.
+    let near = total.saturating_mul(618) / 1000;
+    let step = (near.max(1)..=total.max(1)).find(|step| common(*step, total) == 1).unwrap_or(1);
+    let at = u128::from(turn % total.max(1)) * u128::from(step) % u128::from(total.max(1));
+    u64::try_from(at).unwrap_or_default()
+}
+
 /// Draws without looking at all endpoints: fair, since all have the same weight and a draw that is not
 /// eligible is thrown away.
 fn blind<'s>(

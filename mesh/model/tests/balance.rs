@@ -157,6 +157,42 @@ fn excluded_endpoints_are_not_drawn() {
 }
 
 #[test]
+fn turns_give_each_of_few_among_many_its_share() {
+    let pods = || (0..100).map(web_pod);
+    let mesh = snapshot(pods(), [web()]);
+    let service = web().build();
+    let client = client();
+    let endpoints = mesh.endpoints(&ServiceKey::parse(WEB).expect("a key")).expect("endpoints");
+    let wanted = Wanted::of(&service, 80, Purpose::Standard, Caller::from(&client));
+    let few =
+        |workload: &Workload| !workload.name.as_str().ends_with("000") && workload.name.as_str() > "web-0004";
+    let mut shares: BTreeMap<String, u32> = BTreeMap::new();
+    let mut before = None;
+    for turn in 0..500 {
+        let pick = balance::pick_in_turn(&wanted, endpoints, &few, turn).expect("an endpoint");
+        let name = pick.endpoint.workload.name.to_string();
+        assert_ne!(before.as_ref(), Some(&name), "the same twice in a row");
+        *shares.entry(name.clone()).or_default() += 1;
+        before = Some(name);
+    }
+    assert_eq!(shares.values().copied().collect::<Vec<_>>(), [100; 5]);
+}
+
+#[test]
+fn turns_heed_weights() {
+    let mesh = snapshot([web_pod(0).capacity(4), web_pod(1).capacity(1)], [web()]);
+    let service = web().build();
+    let client = client();
+    let endpoints = mesh.endpoints(&ServiceKey::parse(WEB).expect("a key")).expect("endpoints");
+    let wanted = Wanted::of(&service, 80, Purpose::Standard, Caller::from(&client));
+    let heavy = (0..50).filter(|turn| {
+        let pick = balance::pick_in_turn(&wanted, endpoints, &|_| false, *turn).expect("an endpoint");
+        pick.endpoint.workload.name.as_str() == "web-0000"
+    });
+    assert_eq!(heavy.count(), 40);
+}
+
+#[test]
 fn the_requested_address_is_used_if_it_is_the_workloads() {
     let dual = pod("shop/web").at("10.0.0.1").at("10.0.0.2").at("fd00::1").build();
     let ip = |text: &str| text.parse::<IpAddr>().expect("an address");

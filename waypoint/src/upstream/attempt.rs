@@ -84,6 +84,16 @@ pub struct Answered {
     pub workload: Arc<Workload>,
 }
 
+/// How one attempt ended.
+#[derive(Debug)]
+struct Ended {
+    outcome: retry::Outcome,
+    /// What it says of the endpoint.
+    judged: Judged,
+    took: Duration,
+    result: Result<Answered, Refusal>,
+}
+
 /// Whoever wants to know where a request was sent, and tells the endpoint of that.
 pub trait Witness {
     /// It is sent to `workload` at `address`, after `repeated` others.
@@ -118,19 +128,22 @@ impl Upstream {
     ) -> Result<Answered, Refusal> {
         let mut tried: Vec<Uid> = Vec::new();
         let mut repeated = 0;
-        let mut repeating: Option<Place> = None;
         let kept = self.kept(&sending.goal);
+        // One place for all attempts: only one of them is under way at a time.
+        let mut place = self.place(kept.as_ref(), &sending).await?;
+        let mut repeating: Option<Place> = None;
         if let (Some(_), Some(service)) = (sending.retry, sending.goal.service()) {
             self.shared.budgets.of(&service.key()).hold().sent(self.shared.settings.started.elapsed());
         }
         loop {
-            let place = self.place(kept.as_ref(), &sending).await?;
             let chosen = self.choose(mesh, &sending.choice(kept.as_ref()), &tried)?;
             witness.attempt(&chosen.workload, chosen.hop.address(), repeated);
-            let (outcome, judged, result) = self.once(&chosen, place, &mut sending, witness).await;
-            let took = judged.1;
-            self.judge(mesh, &sending.choice(kept.as_ref()), &chosen, judged.0, took);
+            let Ended { outcome, judged, took, mut result } = self.once(&chosen, &mut sending, witness).await;
+            self.judge(mesh, &sending.choice(kept.as_ref()), &chosen, judged, took);
             witness.answered(result.as_ref().map(|answered| &answered.response));
+            if let Ok(answered) = &mut result {
+                answered.underway.hold(place.take());
+            }
             let next = self.next(&sending, outcome, repeated);
             witness.next(next);
             let wait = match next {
@@ -145,6 +158,7 @@ impl Upstream {
                 }
             }
             self.shared.metrics.retries.inc();
+            place = result.as_mut().ok().and_then(|answered| answered.underway.yielded()).or(place);
             // A response that is not given back breaks off its connection with the lease.
             drop(result);
             tried.push(chosen.workload.uid.clone());
@@ -183,15 +197,9 @@ impl Upstream {
     }
 
     /// One attempt.
-    async fn once(
-        &self,
-        chosen: &Endpoint,
-        place: Option<Place>,
-        sending: &mut Sending<'_>,
-        witness: &impl Witness,
-    ) -> (retry::Outcome, (Judged, Duration), Result<Answered, Refusal>) {
+    async fn once(&self, chosen: &Endpoint, sending: &mut Sending<'_>, witness: &impl Witness) -> Ended {
         let began = Instant::now();
-        let underway = chosen.doing.begin(place);
+        let underway = chosen.doing.begin();
         let limit = match sending.attempt {
             Timeout::After(limit) => Some(tokio::time::Instant::now() + limit),
             Timeout::Default | Timeout::Never => None,
@@ -207,8 +215,8 @@ impl Upstream {
         let (outcome, result) = ended;
         let judged = judged(outcome, result.as_ref().ok().map(|(response, _)| response.headers()));
         let workload = chosen.workload.clone();
-        let answered = result.map(|(response, lease)| Answered { response, lease, underway, workload });
-        (outcome, (judged, began.elapsed()), answered)
+        let result = result.map(|(response, lease)| Answered { response, lease, underway, workload });
+        Ended { outcome, judged, took: began.elapsed(), result }
     }
 
     async fn exchange(
@@ -260,17 +268,17 @@ impl Upstream {
 fn judged(outcome: retry::Outcome, headers: Option<&HeaderMap>) -> Judged {
     let status = match outcome {
         retry::Outcome::NotConnected | retry::Outcome::Broken | retry::Outcome::TimedOut => {
-            return Judged::Failed(FailureKind::Unreachable);
+            return Judged::Failed { kind: FailureKind::Unreachable, rest: None };
         }
         retry::Outcome::Refused | retry::Outcome::Begun => return Judged::Answered,
         retry::Outcome::Status(status) => status,
     };
-    // As a date it is not heeded: clocks differ.
+    // As a date it is not heeded: clocks differ. With 429 it is about a client, and not about the endpoint.
     let after = headers.and_then(|headers| headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok());
-    match (status.as_u16(), after) {
-        (429 | 503, Some(seconds)) => Judged::Asked(Duration::from_secs(seconds)),
-        (502..=504, _) => Judged::Failed(FailureKind::Gateway),
-        (500..=599, _) => Judged::Failed(FailureKind::Server),
+    match status.as_u16() {
+        503 => Judged::Failed { kind: FailureKind::Gateway, rest: after.map(Duration::from_secs) },
+        502 | 504 => Judged::Failed { kind: FailureKind::Gateway, rest: None },
+        500..=599 => Judged::Failed { kind: FailureKind::Server, rest: None },
         _ => Judged::Answered,
     }
 }

@@ -2,6 +2,7 @@
 //! how much is under way.
 
 use std::{
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -10,13 +11,13 @@ use std::{
 };
 
 use ambit_model::{
-    balance::Dice,
     name::{Label, ServiceKey, Uid},
     route::Drawn,
     service::Service,
     service_config::ServiceConfig,
     snapshot::{Endpoint, Endpoints as Known},
     traffic::{Connections, Maglev, Subset, TrafficPolicy},
+    workload::Health,
 };
 use hashbrown::HashMap;
 use tokio::{sync::Notify, time::timeout};
@@ -82,7 +83,7 @@ type Kept = (ServiceKey, u16, Option<Label>);
 #[derive(Debug, Default)]
 pub struct Destination {
     turn: AtomicU64,
-    table: Mutex<Option<Arc<Table>>>,
+    table: Mutex<Option<Table>>,
     seen: Mutex<Option<Known>>,
     gate: Gate,
 }
@@ -92,6 +93,7 @@ pub struct Destination {
 struct Table {
     /// Of which it was made.
     of: Known,
+    subset: Option<Arc<[Uid]>>,
     maglev: Arc<Maglev>,
 }
 
@@ -122,33 +124,40 @@ impl Destinations {
 }
 
 impl Destination {
-    /// One after the other, in place of chance.
-    pub fn turns(&self) -> impl Dice + '_ {
-        |bound: u64| self.turn.fetch_add(1, Ordering::Relaxed).checked_rem(bound).unwrap_or_default()
+    /// Whose turn it is.
+    pub fn turn(&self) -> u64 {
+        self.turn.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Which of the endpoints that `terms` admit a key finds. Made anew when they are others.
     pub fn table(&self, known: &Known, terms: &Terms) -> Arc<Maglev> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let members = || known.as_slice().iter().map(|one| &one.workload.uid).filter(|uid| terms.admit(uid));
+        // A subset comes by another way than the endpoints, before them or after them.
+        let subset = terms.subset.as_ref().map(|subset| &subset.workloads);
+        let is_same = |of: &Option<Arc<[Uid]>>| match (of, subset) {
+            (None, None) => true,
+            (Some(of), Some(subset)) => Arc::ptr_eq(of, subset),
+            (Some(_), None) | (None, Some(_)) => false,
+        };
         let maglev = match &*table {
-            // A subset changes with the pods that it has, and so with the endpoints.
-            Some(table) if table.of.is(known) => return table.maglev.clone(),
+            Some(table) if table.of.is(known) && is_same(&table.subset) => return table.maglev.clone(),
             Some(table) if table.maglev.is_of(members()) => table.maglev.clone(),
             Some(_) | None => Arc::new(Maglev::new(members().cloned().collect())),
         };
-        *table = Some(Arc::new(Table { of: known.clone(), maglev: maglev.clone() }));
+        *table = Some(Table { of: known.clone(), subset: subset.cloned(), maglev: maglev.clone() });
         maglev
     }
 
-    /// Shows `meet` the endpoints if they are others than before; `first`: they were never shown.
+    /// Shows `meet` the healthy endpoints if they are others than before; `first`: they were never shown.
     pub fn meet(&self, known: &Known, mut meet: impl FnMut(&Endpoint, bool)) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.as_ref().is_some_and(|seen| seen.is(known)) {
             return;
         }
         let first = seen.is_none();
-        known.as_slice().iter().for_each(|endpoint| meet(endpoint, first));
+        let healthy = |endpoint: &&Endpoint| endpoint.workload.health == Health::Healthy;
+        known.as_slice().iter().filter(healthy).for_each(|endpoint| meet(endpoint, first));
         *seen = Some(known.clone());
     }
 
@@ -212,7 +221,9 @@ pub enum What {
 impl Gate {
     async fn room(&self, most: Option<u32>) {
         loop {
-            let freed = self.freed.notified();
+            // Registered before the look, so that no place that becomes free in between is missed.
+            let mut freed = pin!(self.freed.notified());
+            freed.as_mut().enable();
             if take(&self.busy, most) {
                 return;
             }
@@ -261,6 +272,8 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use ambit_model::{service::PortMap, workload::Workload};
+
     use super::*;
 
     const LONG: Duration = Duration::from_secs(10);
@@ -335,11 +348,31 @@ mod tests {
     }
 
     #[test]
-    fn turns_go_round() {
+    fn a_table_is_that_of_the_subset_that_is_told_now() {
+        let pods = (0..4).map(|number| {
+            let workload =
+                Workload { uid: format!("c//Pod/shop/web-{number}").into(), ..Workload::default() };
+            Endpoint { workload: Arc::new(workload), ports: PortMap::default() }
+        });
+        let known: Known = pods.collect();
+        let of = |numbers: &[usize]| {
+            let uids = numbers.iter().map(|number| format!("c//Pod/shop/web-{number}").into());
+            Terms { subset: Some(Subset::new("v1".into(), uids.collect())), policy: None }
+        };
         let at = Destination::default();
-        let mut turns = at.turns();
-        let drawn: Vec<_> = (0..5).map(|_| turns.below(3)).collect();
-        assert_eq!(drawn, [0, 1, 2, 0, 1]);
-        assert_eq!(turns.below(0), 0);
+        let found = |terms: &Terms| {
+            let mut found: Vec<_> = at.table(&known, terms).find(7).cloned().collect();
+            found.sort_unstable();
+            found.dedup();
+            found
+                .iter()
+                .map(|uid| uid.as_str().rsplit('-').next().unwrap_or_default().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(found(&of(&[0, 1])), ["0", "1"]);
+        assert_eq!(found(&of(&[2])), ["2"], "the endpoints are the same, the subset is another");
+        assert_eq!(found(&Terms::default()), ["0", "1", "2", "3"]);
+        let (first, again) = (at.table(&known, &of(&[3])), at.table(&known, &of(&[3])));
+        assert!(Arc::ptr_eq(&first, &again), "told again, it is not made again");
     }
 }

@@ -168,8 +168,7 @@ impl Dial {
         &self.tunnels
     }
 
-    /// Connects to `hop`.
-    /// No longer than `limit`; `None`: than is usual.
+    /// Connects to `hop`, for no longer than `limit`; `None`: than is usual.
     pub async fn connect(&self, hop: &Hop, limit: Option<Duration>) -> Result<Onward, Refusal> {
         let limit = limit.unwrap_or(self.shared.settings.limits.connect);
         match hop {
@@ -187,7 +186,10 @@ impl Dial {
                 outer.headers.insert(headers::X_ISTIO_SOURCE, HeaderValue::from_static("waypoint"));
                 let outer = self.tunnel(*gateway, expected_gateway, outer, limit).await?;
                 // Boxed: few connections go there, and every one would have room for it.
-                Box::pin(self.inner(outer, *gateway, expected, connect)).await
+                let inner = Box::pin(self.inner(outer, *gateway, expected, connect));
+                let late =
+                    |_| Refusal::Connect { to: *gateway, reason: format!("no answer within {limit:?}") };
+                timeout(limit, inner).await.map_err(late)?
             }
         }
     }

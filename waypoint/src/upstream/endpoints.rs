@@ -10,8 +10,8 @@ use std::{
 
 use ambit_model::{
     balance::{self, Dice, Pick, Wanted},
-    name::Uid,
-    snapshot::Endpoints as Known,
+    name::{ServiceKey, Uid},
+    snapshot::Endpoints as OfService,
     traffic::{Algorithm, Outliers},
     workload::Workload,
 };
@@ -60,14 +60,25 @@ pub struct Affinity {
 }
 
 impl Question<'_> {
+    /// Who may not be asked, whatever its health. One on another network that names no gateway is out of reach.
     fn is_out(&self, workload: &Workload) -> bool {
-        self.tried.contains(&workload.uid) || !self.terms.admit(&workload.uid)
+        let is_beyond = workload.network != *self.wanted.caller.network && workload.network_gateway.is_none();
+        is_beyond || self.tried.contains(&workload.uid) || !self.terms.admit(&workload.uid)
+    }
+
+    /// As what it is known. Rules of a service judge by what it does there alone.
+    fn key(&self, workload: &Workload) -> Known {
+        let governed = self.terms.policy.is_some().then(|| self.wanted.service.key());
+        (workload.uid.clone(), self.wanted.port, governed)
     }
 }
 
-/// What is known of endpoints, by workload and port.
+/// What is known of endpoints.
 #[derive(Debug, Default)]
-pub struct Endpoints(RwLock<HashMap<(Uid, u16), Arc<Doing>>>);
+pub struct Endpoints(RwLock<HashMap<Known, Arc<Doing>>>);
+
+/// Workload and port; and the service, where rules of its own judge them.
+type Known = (Uid, u16, Option<ServiceKey>);
 
 /// How one endpoint does.
 #[derive(Debug, Default)]
@@ -88,6 +99,11 @@ pub struct Underway {
 }
 
 impl Underway {
+    /// Gives back its place at the service.
+    pub fn yielded(&mut self) -> Option<Place> {
+        self.place.take()
+    }
+
     /// Holds a place at the service, too.
     pub fn hold(&mut self, place: Option<Place>) {
         self.place = place;
@@ -101,10 +117,10 @@ impl Drop for Underway {
 }
 
 impl Doing {
-    /// Counts a request until what is returned is dropped, which holds its place at the service.
-    pub fn begin(self: &Arc<Self>, place: Option<Place>) -> Underway {
+    /// Counts a request until what is returned is dropped.
+    pub fn begin(self: &Arc<Self>) -> Underway {
         self.active.fetch_add(1, Ordering::Relaxed);
-        Underway { at: self.clone(), place }
+        Underway { at: self.clone(), place: None }
     }
 
     /// An outcome, after `took`, at `now`, judged by `outliers`; it is set aside only if it `may_be`.
@@ -147,12 +163,11 @@ impl Doing {
 impl Endpoints {
     /// How `workload` does at `port`.
     pub fn of(&self, workload: &Workload, port: u16) -> Arc<Doing> {
-        self.born(workload, port, Duration::ZERO)
+        self.born((workload.uid.clone(), port, None), Duration::ZERO)
     }
 
-    /// The same; if nothing was known of it, it was `born` then.
-    fn born(&self, workload: &Workload, port: u16, born: Duration) -> Arc<Doing> {
-        let key = (workload.uid.clone(), port);
+    /// How one does; if nothing was known of it, it was `born` then.
+    fn born(&self, key: Known, born: Duration) -> Arc<Doing> {
         if let Some(doing) = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return doing.clone();
         }
@@ -161,7 +176,7 @@ impl Endpoints {
     }
 
     /// All that are remembered.
-    pub fn all(&self) -> Vec<((Uid, u16), Arc<Doing>)> {
+    pub fn all(&self) -> Vec<(Known, Arc<Doing>)> {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
         all.iter().map(|(key, doing)| (key.clone(), doing.clone())).collect()
     }
@@ -179,42 +194,51 @@ impl Endpoints {
     pub fn choose<'s>(
         &self,
         question: &Question<'_>,
-        known: &'s Known,
+        known: &'s OfService,
         dice: &mut dyn Dice,
     ) -> Option<(Pick<'s>, Arc<Doing>)> {
-        let Question { wanted, terms, kept, affinity, .. } = question;
+        let Question { wanted, terms, kept, affinity, now, .. } = question;
         let balancing = terms.policy.as_ref().map(|policy| &policy.balancing);
         let warmup = balancing.and_then(|balancing| balancing.warmup.as_ref());
         if let (Some(_), Some(kept)) = (warmup, kept) {
-            let born = |first: bool| if first { Duration::ZERO } else { question.now };
-            kept.meet(known, |endpoint, first| drop(self.born(&endpoint.workload, wanted.port, born(first))));
+            let born = |first: bool| if first { Duration::ZERO } else { *now };
+            kept.meet(known, |endpoint, first| {
+                self.born(question.key(&endpoint.workload), born(first));
+            });
         }
         let is_out = |workload: &Workload| question.is_out(workload);
-        let rather_not =
-            |workload: &Workload| is_out(workload) || !self.trusts(workload, wanted.port, question.now);
-        let here = |uid: &Uid| {
-            let endpoint = known.get(uid).filter(|endpoint| !rather_not(&endpoint.workload))?;
-            let pick = wanted.eligible(endpoint)?;
-            let doing = self.of(&pick.endpoint.workload, wanted.port);
-            Some((pick, doing))
+        let rather_not = |workload: &Workload| is_out(workload) || !self.trusts(question, workload);
+        let doing = |pick: Pick<'s>| {
+            let doing = self.born(question.key(&pick.endpoint.workload), Duration::ZERO);
+            (pick, doing)
         };
-        if let Some(found) = affinity.session.as_ref().and_then(here) {
+        let here = |uid: &Uid, excluded: &dyn Fn(&Workload) -> bool| {
+            let endpoint = known.get(uid).filter(|endpoint| !excluded(&endpoint.workload))?;
+            wanted.eligible(endpoint).map(doing)
+        };
+        if let Some(found) = affinity.session.as_ref().and_then(|uid| here(uid, &rather_not)) {
             return Some(found);
         }
         let draw = |dice: &mut dyn Dice, excluded: &dyn Fn(&Workload) -> bool| {
-            let pick = balance::pick(wanted, known, excluded, dice)?;
-            let doing = self.of(&pick.endpoint.workload, wanted.port);
-            Some((pick, doing))
+            balance::pick(wanted, known, excluded, dice).map(doing)
         };
         let one = |dice: &mut dyn Dice| draw(dice, &rather_not).or_else(|| draw(dice, &is_out));
-        let algorithm = balancing.map(|balancing| &balancing.algorithm).unwrap_or(&Algorithm::LeastRequest);
+        let algorithm = balancing.map_or(&Algorithm::LeastRequest, |balancing| &balancing.algorithm);
         let pick = |dice: &mut dyn Dice| match (algorithm, kept) {
-            (Algorithm::RoundRobin, Some(kept)) => one(&mut kept.turns()),
+            (Algorithm::RoundRobin, Some(kept)) => {
+                let turn = kept.turn();
+                let next = |excluded| balance::pick_in_turn(wanted, known, excluded, turn);
+                next(&rather_not).or_else(|| next(&is_out)).map(doing)
+            }
             (Algorithm::Hash(_), Some(kept)) => {
-                let found = affinity
-                    .key
-                    .and_then(|key| kept.table(known, terms).find(key).take(PROBES).find_map(here));
-                found.or_else(|| one(dice))
+                let by_key = affinity.key.and_then(|key| {
+                    let table = kept.table(known, terms);
+                    let find = |excluded: &dyn Fn(&Workload) -> bool| {
+                        table.find(key).take(PROBES).find_map(|uid| here(uid, excluded))
+                    };
+                    find(&rather_not).or_else(|| find(&is_out))
+                });
+                by_key.or_else(|| one(dice))
             }
             (Algorithm::Random | Algorithm::RoundRobin | Algorithm::Hash(_), _) => one(dice),
             (Algorithm::LeastRequest, _) => {
@@ -241,15 +265,15 @@ impl Endpoints {
     }
 
     /// How many endpoints are set aside of those that may be asked, and how many there are.
-    pub fn aside(&self, question: &Question<'_>, known: &Known) -> (usize, usize) {
+    pub fn aside(&self, question: &Question<'_>, known: &OfService) -> (usize, usize) {
         let endpoints = || known.as_slice().iter().map(|endpoint| &endpoint.workload);
         let admitted = || endpoints().filter(|workload| question.terms.admit(&workload.uid));
-        let aside = admitted().filter(|workload| !self.trusts(workload, question.wanted.port, question.now));
+        let aside = admitted().filter(|workload| !self.trusts(question, workload));
         (aside.count(), admitted().count())
     }
 
-    fn trusts(&self, workload: &Workload, port: u16, now: Duration) -> bool {
+    fn trusts(&self, question: &Question<'_>, workload: &Workload) -> bool {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        all.get(&(workload.uid.clone(), port)).is_none_or(|doing| doing.health().is_trusted(now))
+        all.get(&question.key(workload)).is_none_or(|doing| doing.health().is_trusted(question.now))
     }
 }

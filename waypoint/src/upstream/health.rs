@@ -17,9 +17,12 @@ pub enum Outcome {
     /// It answered, with nothing that counts against it.
     Answered,
     /// It failed.
-    Failed(FailureKind),
-    /// It asked to be left alone for so long (Retry-After).
-    Asked(Duration),
+    Failed {
+        /// How.
+        kind: FailureKind,
+        /// For how long it asked to be left alone (Retry-After).
+        rest: Option<Duration>,
+    },
 }
 
 /// How far an endpoint is trusted. `now` is the time since any moment, always the same one.
@@ -64,27 +67,31 @@ impl Health {
         may_be: impl FnOnce() -> bool,
     ) -> Self {
         match (self, outcome) {
-            // What was under way when it was set aside says nothing new, but that it is there.
-            (Self::Aside { until, .. }, Outcome::Failed(_) | Outcome::Asked(_)) if now < until => self,
-            (_, Outcome::Asked(wait)) if outliers.heeds_retry_after => {
-                let until = now.saturating_add(wait.min(outliers.longest));
-                if may_be() { Self::Aside { until, times: 0 } } else { self }
+            // What was under way when it was set aside says nothing new.
+            (Self::Aside { until, .. }, _) if now < until => self,
+            (_, Outcome::Answered) => Self::default(),
+            (_, Outcome::Failed { kind, rest }) => {
+                let rest = rest.filter(|_| outliers.heeds_retry_after).map(|rest| rest.min(outliers.longest));
+                let counts = outliers.count(kind);
+                if !counts && rest.is_none() {
+                    return Self::default();
+                }
+                let (stays, times) = match self {
+                    Self::Trusted { failures } => {
+                        let failures = failures.and(kind, outliers.apart);
+                        (Self::Trusted { failures }, outliers.are(failures).then_some(1))
+                    }
+                    Self::Aside { times, .. } => (self, counts.then_some(times.saturating_add(1))),
+                };
+                let wait = times.map(|times| outliers.aside_for(times)).max(rest);
+                match wait {
+                    Some(wait) if may_be() => {
+                        Self::Aside { until: now.saturating_add(wait), times: times.unwrap_or_default() }
+                    }
+                    Some(_) | None => stays,
+                }
             }
-            (_, Outcome::Failed(kind)) if !outliers.count(kind) => Self::default(),
-            (Self::Trusted { failures }, Outcome::Failed(kind)) => {
-                let failures = failures.and(kind);
-                let is_over = outliers.are(failures) && may_be();
-                if is_over { Self::aside(1, now, outliers) } else { Self::Trusted { failures } }
-            }
-            (Self::Aside { times, .. }, Outcome::Failed(_)) => {
-                Self::aside(times.saturating_add(1), now, outliers)
-            }
-            (_, Outcome::Answered | Outcome::Asked(_)) => Self::default(),
         }
-    }
-
-    fn aside(times: u32, now: Duration, outliers: &Outliers) -> Self {
-        Self::Aside { until: now.saturating_add(outliers.aside_for(times)), times }
     }
 }
 
@@ -93,7 +100,7 @@ mod tests {
     use super::*;
 
     const S: Duration = Duration::from_secs(1);
-    const GONE: Outcome = Outcome::Failed(FailureKind::Unreachable);
+    const GONE: Outcome = Outcome::Failed { kind: FailureKind::Unreachable, rest: None };
 
     fn after(health: Health, outcome: Outcome, now: Duration) -> Health {
         health.after(outcome, now, &Outliers::default(), || true)
@@ -136,11 +143,21 @@ mod tests {
     fn what_was_under_way_changes_nothing() {
         let aside = fail(Health::default(), 5, S);
         assert_eq!(fail(aside, 10, S), aside);
+        assert_eq!(after(aside, Outcome::Answered, S), aside, "nor does a success");
+    }
+
+    #[test]
+    fn a_trial_that_fails_keeps_the_floor() {
+        let aside = fail(Health::default(), 5, Duration::ZERO);
+        let kept = aside.after(GONE, 6 * S, &Outliers::default(), || false);
+        assert!(kept.is_trusted(6 * S));
+        let Health::Aside { until, .. } = after(kept, GONE, 6 * S) else { panic!("{kept:?}") };
+        assert_eq!(until, 16 * S, "and how often it was is not forgotten");
     }
 
     #[test]
     fn answers_count_where_a_rule_says_so() {
-        let server = Outcome::Failed(FailureKind::Server);
+        let server = Outcome::Failed { kind: FailureKind::Server, rest: None };
         let judged = |outliers: &Outliers, outcome, times: u32| {
             let after = |health: Health, _| health.after(outcome, S, outliers, || true);
             (0..times).fold(Health::default(), after).is_trusted(S)
@@ -150,18 +167,21 @@ mod tests {
         assert!(judged(&counted, server, 2) && !judged(&counted, server, 3));
         let gateway = Outliers { gateway: Some(3), ..Outliers::default() };
         assert!(judged(&gateway, server, 100));
-        assert!(!judged(&gateway, Outcome::Failed(FailureKind::Gateway), 3));
+        assert!(!judged(&gateway, Outcome::Failed { kind: FailureKind::Gateway, rest: None }, 3));
     }
 
     #[test]
     fn who_asks_to_be_left_alone_is_where_a_rule_says_so() {
-        let asked = Outcome::Asked(30 * S);
-        assert_eq!(after(Health::default(), asked, S), Health::default());
-        let heeds = Outliers { heeds_retry_after: true, ..Outliers::default() };
-        let aside = Health::default().after(asked, S, &heeds, || true);
+        let asked = |rest: u32| Outcome::Failed { kind: FailureKind::Gateway, rest: Some(rest * S) };
+        assert_eq!(after(Health::default(), asked(30), S), Health::default());
+        let heeds = Outliers { heeds_retry_after: true, server: Some(3), ..Outliers::default() };
+        let judged = |health: Health, rest| health.after(asked(rest), S, &heeds, || true);
+        let aside = judged(Health::default(), 30);
         assert!(!aside.is_trusted(30 * S) && aside.is_trusted(31 * S));
-        let long = Health::default().after(Outcome::Asked(9_000 * S), S, &heeds, || true);
-        assert!(long.is_trusted(121 * S), "no longer than anybody is set aside");
-        assert!(Health::default().after(asked, S, &heeds, || false).is_trusted(S));
+        assert!(judged(Health::default(), 9_000).is_trusted(121 * S), "no longer than anybody is set aside");
+        assert!(Health::default().after(asked(30), S, &heeds, || false).is_trusted(S));
+        // It is a failure, too, however short it asks for.
+        let third = judged(judged(judged(Health::default(), 0), 0), 0);
+        assert!(!third.is_trusted(S + S) && third.is_trusted(6 * S), "{third:?}");
     }
 }

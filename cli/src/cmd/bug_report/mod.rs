@@ -79,6 +79,7 @@ const EVERYWHERE: [(&str, &str); 19] = [
     ("requestauthentications", "/apis/security.istio.io/v1/requestauthentications"),
     ("ratelimitpolicies", "/apis/ambit.io/v1alpha1/ratelimitpolicies"),
     ("serviceentries", "/apis/networking.istio.io/v1/serviceentries"),
+    ("destinationrules", "/apis/networking.istio.io/v1/destinationrules"),
     ("virtualservices", "/apis/networking.istio.io/v1/virtualservices"),
     ("workloadentries", "/apis/networking.istio.io/v1/workloadentries"),
     ("gateways", "/apis/gateway.networking.k8s.io/v1/gateways"),

@@ -431,6 +431,7 @@ fn parse_outliers(field: &str, outliers: &api::OutlierDetection) -> Result<Outli
         base: time("baseEjectionTime", &outliers.base_ejection_time)?.unwrap_or(EJECTION),
         longest: LONGEST_EJECTION,
         most_percent: percent,
+        apart,
         heeds_retry_after: true,
     })
 }

@@ -9,6 +9,9 @@ use crate::{
     traffic::{cookie, hash},
 };
 
+/// How far clocks of replicas may differ, in seconds.
+const AHEAD: u64 = 60;
+
 /// How the requests of one client are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
@@ -42,7 +45,8 @@ pub enum Lifetime {
 }
 
 /// What a client shows to come to the endpoint where it was: which, since when, and when it was there last, in seconds
-/// of Unix time. It is no secret: whoever makes one up chooses among the endpoints to which a request may go in any case.
+/// of Unix time. It is no secret: whoever makes one up chooses among the endpoints to which a request may go in any case, for
+/// as long as a session lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
     /// The hash of the endpoint, so that it tells nobody what it is called.
@@ -78,6 +82,10 @@ impl Session {
         let is_over = |limit: Option<Duration>, since: u64| {
             limit.is_some_and(|limit| now.saturating_sub(since) >= limit.as_secs().max(1))
         };
+        // Clocks of replicas differ by less; whoever dates one ahead wants it to last.
+        if since > now.saturating_add(AHEAD) || used > now.saturating_add(AHEAD) {
+            return None;
+        }
         let ticket = Ticket { endpoint, since, used };
         (!is_over(self.absolute, since) && !is_over(self.idle, used)).then_some(ticket)
     }
@@ -155,6 +163,7 @@ mod tests {
         assert_eq!(shown(&session(Some(50), None), &text, 149), Some(ticket));
         assert_eq!(shown(&session(Some(50), None), &text, 150), None);
         assert_eq!(shown(&session(None, Some(50)), &text, 150), None);
+        assert_eq!(shown(&session(None, None), &text, 39), None, "it is dated ahead");
         for broken in ["", "x", "1-2", "1-2-3-4", "1-2-g", "99999999999999999-1-1"] {
             assert_eq!(shown(&session(None, None), broken, 100), None, "{broken}");
         }

@@ -17,7 +17,9 @@ pub struct Outliers {
     pub longest: Duration,
     /// How many of a service's endpoints may be set aside at once, in percent. One may be in any case.
     pub most_percent: u8,
-    /// Whether one that answers 429 or 503 with Retry-After gets nothing for that long.
+    /// Whether those that could not be reached count on their own alone, and not among answers.
+    pub apart: bool,
+    /// Whether one that answers 503 with Retry-After gets nothing for that long.
     pub heeds_retry_after: bool,
 }
 
@@ -32,6 +34,7 @@ impl Default for Outliers {
             base: Duration::from_secs(5),
             longest: Duration::from_secs(120),
             most_percent: 100,
+            apart: false,
             heeds_retry_after: false,
         }
     }
@@ -57,14 +60,15 @@ pub struct Run {
 }
 
 impl Run {
-    /// One more failure.
+    /// One more failure; `apart`: one that could not be reached is none of the others.
     #[must_use]
-    pub fn and(self, kind: FailureKind) -> Self {
+    pub fn and(self, kind: FailureKind, apart: bool) -> Self {
+        let is_apart = apart && kind == FailureKind::Unreachable;
         let next = |counts: bool, so_far: u32| if counts { so_far.saturating_add(1) } else { 0 };
         Self {
             unreachable: next(kind == FailureKind::Unreachable, self.unreachable),
-            gateway: next(kind != FailureKind::Server, self.gateway),
-            server: next(true, self.server),
+            gateway: if is_apart { self.gateway } else { next(kind != FailureKind::Server, self.gateway) },
+            server: if is_apart { self.server } else { next(true, self.server) },
         }
     }
 }
@@ -72,8 +76,9 @@ impl Run {
 impl Outliers {
     /// Whether failures of this kind are counted at all.
     pub fn count(&self, kind: FailureKind) -> bool {
-        self.server.is_some()
-            || (kind != FailureKind::Server && self.gateway.is_some())
+        let among_answers = !(self.apart && kind == FailureKind::Unreachable);
+        (among_answers && self.server.is_some())
+            || (among_answers && kind != FailureKind::Server && self.gateway.is_some())
             || (kind == FailureKind::Unreachable && self.unreachable.is_some())
     }
 
@@ -117,9 +122,21 @@ mod tests {
             (&[Server; 9], outliers(None, None, None), false),
         ];
         for (run, outliers, expected) in table {
-            let counted = run.iter().fold(Run::default(), |counted, kind| counted.and(*kind));
+            let counted = run.iter().fold(Run::default(), |counted, kind| counted.and(*kind, false));
             assert_eq!(outliers.are(counted), expected, "{run:?} {outliers:?}");
         }
+    }
+
+    #[test]
+    fn who_cannot_be_reached_may_be_counted_apart() {
+        use FailureKind::{Gateway, Unreachable};
+        let outliers =
+            Outliers { unreachable: Some(10), server: Some(2), apart: true, ..Outliers::default() };
+        let counted = |run: &[FailureKind]| {
+            run.iter().fold(Run::default(), |counted, kind| counted.and(*kind, outliers.apart))
+        };
+        assert!(!outliers.are(counted(&[Unreachable; 9])) && outliers.are(counted(&[Unreachable; 10])));
+        assert!(outliers.are(counted(&[Gateway, Unreachable, Gateway])), "it is no answer that went well");
     }
 
     #[test]

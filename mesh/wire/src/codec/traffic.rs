@@ -235,6 +235,7 @@ fn decode_outliers(message: pb::Outliers) -> Result<Outliers, InvalidResource> {
         base: Duration::from_millis(message.base_ms),
         longest: Duration::from_millis(message.longest_ms),
         most_percent: decode_percent("outliers.most_percent", message.most_percent)?,
+        apart: message.apart,
         heeds_retry_after: message.heeds_retry_after,
     })
 }
@@ -247,6 +248,7 @@ fn encode_outliers(outliers: &Outliers) -> pb::Outliers {
         base_ms: millis(outliers.base),
         longest_ms: millis(outliers.longest),
         most_percent: outliers.most_percent.into(),
+        apart: outliers.apart,
         heeds_retry_after: outliers.heeds_retry_after,
     }
 }
@@ -319,17 +321,25 @@ pub(super) mod tests {
                 idle,
             },
         );
-        let outliers = ((number(), number(), number()), time(), time(), 0..=100u8, any::<bool>()).prop_map(
-            |((unreachable, gateway, server), base, longest, most_percent, heeds_retry_after)| Outliers {
-                unreachable,
-                gateway,
-                server,
-                base,
-                longest,
-                most_percent,
-                heeds_retry_after,
-            },
-        );
+        let outliers = ((number(), number(), number()), time(), time(), 0..=100u8, any::<(bool, bool)>())
+            .prop_map(
+                |(
+                    (unreachable, gateway, server),
+                    base,
+                    longest,
+                    most_percent,
+                    (apart, heeds_retry_after),
+                )| Outliers {
+                    unreachable,
+                    gateway,
+                    server,
+                    base,
+                    longest,
+                    most_percent,
+                    apart,
+                    heeds_retry_after,
+                },
+            );
         (balancing(), connections, outliers, any::<bool>()).prop_map(
             |(balancing, connections, outliers, needs_tunnel)| TrafficPolicy {
                 balancing,
