@@ -65,7 +65,7 @@ const OURS: [(&str, &str); 8] = [
 ];
 
 /// Lists of the whole cluster.
-const EVERYWHERE: [(&str, &str); 19] = [
+const EVERYWHERE: [(&str, &str); 20] = [
     ("namespaces", "/api/v1/namespaces"),
     ("nodes", "/api/v1/nodes"),
     (
