@@ -119,14 +119,15 @@ fn pieces_are_laid_over_and_what_holds_it_together_stays() {
 
 /// The mode of its pods, the port that a ztunnel hands over at, and the first port of the container.
 fn entered(yaml: &str, pieces: &[(&str, &str)]) -> (String, Option<String>, u64) {
-    let pod = one(&made_of(yaml, pieces), Made::Deployment)["spec"]["template"].clone();
-    let container = &pod["spec"]["containers"][0];
-    let env = container["env"].as_array().unwrap();
-    let port = env.iter().find(|one| one["name"] == "AMBIT_PROXY_PORT");
+    let deployment = one(&made_of(yaml, pieces), Made::Deployment);
+    let of = |path: &str| deployment.pointer(&format!("/spec/template/{path}")).unwrap();
+    let env = of("spec/containers/0/env").as_array().unwrap();
+    let named = |one: &&Value| one.get("name").and_then(Value::as_str) == Some("AMBIT_PROXY_PORT");
+    let port = env.iter().find(named).map(|one| one.get("value").unwrap().as_str().unwrap().to_owned());
     (
-        pod["metadata"]["labels"]["istio.io/dataplane-mode"].as_str().unwrap().to_owned(),
-        port.map(|port| port["value"].as_str().unwrap().to_owned()),
-        container["ports"][0]["containerPort"].as_u64().unwrap(),
+        of("metadata/labels/istio.io~1dataplane-mode").as_str().unwrap().to_owned(),
+        port,
+        of("spec/containers/0/ports/0/containerPort").as_u64().unwrap(),
     )
 }
 
