@@ -16,7 +16,7 @@ use ambit_controller::{
         overlay::Overlays,
         status::{self, Outcome},
     },
-    translate::waypoint::is_ours,
+    translate::waypoint::{Entry, entry_of, is_ours},
 };
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -62,7 +62,19 @@ fn overlays(pieces: &[(&str, &str)]) -> Overlays {
 }
 
 fn made(pieces: &[(&str, &str)]) -> Vec<Manifest> {
-    desired(gate(&cluster(GATE)), &overlays(pieces), "n1", &form())
+    made_of(GATE, pieces)
+}
+
+fn made_of(yaml: &str, pieces: &[(&str, &str)]) -> Vec<Manifest> {
+    let cluster = cluster(yaml);
+    let entry = entry_of(&cluster, gate(&cluster)).unwrap_or(Entry::Tunnels);
+    desired(gate(&cluster), entry, &overlays(pieces), "n1", &form())
+}
+
+/// The gateway with this binding of its own.
+fn bound(binding: &str) -> String {
+    let annotations = format!("annotations: {{ambient.istio.io/waypoint-inbound-binding: {binding}}}");
+    GATE.replace("generation: 3", &format!("generation: 3, {annotations}"))
 }
 
 fn one(all: &[Manifest], made: Made) -> Value {
@@ -103,6 +115,51 @@ fn pieces_are_laid_over_and_what_holds_it_together_stays() {
     assert_eq!(one(&all, Made::ServiceAccount)["metadata"]["annotations"]["role"], "arn");
     let budget = one(&all, Made::PodDisruptionBudget);
     assert_eq!((&budget["spec"]["minAvailable"], budget["spec"].get("maxUnavailable")), (&json!(1), None));
+}
+
+/// The mode of its pods, the port that a ztunnel hands over at, and the first port of the container.
+fn entered(yaml: &str, pieces: &[(&str, &str)]) -> (String, Option<String>, u64) {
+    let deployment = one(&made_of(yaml, pieces), Made::Deployment);
+    let of = |path: &str| deployment.pointer(&format!("/spec/template/{path}")).unwrap();
+    let env = of("spec/containers/0/env").as_array().unwrap();
+    let named = |one: &&Value| one.get("name").and_then(Value::as_str) == Some("AMBIT_PROXY_PORT");
+    let port = env.iter().find(named).map(|one| one.get("value").unwrap().as_str().unwrap().to_owned());
+    (
+        of("metadata/labels/istio.io~1dataplane-mode").as_str().unwrap().to_owned(),
+        port,
+        of("spec/containers/0/ports/0/containerPort").as_u64().unwrap(),
+    )
+}
+
+#[test]
+fn a_gateway_that_is_handed_connections_has_captured_pods_which_leave_tunnels_to_the_ztunnel() {
+    let tunnels = ("none".to_owned(), None, 15008);
+    let handed = ("ambient".to_owned(), Some("15088".to_owned()), 15088);
+    assert_eq!(entered(GATE, &[]), tunnels);
+    assert_eq!(entered(&bound("NONE"), &[]), tunnels);
+    assert_eq!(entered(&bound("PROXY/15088"), &[]), handed);
+    let lie = "spec: {template: {metadata: {labels: {istio.io/dataplane-mode: none}}}}";
+    assert_eq!(entered(&bound("PROXY/15088"), &[("deployment", lie)]), handed);
+    // By its class, unless it says something itself.
+    let class = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\n\
+        metadata: {name: ambit-waypoint, annotations: {ambient.istio.io/waypoint-inbound-binding: PROXY/15088}}\n\
+        spec: {controllerName: ambit.io/waypoint-controller}\n";
+    assert_eq!(entered(&[GATE, class].concat(), &[]), handed);
+    assert_eq!(entered(&[&bound("NONE"), class].concat(), &[]), tunnels);
+}
+
+#[test]
+fn a_binding_that_cannot_be_had_is_told_and_changes_nothing() {
+    for binding in ["PROXY", "PROXY/0", "PROXY/15008", "PROXY/15021", "NONE/15088"] {
+        let yaml = bound(binding);
+        assert_eq!(entered(&yaml, &[]), ("none".to_owned(), None, 15008), "{binding}");
+        let status = told(&yaml, &Outcome::default(), &Value::Null, 7);
+        assert_eq!(words(&status["conditions"])[0], "Accepted=False Invalid", "{binding}");
+        let message = status["conditions"][0]["message"].as_str().unwrap();
+        assert!(message.contains("write PROXY/15088"), "{message}");
+    }
+    let status = told(&bound("PROXY/15088"), &Outcome::default(), &Value::Null, 7);
+    assert_eq!(words(&status["conditions"])[0], "Accepted=True Accepted");
 }
 
 #[test]

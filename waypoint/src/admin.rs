@@ -20,7 +20,7 @@ use http::StatusCode;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{config::Config, shared::Shared, upstream::health::Health};
+use crate::{accept::handed::Listen, config::Config, shared::Shared, upstream::health::Health};
 
 /// What is shown.
 #[derive(Clone, Debug)]
@@ -89,7 +89,8 @@ fn settings(config: &Config) -> Value {
     let limits = config.limits;
     json!({
         "identity": config.identity.to_string(),
-        "listen": config.listen.to_string(),
+        "listen": config.listen.addresses().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "handedOverByZtunnel": matches!(config.listen, Listen::Handed { .. }),
         "network": config.own.network.as_str(),
         "threads": config.threads.get(),
         "drainSeconds": config.drain.as_secs(),

@@ -35,7 +35,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::TcpListener, runtime::Handle, sync::Semaphore};
 
 use crate::{
-    accept::Accept,
+    accept::{Accept, handed::Listen},
     access::{Records, Tracer},
     admin,
     caller::{fetch::Fetch, keys::KeyStore},
@@ -153,6 +153,11 @@ fn mesh(
     metrics: Arc<ClientMetrics>,
 ) -> anyhow::Result<(Mesh, Option<xds::Handle>)> {
     let (mesh, discovery) = Mesh::new(None);
+    let discovery = match config.listen {
+        Listen::Tunnels(_) => discovery,
+        // What captures this pod opens the tunnels of its outgoing connections, too.
+        Listen::Handed { .. } => discovery.behind_ztunnel(),
+    };
     let Some(settings) = &config.xds.channel else {
         anyhow::bail!("XDS_ADDRESS is empty; a waypoint is told by a control plane what it serves");
     };
@@ -169,6 +174,7 @@ fn settings(config: &Config) -> Settings {
         ip: config.own.ip,
         network: config.own.network.clone(),
         hbone: config.hbone.clone(),
+        listen: config.listen,
         spread: Default::default(),
         keepalive: config.keepalive,
         limits: config.limits,
@@ -176,18 +182,34 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-/// Accepts tunnels on every worker.
+/// Accepts on every worker.
 fn serve(config: &Config, shared: &Arc<Shared>, workers: &Workers) -> anyhow::Result<Drain> {
     let (drain, watch) = drain::channel();
     // All sockets first: it serves on every worker or not at all.
-    let listeners =
-        workers.handles().iter().map(|_| listen(config.listen, config)).collect::<io::Result<Vec<_>>>();
-    let listeners = listeners.with_context(|| format!("cannot listen at {}", config.listen))?;
-    for (worker, listener) in workers.handles().iter().zip(listeners) {
-        let upstream = start(worker, listener, shared, &watch)?;
+    let listeners = workers.handles().iter().map(|_| listen_all(config)).collect::<anyhow::Result<Vec<_>>>();
+    for (worker, listeners) in workers.handles().iter().zip(listeners?) {
+        let upstream = start(worker, listeners, shared, &watch)?;
         task::spawn_on(worker, "keeper", keep(upstream, shared.clone()));
     }
     Ok(drain)
+}
+
+/// The listeners of one worker.
+fn listen_all(config: &Config) -> anyhow::Result<Vec<std::net::TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in config.listen.addresses() {
+        match (listen(address, config), config.listen) {
+            (Ok(listener), _) => listeners.push(listener),
+            // A pod without IPv6 has no such loopback address, and its ztunnel does not call there.
+            (Err(error), Listen::Handed { .. })
+                if address.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable =>
+            {
+                tracing::debug!(%address, "Not listened at: there is no IPv6");
+            }
+            (Err(error), _) => return Err(error).with_context(|| format!("cannot listen at {address}")),
+        }
+    }
+    Ok(listeners)
 }
 
 fn listen(address: SocketAddr, config: &Config) -> io::Result<std::net::TcpListener> {
@@ -209,18 +231,27 @@ fn listen(address: SocketAddr, config: &Config) -> io::Result<std::net::TcpListe
 
 fn start(
     worker: &Handle,
-    listener: std::net::TcpListener,
+    listeners: Vec<std::net::TcpListener>,
     shared: &Arc<Shared>,
     watch: &Watch,
 ) -> io::Result<Arc<Upstream>> {
     let _inside = worker.enter();
-    let listener = TcpListener::from_std(listener)?;
     let upstream = Arc::new(Upstream::new(shared.clone()));
-    let tunnels = Accept::new(Arc::new(Proxy::new(upstream.clone())));
-    let serve = move |stream, held| {
-        task::spawn("tunnel", tunnels.clone().serve(stream, held));
-    };
-    task::spawn_on(worker, "accept", accept::accept(listener, watch.clone(), serve));
+    let accepting = Accept::new(Arc::new(Proxy::new(upstream.clone())));
+    for listener in listeners {
+        let listener = TcpListener::from_std(listener)?;
+        let (accepting, how) = (accepting.clone(), shared.settings.listen);
+        let serve = move |stream, held| {
+            let accepting = accepting.clone();
+            match how {
+                Listen::Tunnels(_) => task::spawn("tunnel", accepting.serve(stream, held)),
+                Listen::Handed { .. } => {
+                    task::spawn("handed", Box::pin(accepting.serve_handed(stream, held)))
+                }
+            };
+        };
+        task::spawn_on(worker, "accept", accept::accept(listener, watch.clone(), serve));
+    }
     Ok(upstream)
 }
 

@@ -4,7 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    num::NonZeroUsize,
+    num::{NonZeroU16, NonZeroUsize},
     time::Duration,
 };
 
@@ -16,7 +16,10 @@ use ambit_proxy::config::{
 use ambit_runtime::env::Env;
 use ambit_wire::{hbone::Settings as Hbone, xds::node::NodeKind};
 
-use crate::access::template::{InvalidTemplate, Template};
+use crate::{
+    accept::handed::Listen,
+    access::template::{InvalidTemplate, Template},
+};
 
 /// Everything that the operator decides.
 #[derive(Clone, Debug)]
@@ -35,8 +38,9 @@ pub struct Config {
     pub hbone: Hbone,
     /// Liveness of TCP connections.
     pub keepalive: Option<Keepalive>,
-    /// Where tunnels are accepted: `AMBIT_HBONE_ADDR`.
-    pub listen: SocketAddr,
+    /// How clients come: through tunnels that end at `AMBIT_HBONE_ADDR`, or if there is an `AMBIT_PROXY_PORT`, through a
+    /// ztunnel that captures this pod and ends them.
+    pub listen: Listen,
     /// The waypoint's own pages.
     pub pages: Pages,
     /// What is bounded.
@@ -96,7 +100,7 @@ impl Config {
             tls: Tls::read(env),
             hbone: hbone(env),
             keepalive: Keepalive::read(env),
-            listen: env.number("AMBIT_HBONE_ADDR").or(SocketAddr::new(wildcard, HBONE_PORT)),
+            listen: listen(env, ipv6, wildcard),
             pages: Pages::read(env, proxy.proxy_admin_port, proxy.status_port, wildcard),
             limits: Limits::read(env),
             drain: drain(env),
@@ -108,6 +112,12 @@ impl Config {
             own,
         }
     }
+}
+
+fn listen(env: &mut Env, ipv6: bool, wildcard: IpAddr) -> Listen {
+    let tunnels = env.number("AMBIT_HBONE_ADDR").or(SocketAddr::new(wildcard, HBONE_PORT));
+    let handed = env.number::<NonZeroU16>("AMBIT_PROXY_PORT").optional();
+    handed.map_or(Listen::Tunnels(tunnels), |port| Listen::Handed { port: port.get(), ipv6 })
 }
 
 /// Empty is none.
@@ -167,7 +177,7 @@ mod tests {
     fn a_waypoint_must_be_told_who_it_is() {
         assert_eq!(read(&[]).1, ["SERVICE_ACCOUNT"]);
         let (config, mistakes) = read(&[("POD_NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "gate")]);
-        assert_eq!((mistakes.len(), config.listen.port()), (0, 15008));
+        assert_eq!((mistakes.len(), config.listen), (0, Listen::Tunnels("[::]:15008".parse().unwrap())));
         assert_eq!(config.identity, Identity::new("", "shop", "gate"));
     }
 
@@ -176,6 +186,17 @@ mod tests {
         let own = [("POD_NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "gate")];
         for name in ["AMBIT_MAX_HANDSHAKES", "AMBIT_MAX_CONNECTIONS"] {
             assert_eq!(read(&[own[0], own[1], (name, "0")]).1, [name]);
+        }
+    }
+
+    #[test]
+    fn who_is_behind_a_ztunnel_ends_no_tunnels() {
+        let own =
+            [("POD_NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "gate"), ("AMBIT_HBONE_ADDR", "10.0.0.1:1")];
+        let read_with = |port| read(&[own[0], own[1], own[2], ("AMBIT_PROXY_PORT", port)]);
+        assert_eq!(read_with("15088").0.listen, Listen::Handed { port: 15088, ipv6: true });
+        for wrong in ["0", "65536", "10.0.0.1:15088"] {
+            assert_eq!(read_with(wrong).1, ["AMBIT_PROXY_PORT"], "{wrong}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! A stream of a tunnel as HTTP reads and writes it.
+//! What HTTP reads and writes: the client's side, and that of endpoints.
 
 use std::{
     io::{self, IoSlice},
@@ -11,16 +11,12 @@ use std::{
     time::Duration,
 };
 
-use ambit_wire::hbone::TunnelStream;
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::Sleep};
 
-use crate::upstream::dial::Inner;
-
-/// The most that one write takes: a few frames of the tunnel.
-const MOST: usize = 64 * 1024;
+use crate::{near::Near, upstream::dial::Inner};
 
 /// Bytes of a tunnel's stream, or of a plain connection.
 #[derive(Debug)]
@@ -31,10 +27,10 @@ pub enum Io {
     Plain(TokioIo<TcpStream>),
 }
 
-/// A stream of a tunnel.
+/// A stream of a tunnel, or what stands for one.
 #[derive(Debug)]
 pub struct TunnelIo {
-    stream: TunnelStream,
+    stream: Near,
     unread: Bytes,
     finished: bool,
     patience: Option<Patience>,
@@ -78,8 +74,8 @@ impl Heads {
 
 impl TunnelIo {
     /// A stream of which `read` was read already.
-    pub fn new(stream: TunnelStream, read: Bytes) -> Self {
-        Self { stream, unread: read, finished: false, patience: None, _inner: None }
+    pub fn new(stream: impl Into<Near>, read: Bytes) -> Self {
+        Self { stream: stream.into(), unread: read, finished: false, patience: None, _inner: None }
     }
 
     /// The same, with the tunnel that is its own.
@@ -137,10 +133,7 @@ impl Read for TunnelIo {
 
 impl Write for TunnelIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.stream.poll_room(cx))?;
-        let taken = buf.get(..MOST).unwrap_or(buf);
-        self.stream.send(Bytes::copy_from_slice(taken))?;
-        Poll::Ready(Ok(taken.len()))
+        self.stream.poll_write(cx, &[IoSlice::new(buf)])
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -152,15 +145,7 @@ impl Write for TunnelIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.stream.poll_room(cx))?;
-        let whole = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(MOST);
-        let mut piece = BytesMut::with_capacity(whole);
-        for buf in bufs {
-            let room = whole - piece.len();
-            piece.extend_from_slice(buf.get(..room).unwrap_or(buf));
-        }
-        self.stream.send(piece.freeze())?;
-        Poll::Ready(Ok(whole))
+        self.stream.poll_write(cx, bufs)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -170,8 +155,8 @@ impl Write for TunnelIo {
     /// Done when all has left: a stream that is dropped sooner takes the rest with it.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.finished {
+            ready!(self.stream.finish(cx))?;
             self.finished = true;
-            self.stream.finish()?;
         }
         self.stream.poll_flushed(cx).map(Ok)
     }

@@ -2,7 +2,8 @@
 //!
 //! # The life of a request
 //! 1. A tunnel is accepted in [`accept`]: mutual TLS as the waypoint itself, HTTP/2 CONNECT. Each stream is meant for a
-//!    service (or workload) that this waypoint serves, or is refused ([`accept::arrival`], pure).
+//!    service (or workload) that this waypoint serves, or is refused ([`accept::arrival`], pure). Where the pod's ztunnel
+//!    ends tunnels, what it hands over stands for a stream ([`accept::handed`]).
 //! 2. What the stream carries is known from the service's port, or found out ([`accept::detect`]).
 //! 3. HTTP: [`serve`] reads requests, [`request`] tells the story of one: its head gets one spelling ([`hygiene`]), its
 //!    [`caller`] is identified, a [`permit`] asked for, for which an [`authorizer`] may have to be asked, a route chosen,
@@ -27,6 +28,7 @@ pub mod io;
 pub mod limits;
 pub mod metrics;
 pub mod mirror;
+pub mod near;
 pub mod opaque;
 pub mod permit;
 pub mod plan;

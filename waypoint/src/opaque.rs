@@ -1,6 +1,9 @@
 //! Connections that are not looked into: the same decisions as for a request, and then bytes both ways.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use ambit_model::{
     address::Target as Asked, name::Uid, route::Drawn, service_config::Streams, snapshot::Snapshot,
@@ -8,14 +11,15 @@ use ambit_model::{
 };
 use ambit_proxy::metrics::AppIs;
 use ambit_wire::{
-    copy::{self, Begun, End, Splice},
+    copy::{self, Begun, End, Meter, Splice},
     hbone::TunnelStream,
 };
 use bytes::Bytes;
-use tokio::io::AsyncWriteExt as _;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
     access::{Carried, refused_early},
+    near::Near,
     permit::Permit,
     plan::{self, Target},
     refusal::Refusal,
@@ -54,7 +58,7 @@ pub enum First {
 }
 
 /// Connects to an endpoint and moves bytes. `first` was read of the client, `name` is that which its TLS greets.
-pub async fn carry(proxy: &Proxy, stream: TunnelStream, first: Bytes, name: Option<String>, tunnel: &Tunnel) {
+pub async fn carry(proxy: &Proxy, stream: Near, first: Bytes, name: Option<String>, tunnel: &Tunnel) {
     match connect(proxy, name.as_deref(), tunnel).await {
         Ok(called) => called.carry(stream, first).await,
         Err(refusal) => refuse(proxy, stream, tunnel, &refusal),
@@ -62,7 +66,7 @@ pub async fn carry(proxy: &Proxy, stream: TunnelStream, first: Bytes, name: Opti
 }
 
 /// Connects to an endpoint, and waits for whoever speaks first.
-pub async fn call(proxy: &Proxy, stream: &mut TunnelStream, tunnel: &Tunnel) -> First {
+pub async fn call(proxy: &Proxy, stream: &mut Near, tunnel: &Tunnel) -> First {
     let mut called = tokio::select! {
         biased;
         piece = stream.data() => return First::Client(piece),
@@ -105,16 +109,17 @@ impl Onward {
 
 impl Called {
     /// Moves bytes between the client, of which `first` was read, and the server.
-    pub async fn carry(self, stream: TunnelStream, first: Bytes) {
+    pub async fn carry(self, near: Near, first: Bytes) {
         let Self { onward, said, record, _underway } = self;
-        let ended = match onward {
-            Onward::Plain(mut tcp) => match tcp.write_all(&first).await {
-                // The meter of a copy calls the plain connection the application; here it is the server.
-                Ok(()) => copy::both_ways(tcp, stream, record.meter()).await,
-                Err(_) => End::Left(copy::Side::App),
-            },
-            Onward::Tunnel(far, _inner) => {
-                Splice::new(stream, far, Begun { near: first, far: said }, record.meter()).await
+        let meter = record.meter();
+        let ended = match (near, onward) {
+            (Near::Tunnel(near), Onward::Plain(far)) => plain(far, near, first, meter).await,
+            (Near::Handed(near), Onward::Plain(far)) => plain(far, near, first, meter).await,
+            (Near::Tunnel(near), Onward::Tunnel(far, _inner)) => {
+                Splice::new(near, far, Begun { near: first, far: said }, meter).await
+            }
+            (Near::Handed(near), Onward::Tunnel(far, _inner)) => {
+                tunnelled(near, far, Begun { near: first, far: said }, meter).await
             }
         };
         match ended {
@@ -122,6 +127,25 @@ impl Called {
             End::Failed(_, error) => record.close(Err(&Refusal::ResponseBroke(error.to_string()))),
         }
     }
+}
+
+/// To a plain connection. The meter of a copy calls it the application; here it is the server.
+async fn plain(mut far: TcpStream, near: impl copy::Far, first: Bytes, meter: Arc<Meter>) -> End {
+    match far.write_all(&first).await {
+        Ok(()) => copy::both_ways(far, near, meter).await,
+        Err(_) => End::Left(copy::Side::App),
+    }
+}
+
+/// From a connection that was handed over, which here is the application, to a tunnel.
+async fn tunnelled(mut near: TcpStream, mut far: TunnelStream, begun: Begun, meter: Arc<Meter>) -> End {
+    if near.write_all(&begun.far).await.is_err() {
+        return End::Left(copy::Side::App);
+    }
+    if !begun.near.is_empty() && far.send_when_ready(begun.near).await.is_err() {
+        return End::Left(copy::Side::Far);
+    }
+    copy::both_ways(near, far, meter).await
 }
 
 /// Decides, and connects.
@@ -143,6 +167,10 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
     let mut tried: Vec<Uid> = Vec::new();
     loop {
         let chosen = upstream.choose(&mesh, &choice, &tried)?;
+        // What the client says would be believed there, since it comes from this pod.
+        if shared.settings.listen.is_own(chosen.hop.address()) {
+            return Err(Refusal::Recursive(chosen.hop.address()));
+        }
         let mut underway = chosen.doing.begin();
         let began = std::time::Instant::now();
         let limit = limits.and_then(|limits| limits.connect);
@@ -203,7 +231,7 @@ pub fn asked_address(asked: &Asked) -> SocketAddr {
     }
 }
 
-fn refuse(proxy: &Proxy, mut stream: TunnelStream, tunnel: &Tunnel, refusal: &Refusal) {
+fn refuse(proxy: &Proxy, stream: Near, tunnel: &Tunnel, refusal: &Refusal) {
     refused_early(&proxy.shared().records, tunnel.client.address, Some(&tunnel.arrival.asked), refusal);
-    stream.reset(h2::Reason::CONNECT_ERROR);
+    stream.refuse();
 }

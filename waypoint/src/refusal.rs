@@ -23,6 +23,12 @@ pub enum Refusal {
     /// The authority of a CONNECT is not `ip:port` or `hostname:port`.
     #[error("{0}")]
     BadAuthority(String),
+    /// What is handed over does not begin with a PROXY header that is believed.
+    #[error("nobody says who calls: {0}")]
+    NotIntroduced(String),
+    /// An endpoint is this waypoint's own port, at which whatever comes from its pod is believed.
+    #[error("{0} is the port of this waypoint itself")]
+    Recursive(SocketAddr),
     /// What a CONNECT asks for is not bound to this waypoint.
     #[error("{0} is not served by this waypoint")]
     NotServed(Target),
@@ -189,6 +195,8 @@ impl Refusal {
         match self {
             Self::NotConnect(_) => "not_connect",
             Self::BadAuthority(_) => "bad_authority",
+            Self::NotIntroduced(_) => "not_introduced",
+            Self::Recursive(_) => "recursive",
             Self::NotServed(_) => "not_served",
             Self::BrokenConfig { .. } => "broken_config",
             Self::BadRequest(_) => "bad_request",
@@ -224,9 +232,14 @@ impl Refusal {
     /// The response flag, as Envoy writes it in access logs and metrics.
     pub fn flag(&self) -> &'static str {
         match self {
-            Self::NotConnect(_) | Self::BadAuthority(_) | Self::BadRequest(_) => "DPE",
+            Self::NotConnect(_) | Self::BadAuthority(_) | Self::NotIntroduced(_) | Self::BadRequest(_) => {
+                "DPE"
+            }
             Self::NotServed(_) | Self::NoRoute(_) => "NR",
-            Self::BrokenConfig { .. } | Self::InvalidBackend(_) | Self::NoSubset { .. } => "NC",
+            Self::BrokenConfig { .. }
+            | Self::InvalidBackend(_)
+            | Self::NoSubset { .. }
+            | Self::Recursive(_) => "NC",
             Self::Denied(_)
             | Self::NoAuthorizer { .. }
             | Self::AsksOfRequests { .. }
@@ -254,12 +267,15 @@ impl Refusal {
     /// What the client is told. A client that is gone is told nothing; what would have been is for the log.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::NotConnect(_) | Self::BadAuthority(_) | Self::ClientBody(_) => StatusCode::BAD_REQUEST,
+            Self::NotConnect(_) | Self::BadAuthority(_) | Self::NotIntroduced(_) | Self::ClientBody(_) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::BadRequest(invalid) => invalid.status(),
             Self::NotServed(_) | Self::NoRoute(_) => StatusCode::NOT_FOUND,
             Self::BrokenConfig { .. }
             | Self::InvalidBackend(_)
             | Self::NoSubset { .. }
+            | Self::Recursive(_)
             | Self::NoLimiter { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Aborted { with: With::Http(status), .. } => *status,
             Self::Aborted { with: With::Grpc(code), .. } => code.http(),
@@ -306,6 +322,8 @@ impl Refusal {
             | Self::ResponseBroke(_) => "upstream connect error or disconnect/reset before headers",
             Self::NotConnect(_)
             | Self::BadAuthority(_)
+            | Self::NotIntroduced(_)
+            | Self::Recursive(_)
             | Self::NotServed(_)
             | Self::BrokenConfig { .. }
             | Self::BadRequest(_)
@@ -328,6 +346,10 @@ impl Refusal {
             Self::NotConnect(_) | Self::BadAuthority(_) => {
                 "only tunnels of the mesh may connect to port 15008"
             }
+            Self::NotIntroduced(_) => {
+                "only the pod's own ztunnel hands connections over, at a loopback address; see docs/waypoints.md"
+            }
+            Self::Recursive(_) => "no endpoint of a service may be a loopback address; correct it",
             Self::NotServed(_) => {
                 "label the service with istio.io/use-waypoint, or wait for the binding to be told"
             }

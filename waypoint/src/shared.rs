@@ -20,6 +20,7 @@ use ambit_wire::{
 use tokio::sync::Semaphore;
 
 use crate::{
+    accept::handed::Listen,
     access::Records,
     caller::keys::KeyStore,
     config,
@@ -73,6 +74,8 @@ pub struct Settings {
     pub network: Network,
     /// How HTTP/2 is spoken in tunnels.
     pub hbone: hbone::Settings,
+    /// How clients come.
+    pub listen: Listen,
     /// How many tunnels a peer gets.
     pub spread: Spread,
     /// Liveness of TCP connections.

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use ambit_api::{
     gateway::{HBONE, HBONE_PORT},
     labels::{
-        APP_KUBERNETES_NAME, CANONICAL_NAME, CANONICAL_REVISION, DATAPLANE_MODE, DATAPLANE_MODE_NONE,
-        GATEWAY_CLASS_NAME, GATEWAY_MANAGED, GATEWAY_NAME, MANAGED_BY, MANAGED_BY_AMBIT, MANAGED_MESH,
-        REVISION, SIDECAR_INJECT, TRAFFIC_DISTRIBUTION,
+        APP_KUBERNETES_NAME, CANONICAL_NAME, CANONICAL_REVISION, DATAPLANE_MODE, DATAPLANE_MODE_AMBIENT,
+        DATAPLANE_MODE_NONE, GATEWAY_CLASS_NAME, GATEWAY_MANAGED, GATEWAY_NAME, MANAGED_BY, MANAGED_BY_AMBIT,
+        MANAGED_MESH, REVISION, SIDECAR_INJECT, TRAFFIC_DISTRIBUTION,
     },
 };
 use serde_json::{Map, Value, json};
@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use super::overlay::{Overlays, merge};
 use crate::{
     cluster::object::{Gateway, Listener},
-    translate::waypoint::PROTOCOL_PROXY,
+    translate::waypoint::{Entry, PROTOCOL_PROXY},
 };
 
 /// The waypoint's container is called as Istio's, so that what users lay over theirs fits ours.
@@ -136,14 +136,20 @@ pub struct Manifest {
     pub value: Value,
 }
 
-/// The objects of a gateway, on the network of that name.
-pub fn desired(gateway: &Gateway, overlays: &Overlays, network: &str, form: &Form) -> Vec<Manifest> {
+/// The objects of a gateway that is entered in this way, on the network of that name.
+pub fn desired(
+    gateway: &Gateway,
+    entry: Entry,
+    overlays: &Overlays,
+    network: &str,
+    form: &Form,
+) -> Vec<Manifest> {
     let one = |made| {
         let mut value = json!({ "metadata": metadata(gateway, made, form) });
         let spec = match made {
             Made::ServiceAccount => None,
             Made::Service => Some(service(gateway)),
-            Made::Deployment => Some(deployment(gateway, network, form)),
+            Made::Deployment => Some(deployment(gateway, entry, network, form)),
             Made::PodDisruptionBudget => Some(disruption()),
             Made::HorizontalPodAutoscaler => Some(autoscaler(gateway)),
         };
@@ -156,7 +162,7 @@ pub fn desired(gateway: &Gateway, overlays: &Overlays, network: &str, form: &For
         if let Some(overlay) = overlays.over(made) {
             merge(&mut value, overlay);
         }
-        insist(gateway, made, &mut value);
+        insist(gateway, entry, made, &mut value);
         if made == Made::Deployment && is_wanted(Made::HorizontalPodAutoscaler, overlays) {
             // The autoscaler's affair: two writers would undo each other's number.
             remove(&mut value, "/spec", "replicas");
@@ -215,7 +221,7 @@ fn metadata(gateway: &Gateway, made: Made, form: &Form) -> Value {
 }
 
 /// What holds whatever was laid over: names, whose it is, and by what pods, account and gateway belong together.
-fn insist(gateway: &Gateway, made: Made, value: &mut Value) {
+fn insist(gateway: &Gateway, entry: Entry, made: Made, value: &mut Value) {
     let name = gateway.meta.name.name.as_str();
     let mut metadata = json!({
         "name": name,
@@ -240,7 +246,7 @@ fn insist(gateway: &Gateway, made: Made, value: &mut Value) {
         && let Some(fixed) = fixed.as_object_mut()
     {
         let mut labels = own_labels(gateway);
-        labels.insert(DATAPLANE_MODE.to_owned(), DATAPLANE_MODE_NONE.into());
+        labels.insert(DATAPLANE_MODE.to_owned(), dataplane(entry).into());
         // Its certificate names the account, and by that name others know the waypoint.
         let pod = json!({ "metadata": { "labels": labels }, "spec": { "serviceAccountName": name } });
         fixed.insert("spec".to_owned(), json!({ "template": pod }));
@@ -305,11 +311,11 @@ fn autoscaler(gateway: &Gateway) -> Value {
     })
 }
 
-fn deployment(gateway: &Gateway, network: &str, form: &Form) -> Value {
+fn deployment(gateway: &Gateway, entry: Entry, network: &str, form: &Form) -> Value {
     let name = gateway.meta.name.name.as_str();
     let mut labels = labels(gateway);
     for (label, value) in [
-        (DATAPLANE_MODE, DATAPLANE_MODE_NONE),
+        (DATAPLANE_MODE, dataplane(entry)),
         (SIDECAR_INJECT, "false"),
         (CANONICAL_NAME, name),
         (CANONICAL_REVISION, "latest"),
@@ -344,7 +350,7 @@ fn deployment(gateway: &Gateway, network: &str, form: &Form) -> Value {
                 "automountServiceAccountToken": false,
                 "terminationGracePeriodSeconds": GRACE,
                 "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
-                "containers": [container(network, form)],
+                "containers": [container(entry, network, form)],
                 "volumes": volumes(),
                 "topologySpreadConstraints": spread,
             },
@@ -352,8 +358,21 @@ fn deployment(gateway: &Gateway, network: &str, form: &Form) -> Value {
     })
 }
 
-fn container(network: &str, form: &Form) -> Value {
-    let ports = [("hbone", HBONE_PORT), ("http-monitoring", METRICS_PORT), ("status-port", STATUS_PORT)];
+/// Whether a ztunnel captures its pods.
+fn dataplane(entry: Entry) -> &'static str {
+    match entry {
+        // Who ends tunnels himself must not be captured.
+        Entry::Tunnels => DATAPLANE_MODE_NONE,
+        Entry::Handed(_) => DATAPLANE_MODE_AMBIENT,
+    }
+}
+
+fn container(entry: Entry, network: &str, form: &Form) -> Value {
+    let front = match entry {
+        Entry::Tunnels => ("hbone", HBONE_PORT),
+        Entry::Handed(port) => ("proxy", port),
+    };
+    let ports = [front, ("http-monitoring", METRICS_PORT), ("status-port", STATUS_PORT)];
     let ports = ports.map(|(name, port)| json!({ "name": name, "containerPort": port, "protocol": "TCP" }));
     let probe = |every: u32, failures: u32| {
         json!({
@@ -364,7 +383,7 @@ fn container(network: &str, form: &Form) -> Value {
     json!({
         "name": CONTAINER,
         "image": form.image,
-        "env": environment(network, form),
+        "env": environment(entry, network, form),
         "ports": ports,
         "readinessProbe": probe(3, 4),
         // Its certificate and its services come first; nobody calls it meanwhile.
@@ -385,7 +404,7 @@ fn container(network: &str, form: &Form) -> Value {
     })
 }
 
-fn environment(network: &str, form: &Form) -> Vec<Value> {
+fn environment(entry: Entry, network: &str, form: &Form) -> Vec<Value> {
     let roots = format!("{ROOTS}/root-cert.pem");
     let token = format!("{TOKENS}/istio-token");
     let (drain, grace) = (DRAIN.to_string(), GRACE.to_string());
@@ -411,10 +430,14 @@ fn environment(network: &str, form: &Form) -> Vec<Value> {
         ("INSTANCE_IP", "status.podIP"),
         ("NODE_NAME", "spec.nodeName"),
     ];
+    let handed = match entry {
+        Entry::Tunnels => None,
+        Entry::Handed(port) => Some(json!({ "name": "AMBIT_PROXY_PORT", "value": port.to_string() })),
+    };
     let texts = texts.map(|(name, value)| json!({ "name": name, "value": value }));
     let fields = fields
         .map(|(name, path)| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } }));
-    texts.into_iter().chain(fields).collect()
+    texts.into_iter().chain(handed).chain(fields).collect()
 }
 
 /// The pod waits until the controller has told its namespace the roots.

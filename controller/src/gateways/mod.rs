@@ -47,7 +47,7 @@ use crate::{
     engine::View,
     metrics::{counter, gauge},
     status::{changed, until},
-    translate::waypoint::is_ours,
+    translate::waypoint::{Entry, entry_of, is_ours},
 };
 
 /// Rounds begin at least this far apart: what changes twice in between is written once.
@@ -279,7 +279,10 @@ impl Keeper {
         if let Some(overlays) = &kept.parameters.overlays {
             let (wanted, seen) = {
                 let cluster = self.inputs.view.read();
-                let wanted = manifest::desired(gateway, overlays, cluster.network().as_str(), &self.form);
+                // What is wrong with its binding, its status says.
+                let entry = entry_of(&cluster, gateway).unwrap_or(Entry::Tunnels);
+                let network = cluster.network();
+                let wanted = manifest::desired(gateway, entry, overlays, network.as_str(), &self.form);
                 (wanted, seen(&cluster, gateway))
             };
             let same = kept.made.as_ref().is_some_and(|(made, was, _)| *made == wanted && *was == seen);

@@ -8,9 +8,12 @@ use k8s_openapi::{
 use serde_json::{Value, json};
 
 use super::manifest::{hostname, is_served};
-use crate::cluster::{
-    Cluster,
-    object::{Gateway, Listener, Reach},
+use crate::{
+    cluster::{
+        Cluster,
+        object::{Gateway, Listener, Reach},
+    },
+    translate::waypoint::entry_of,
 };
 
 /// What became of making the objects of a gateway.
@@ -29,7 +32,7 @@ pub fn of(cluster: &Cluster, gateway: &Gateway, outcome: &Outcome, before: &Valu
     let ready = ready_instances(cluster, gateway);
     let accepted = gateway.listeners.iter().any(|listener| refusal(gateway, listener).is_none());
     let programmed = programmed(outcome, accepted, ready);
-    let conditions = vec![accepted_of(gateway, outcome, accepted), programmed.clone()];
+    let conditions = vec![accepted_of(cluster, gateway, outcome, accepted), programmed.clone()];
     let listeners = gateway.listeners.iter().map(|listener| {
         json!({
             "name": listener.name,
@@ -63,10 +66,18 @@ pub fn ready_instances(cluster: &Cluster, gateway: &Gateway) -> usize {
     pods.filter(|pod| pod.ready && !pod.deleting && !pod.phase.is_terminal()).count()
 }
 
-fn accepted_of(gateway: &Gateway, outcome: &Outcome, accepted: bool) -> Condition {
+fn accepted_of(cluster: &Cluster, gateway: &Gateway, outcome: &Outcome, accepted: bool) -> Condition {
     if let Some(mistake) = &outcome.parameters {
         let message = format!("infrastructure.parametersRef: {mistake}; what it last said stays in force");
         return condition("Accepted", false, "InvalidParameters", message);
+    }
+    if let Err(mistake) = entry_of(cluster, gateway) {
+        return condition(
+            "Accepted",
+            false,
+            "Invalid",
+            format!("{mistake}; its pods end tunnels themselves"),
+        );
     }
     if accepted {
         return condition("Accepted", true, "Accepted", "served by Ambit");

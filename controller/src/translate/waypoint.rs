@@ -24,6 +24,11 @@ const EAST_WEST: [&str; 2] = ["istio.io/eastwest-controller", "istio-east-west"]
 /// The protocol of a listener that another process of the pod hands connections to.
 pub(crate) const PROTOCOL_PROXY: &str = "istio.io/PROXY";
 
+/// Where a waypoint is handed connections, if nothing else is said.
+const PORT_PROXY: u16 = 15088;
+/// Ports of the waypoint itself and of the ztunnel in its pod (protocols 10.5).
+const TAKEN_PORTS: [u16; 8] = [15000, 15001, 15006, 15008, 15020, 15021, 15053, 15080];
+
 /// What became of an object's wish for a waypoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Binding {
@@ -268,6 +273,41 @@ pub fn is_class_of_waypoints(cluster: &Cluster, class: &Label) -> bool {
 pub fn traffic_of(cluster: &Cluster, gateway: &Gateway) -> TrafficType {
     let class = || class_of(cluster, gateway)?.traffic;
     gateway.traffic.or_else(class).unwrap_or(TrafficType::Service)
+}
+
+/// How connections come to the instances of a waypoint that is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Through tunnels that they end themselves.
+    Tunnels,
+    /// Through the ztunnel that captures them, which ends tunnels and hands over at this port, with a PROXY header.
+    Handed(u16),
+}
+
+/// How connections come to the instances of a waypoint that is ours. `Err`: its binding asks for what it cannot be; what
+/// is wrong, and what to write. Its instances then end tunnels themselves.
+pub fn entry_of(cluster: &Cluster, gateway: &Gateway) -> Result<Entry, String> {
+    let wrong = |what: String| {
+        let name = labels::WAYPOINT_INBOUND_BINDING;
+        Err(format!("{name}: {what}; write PROXY/{PORT_PROXY}, or nothing"))
+    };
+    match binding_of(cluster, gateway) {
+        None | Some(ApplicationTunnel { protocol: ApplicationProtocol::None, port: None }) => {
+            Ok(Entry::Tunnels)
+        }
+        Some(ApplicationTunnel { protocol: ApplicationProtocol::None, port: Some(port) }) => {
+            wrong(format!("nobody would say at port {port} who calls"))
+        }
+        Some(ApplicationTunnel { protocol: ApplicationProtocol::Proxy, port: None }) => {
+            wrong("PROXY without a port would be any port".to_owned())
+        }
+        Some(ApplicationTunnel { protocol: ApplicationProtocol::Proxy, port: Some(port) }) => {
+            if TAKEN_PORTS.contains(&port) {
+                return wrong(format!("port {port} is taken in such a pod"));
+            }
+            Ok(Entry::Handed(port))
+        }
+    }
 }
 
 fn class_of<'a>(cluster: &'a Cluster, gateway: &Gateway) -> Option<&'a GatewayClass> {

@@ -11,7 +11,7 @@ use crate::scene::{SYSTEM, Scene};
 
 /// Rights that a story without waypoints, rotations and mistakes in objects need not use, and what they are for. One that
 /// is not granted any more must go from here.
-const FOR_OTHER_DAYS: [(&str, &str); 69] = [
+const FOR_OTHER_DAYS: [(&str, &str); 70] = [
     ("ambit-controller patch services/status", "a service is bound to a waypoint"),
     (
         "ambit-controller patch serviceentries.networking.istio.io/status",
@@ -22,6 +22,7 @@ const FOR_OTHER_DAYS: [(&str, &str); 69] = [
         "an entry is bound, or not understood",
     ),
     ("ambit-controller patch virtualservices.networking.istio.io/status", "one is to be told of"),
+    ("ambit-controller patch destinationrules.networking.istio.io/status", "one is to be told of"),
     ("ambit-controller patch peerauthentications.security.istio.io/status", "one is not understood"),
     (
         "ambit-controller patch requestauthentications.security.istio.io/status",

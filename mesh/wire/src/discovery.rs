@@ -17,6 +17,7 @@ use ambit_model::{
     name::Node,
     service_config::ServiceConfig,
     snapshot::{Removal, Snapshot, Update},
+    workload::Tunnel,
 };
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
@@ -83,7 +84,7 @@ impl Mesh {
         let current = Arc::new(ArcSwap::from_pointee(Snapshot::empty(node)));
         let (announce, changed) = watch::channel(0);
         let writer = Writer { current: current.clone(), announce, turn: Arc::default() };
-        let discovery = Discovery { writer, names: Interner::default() };
+        let discovery = Discovery { writer, names: Interner::default(), tunnels: Tunnels::Here };
         (Self { current, changed, demand: None }, discovery)
     }
 
@@ -177,12 +178,43 @@ impl Writer {
 pub struct Discovery {
     writer: Writer,
     names: Interner,
+    tunnels: Tunnels,
+}
+
+/// Who opens the tunnels that lead to workloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tunnels {
+    /// This process.
+    Here,
+    /// Somebody around it, who takes plain connections on their way.
+    Around,
 }
 
 impl Discovery {
     /// The means to change the mesh from elsewhere, too.
     pub fn writer(&self) -> Writer {
         self.writer.clone()
+    }
+
+    /// The same for a process whose own connections a ztunnel captures: to it no workload has a tunnel, nor a gateway that
+    /// leads to it, since opening those is the affair of that ztunnel.
+    #[must_use]
+    pub fn behind_ztunnel(self) -> Self {
+        Self { tunnels: Tunnels::Around, ..self }
+    }
+
+    /// As this process is to see it.
+    fn seen(&self, mut update: Update) -> Update {
+        match (&mut update, self.tunnels) {
+            (Update::Workload(workload), Tunnels::Around) => {
+                let workload = Arc::make_mut(workload);
+                workload.tunnel = Tunnel::None;
+                workload.network_gateway = None;
+            }
+            (Update::Workload(_), Tunnels::Here)
+            | (Update::Service(_) | Update::Policy(_) | Update::Config(_), _) => {}
+        }
+        update
     }
 
     fn decode(
@@ -307,7 +339,7 @@ impl Handler for Discovery {
         for received in response.upserts {
             let name = received.name.clone();
             match self.decode(kind, received) {
-                Ok(update) => updates.push(update),
+                Ok(update) => updates.push(self.seen(update)),
                 Err((error, denial)) => {
                     let reason = error.to_string();
                     tracing::warn!(
@@ -385,6 +417,22 @@ mod tests {
 
         discovery.apply(response(Vec::new(), &[name]));
         assert_eq!(broken(&mesh), None);
+    }
+
+    #[test]
+    fn behind_a_ztunnel_no_workload_has_a_tunnel() {
+        let pod = ambit_fixtures::mesh::pod("shop/web").at("10.0.0.1").build();
+        assert_eq!(pod.tunnel, Tunnel::Hbone);
+        for (around, expected) in [(false, Tunnel::Hbone), (true, Tunnel::None)] {
+            let (mesh, discovery) = Mesh::new(None);
+            let mut discovery = if around { discovery.behind_ztunnel() } else { discovery };
+            let (aliases, version) = (Vec::new(), String::new());
+            let (name, body) = (pod.uid.to_string(), Some(codec::encode_workload(&pod)));
+            let received = Received { name, aliases, version, body };
+            let told = Response { type_url: codec::ADDRESS.into(), ..response(vec![received], &[]) };
+            assert!(discovery.apply(told).is_empty());
+            assert_eq!(mesh.current().workload(&pod.uid).map(|known| known.tunnel), Some(expected));
+        }
     }
 
     #[test]

@@ -1,9 +1,15 @@
-//! PROXY protocol version 2: one header, written once, before the payload (protocols 4.8). Pure.
+//! PROXY protocol version 2: one header, written once, before the payload (protocols 4.8).
+//!
+//! A header is a claim and proves nothing: who reads one must know that nobody can have sent it but whom it believes.
+
+mod read;
 
 use std::net::SocketAddr;
 
 use ambit_model::identity::Identity;
 use bytes::{BufMut as _, Bytes, BytesMut};
+
+pub use read::{Introduction, InvalidHeader, ReadError, read};
 
 /// Twelve bytes that no other protocol begins with.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";

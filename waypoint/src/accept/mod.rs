@@ -2,13 +2,19 @@
 
 pub mod arrival;
 pub mod detect;
+pub mod handed;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use ambit_model::{address::canonical, identity::Identity, service::AppProtocol, snapshot::Snapshot};
+use ambit_model::{
+    address::{Target, canonical},
+    identity::Identity,
+    service::AppProtocol,
+    snapshot::Snapshot,
+};
 use ambit_runtime::{drain::Watch, task};
 use ambit_wire::{
-    hbone::{self, Incoming, TunnelStream, server::Served},
+    hbone::{self, Incoming, server::Served},
     tls::{
         handshake::{self, HandshakeError},
         rejected::Rejected,
@@ -26,6 +32,7 @@ use self::{
 use crate::{
     access::{Records, refused_early},
     io::{Heads, TunnelIo},
+    near::Near,
     opaque,
     refusal::Refusal,
     request::{Proxy, Tunnel},
@@ -122,11 +129,11 @@ impl Accept {
             }
         };
         shared.metrics.streams.inc();
-        self.carry(stream, tunnel, drain).await;
+        self.carry(stream.into(), tunnel, drain).await;
         shared.metrics.streams.dec();
     }
 
-    /// What a CONNECT is for, and who asks. A service that is known here may be about to be bound to this waypoint.
+    /// What a CONNECT is for, and who asks.
     async fn tunnel(
         &self,
         incoming: &Incoming,
@@ -137,12 +144,22 @@ impl Accept {
             return Err(Refusal::NotConnect(incoming.method.to_string()));
         }
         let target = incoming.authority.clone().map_err(|error| Refusal::BadAuthority(error.to_string()))?;
+        self.find(&target, address, identity).await
+    }
+
+    /// What `target` is, and who asks. A service that is known here may be about to be bound to this waypoint.
+    async fn find(
+        &self,
+        target: &Target,
+        address: SocketAddr,
+        identity: Option<Identity>,
+    ) -> Result<Tunnel, Refusal> {
         let shared = self.proxy.shared();
         let find = |mesh: &Snapshot| {
             let network = &shared.settings.network;
             let client = Client::find(mesh, network, address, identity.clone());
             let own = shared.own_workload(mesh).map(|own| &**own);
-            let arrival = arrival::arrival(mesh, &shared.served, network, own, &client, &target)?;
+            let arrival = arrival::arrival(mesh, &shared.served, network, own, &client, target)?;
             Ok(Tunnel { arrival, client: Arc::new(client) })
         };
         match find(&shared.mesh.current()) {
@@ -156,7 +173,7 @@ impl Accept {
 
     /// Serves what the stream carries. What is common and lasts, an idle HTTP/1 connection, is kept small: a stream has
     /// room for that, and the rest in boxes.
-    async fn carry(&self, mut stream: TunnelStream, tunnel: Arc<Tunnel>, drain: Watch) {
+    async fn carry(&self, mut stream: Near, tunnel: Arc<Tunnel>, drain: Watch) {
         let Arrival { protocol, .. } = &tunnel.arrival;
         match protocol {
             // Whatever the server speaks, a client may begin with either version.
@@ -176,7 +193,7 @@ impl Accept {
     }
 
     /// Whoever speaks first decides what it is.
-    async fn unknown(&self, mut stream: TunnelStream, tunnel: Arc<Tunnel>, drain: Watch) {
+    async fn unknown(&self, mut stream: Near, tunnel: Arc<Tunnel>, drain: Watch) {
         let piece = match timeout(HEAD_START, stream.data()).await {
             Ok(piece) => piece,
             Err(_) => match Box::pin(opaque::call(&self.proxy, &mut stream, &tunnel)).await {
@@ -202,24 +219,24 @@ impl Accept {
         }
     }
 
-    async fn http1(&self, stream: TunnelStream, first: Bytes, tunnel: Arc<Tunnel>, drain: Watch) {
+    async fn http1(&self, stream: Near, first: Bytes, tunnel: Arc<Tunnel>, drain: Watch) {
         let (heads, limits) = (Heads::default(), self.proxy.shared().settings.limits);
         let io = TunnelIo::new(stream, first).with_patience(limits.head, heads.clone());
         serve::http1(io, heads, self.proxy.clone(), tunnel, drain, limits.age).await;
     }
 
-    async fn http2(&self, stream: TunnelStream, first: Bytes, tunnel: Arc<Tunnel>, drain: Watch) {
+    async fn http2(&self, stream: Near, first: Bytes, tunnel: Arc<Tunnel>, drain: Watch) {
         let age = self.proxy.shared().settings.limits.age;
         let served = serve::http2(TunnelIo::new(stream, first), self.proxy.clone(), tunnel, drain, age);
         Box::pin(served).await;
     }
 
-    async fn bytes(&self, stream: TunnelStream, first: Bytes, tunnel: &Tunnel) {
+    async fn bytes(&self, stream: Near, first: Bytes, tunnel: &Tunnel) {
         Box::pin(opaque::carry(&self.proxy, stream, first, None, tunnel)).await;
     }
 
     /// TLS that the application ends: only the name in its greeting is read.
-    async fn tls(&self, mut stream: TunnelStream, first: Bytes, tunnel: &Tunnel) {
+    async fn tls(&self, mut stream: Near, first: Bytes, tunnel: &Tunnel) {
         let mut greeting = bytes::BytesMut::from(&first[..]);
         let name = loop {
             match detect::server_name(&greeting) {
@@ -237,7 +254,7 @@ impl Accept {
 }
 
 /// Reads until it is known what a stream carries whose client has the word; at most `limit` between two pieces.
-async fn begin(stream: &mut TunnelStream, mut beginning: Beginning, limit: Duration) -> (Carried, Bytes) {
+async fn begin(stream: &mut Near, mut beginning: Beginning, limit: Duration) -> (Carried, Bytes) {
     loop {
         match timeout(limit, stream.data()).await {
             Ok(Some(Ok(piece))) => {

@@ -11,7 +11,7 @@ use tokio::{
 use crate::world::*;
 
 /// A server that speaks first, and then says everything back.
-async fn greeter(address: &str) {
+pub async fn greeter(address: &str) {
     let listener = TcpListener::bind(address).await.unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {

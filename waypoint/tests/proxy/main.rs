@@ -16,6 +16,7 @@ mod bytes;
 mod endpoints;
 mod explanations;
 mod faults;
+mod handed;
 mod hostile;
 mod limits;
 mod policies;

@@ -65,7 +65,7 @@ const OURS: [(&str, &str); 8] = [
 ];
 
 /// Lists of the whole cluster.
-const EVERYWHERE: [(&str, &str); 19] = [
+const EVERYWHERE: [(&str, &str); 20] = [
     ("namespaces", "/api/v1/namespaces"),
     ("nodes", "/api/v1/nodes"),
     (
@@ -79,6 +79,7 @@ const EVERYWHERE: [(&str, &str); 19] = [
     ("requestauthentications", "/apis/security.istio.io/v1/requestauthentications"),
     ("ratelimitpolicies", "/apis/ambit.io/v1alpha1/ratelimitpolicies"),
     ("serviceentries", "/apis/networking.istio.io/v1/serviceentries"),
+    ("destinationrules", "/apis/networking.istio.io/v1/destinationrules"),
     ("virtualservices", "/apis/networking.istio.io/v1/virtualservices"),
     ("workloadentries", "/apis/networking.istio.io/v1/workloadentries"),
     ("gateways", "/apis/gateway.networking.k8s.io/v1/gateways"),

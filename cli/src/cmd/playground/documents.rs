@@ -98,6 +98,7 @@ impl Wanted {
             "ap" | "authorizationpolicies" => "authorizationpolicy".to_owned(),
             "pa" | "peerauthentications" => "peerauthentication".to_owned(),
             "ra" | "requestauthentications" => "requestauthentication".to_owned(),
+            "dr" | "destinationrules" => "destinationrule".to_owned(),
             "vs" | "virtualservices" => "virtualservice".to_owned(),
             "rlp" | "ratelimitpolicies" => "ratelimitpolicy".to_owned(),
             other => other.to_owned(),

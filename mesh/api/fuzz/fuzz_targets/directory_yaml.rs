@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ambit_api::{
     authorization_policy::AuthorizationPolicy,
+    destination_rule::DestinationRule,
     directory::{Document, read_text},
     gateway::{Gateway, GatewayClass},
     peer_authentication::PeerAuthentication,
@@ -41,6 +42,7 @@ fn parse(document: &Document) {
         "Service" => drop(document.parse::<Service>()),
         "EndpointSlice" => drop(document.parse::<EndpointSlice>()),
         "ServiceEntry" => drop(document.parse::<ServiceEntry>()),
+        "DestinationRule" => drop(document.parse::<DestinationRule>()),
         "VirtualService" => drop(document.parse::<VirtualService>()),
         "WorkloadEntry" => drop(document.parse::<WorkloadEntry>()),
         "AuthorizationPolicy" => drop(document.parse::<AuthorizationPolicy>()),
