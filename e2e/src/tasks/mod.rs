@@ -85,14 +85,8 @@ fn start_v2(town: &Town) -> anyhow::Result<String> {
     Ok(pod)
 }
 
-/// `canary.md`: by header, and by weight.
-pub fn canary(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
-    let [_, route] = yaml(CANARY)?;
-    start_v2(town)?;
-    town.write(ROUTE, &route)?;
-    seen.did(
-        "Applied Deployment and Service web-v2, and an HTTPRoute: all with a header, a tenth of the rest.",
-    );
+/// By the header all go to web-v2, and of the others a tenth: who answered those.
+fn a_tenth(town: &Town, seen: &mut Evidence<'_>) -> anyhow::Result<BTreeMap<String, u64>> {
     let pods = town.stop().until(SOON, "requests at web-v2", || {
         // It may not be listening yet.
         let called = town.call(CLIENT, &["--count", "20", "-q", "-H", "x-canary: always", WEB])?;
@@ -103,6 +97,18 @@ pub fn canary(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
     let share = of_v2(&pods);
     // Three standard deviations around thirty, and some.
     ensure!((10..=55).contains(&share), "{share} of 300 at a tenth: {pods:?}");
+    Ok(pods)
+}
+
+/// `canary.md`: by header, and by weight.
+pub fn canary(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
+    let [_, route] = yaml(CANARY)?;
+    start_v2(town)?;
+    town.write(ROUTE, &route)?;
+    seen.did(
+        "Applied Deployment and Service web-v2, and an HTTPRoute: all with a header, a tenth of the rest.",
+    );
+    let pods = a_tenth(town, seen)?;
     seen.saw(format!("Without: {}.", shares(&pods)));
     town.remove(ROUTE)?;
     town.remove("v2.yaml")
@@ -204,16 +210,7 @@ pub fn virtual_service(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Resu
     start_v2(town)?;
     town.write("virtual-service.yaml", &object)?;
     seen.did("Applied a VirtualService: testers to web-v2, and a tenth of the rest; old links rewritten.");
-    let pods = town.stop().until(SOON, "requests at web-v2", || {
-        // It may not be listening yet.
-        let called = town.call(CLIENT, &["--count", "20", "-q", "-H", "x-canary: always", WEB])?;
-        Ok((of_v2(&called.pods()) == 20).then(|| called.pods()))
-    })?;
-    seen.saw(format!("With `x-canary: always`: {}.", shares(&pods)));
-    let pods = spread(town, 300, &[])?;
-    let share = of_v2(&pods);
-    // Three standard deviations around thirty, and some.
-    ensure!((10..=55).contains(&share), "{share} of 300 at a tenth: {pods:?}");
+    let pods = a_tenth(town, seen)?;
     // The application knows `/headers`, and no `/old/headers`; the first rule comes before that for testers.
     let old = town.call(CLIENT, &["-H", "x-canary: always", &format!("{WEB}old/headers")])?;
     ensure!(old.body()?.get("x-request-id").is_some(), "the old link: {old:?}");
