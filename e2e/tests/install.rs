@@ -64,7 +64,8 @@ struct Scene {
 
 /// What the controller writes into each of its webhooks: its root, and this.
 fn roots(more: &Value) -> String {
-    let webhooks = ["validation.ambit.io", "routes.validation.ambit.io"].map(|name| {
+    let names = ["validation.ambit.io", "routes.validation.ambit.io", "virtualservices.validation.ambit.io"];
+    let webhooks = names.map(|name| {
         let mut webhook = json!({ "name": name, "clientConfig": { "caBundle": "Cg==" } });
         if let (Some(webhook), Some(more)) = (webhook.as_object_mut(), more.as_object()) {
             webhook.extend(more.clone());

@@ -78,7 +78,7 @@ impl Desk {
         let turn = self.0.turns.acquire().await.map_err(|_| NotSigned::Interrupted)?;
         let now = SystemTime::now();
         let Request { key, csr } = Request::new(&identity).map_err(debug_token::SignError::from)?;
-        let issued = self.certify(turn, csr, identity, starting(now, wish.life)).await?;
+        let issued = self.certify(turn, csr, identity, (starting(now, wish.life), now)).await?;
         let token = debug_token::sign(&key, &issued, &wish.audience, now, wish.life)?;
         info!(token.audience = %wish.audience, token.life = ?wish.life, "Debug token signed");
         Ok(token)

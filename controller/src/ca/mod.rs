@@ -162,16 +162,16 @@ impl Desk {
         let validity = self.0.terms.validity(application.lifetime_seconds, now)?;
         let node = caller.node.as_ref().map(tracing::field::display);
         debug!(certificate.identity = %identity, client.node = node, client.addr = ?application.client, "Certificate granted");
-        self.certify(turn, application.csr, identity, validity).await
+        self.certify(turn, application.csr, identity, (validity, now)).await
     }
 
-    /// Has `csr` signed for `identity`, by whoever signs here.
+    /// Has `csr` signed for `identity`, by whoever signs here, for as long as was decided at `now`.
     async fn certify(
         &self,
         turn: SemaphorePermit<'_>,
         csr: String,
         identity: Identity,
-        validity: Validity,
+        (validity, now): (Validity, SystemTime),
     ) -> Result<Vec<String>, NotSigned> {
         match &self.0.signer {
             Signer::Authority => self.sign(self.in_force(), csr, identity, validity).await,
@@ -182,7 +182,8 @@ impl Desk {
             Signer::CertManager(cert_manager) => {
                 // It has turns of its own, and may take its time.
                 drop(turn);
-                let life = validity.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+                // Measured from the same moment, or what was asked for would come out shorter.
+                let life = validity.not_after.duration_since(now).unwrap_or_default();
                 let in_force = self.in_force();
                 Ok(cert_manager.issue(&csr, &identity, life, in_force.bundle()).await?)
             }
