@@ -96,7 +96,13 @@ impl<'a> Dependents<'a> {
                 self.subsets_of(&entry.meta.name.namespace, &entry.labels);
             }
             Object::Service(service) => self.of_service(service),
-            Object::EndpointSlice(slice) => self.slice(slice),
+            Object::EndpointSlice(slice) => {
+                self.slice(slice);
+                // A subset of everything has its endpoints that are no pods.
+                for service in slice.service.iter() {
+                    self.subsets_of(&service.namespace, &Labels::default());
+                }
+            }
             Object::ServiceEntry(entry) => self.of_entry(entry),
             Object::AuthorizationPolicy(policy) => self.of_authorization(policy),
             Object::PeerAuthentication(policy) => self.of_peer_authentication(policy),

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use ambit_controller::cluster::Cluster;
 use ambit_controller::cluster::object::{Kind, Parsed};
+use ambit_controller::impact;
+use ambit_controller::source::Event;
+use ambit_controller::translate::Output;
 use ambit_model::name::{Label, ServiceKey};
 use ambit_model::service::{Mode, Scope};
 use ambit_model::traffic::{Algorithm, HashOn, Outliers, Traffic, TrafficPolicy};
@@ -326,4 +329,21 @@ fn authors_are_told_what_became_of_it() {
         of("host: far.example, trafficPolicy: {tls: {mode: SIMPLE}}"),
         "WaypointAccepted=true PartiallyInvalid"
     );
+}
+
+#[test]
+fn endpoints_that_are_no_pods_belong_to_a_subset_of_everything_when_they_come() {
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: bare-1, namespace: shop, labels: \
+                 {kubernetes.io/service-name: api}}\naddressType: IPv4\nports: [{name: http, port: 80}]\n\
+                 endpoints: [{addresses: [192.0.2.7]}]\n";
+    let spec = "host: api, subsets: [{name: all}]";
+    let known = traffic(&shop(&format!("{}{slice}", rule(spec))), API, API).unwrap();
+    let uids = known.subset(&"all".into()).unwrap().workloads.clone();
+    assert!(uids.iter().any(|uid| uid.as_str().ends_with("EndpointSlice/shop/bare-1/192.0.2.7")), "{uids:?}");
+    let changed = support::objects(slice).remove(0);
+    let mut cluster = shop(&rule(spec));
+    let touched = cluster.apply(Event::Upsert(changed)).unwrap();
+    let configs =
+        impact::of(&cluster, &touched).into_iter().filter(|one| matches!(one, Output::ServiceConfig { .. }));
+    assert!(configs.count() >= 2, "of api, and of web, whose route leads to it");
 }

@@ -389,12 +389,13 @@ fn any_destination_rule() -> impl Strategy<Value = Value> {
         "h1",
         "*.h3",
     ];
-    let subset = prop::option::of((pick(&["x", "y"]), any::<bool>()));
+    let subset = prop::option::of((prop::option::of(pick(&["x", "y"])), any::<bool>()));
     let seen = prop::option::of(pick(&[".", "*", "shop"]));
     (meta(), pick(hosts), subset, seen).prop_map(|(meta, host, subset, seen)| {
         let mut spec = json!({"host": host, "trafficPolicy": {"loadBalancer": {"simple": "RANDOM"}}});
         if let Some((app, governed)) = subset {
-            let mut subset = json!({"name": "v1", "labels": {"app": app}});
+            let labels = app.map_or(json!({}), |app| json!({"app": app}));
+            let mut subset = json!({"name": "v1", "labels": labels});
             if governed {
                 set(&mut subset, "trafficPolicy", json!({"connectionPool": {"tcp": {"maxConnections": 3}}}));
             }
