@@ -16,7 +16,11 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::Sleep};
 
-use crate::{near::Near, upstream::dial::Inner};
+use crate::{
+    interim::{Interim, Moment},
+    near::Near,
+    upstream::dial::Inner,
+};
 
 /// Bytes of a tunnel's stream, or of a plain connection.
 #[derive(Debug)]
@@ -34,6 +38,7 @@ pub struct TunnelIo {
     unread: Bytes,
     finished: bool,
     patience: Option<Patience>,
+    interim: Option<Interim>,
     /// Boxed, since few streams have one.
     _inner: Option<Box<Inner>>,
 }
@@ -46,6 +51,15 @@ struct Patience {
     heads: Heads,
     /// Of the head with this number.
     timer: Option<(u64, Pin<Box<Sleep>>)>,
+}
+
+/// What a client's connection of HTTP/1 and whoever answers its requests tell each other.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// What is read now.
+    pub heads: Heads,
+    /// What is said before a response.
+    pub interim: Interim,
 }
 
 /// Whether what is read now belongs to the head of a request; told by whoever answers requests. It counts: odd, a head
@@ -75,7 +89,14 @@ impl Heads {
 impl TunnelIo {
     /// A stream of which `read` was read already.
     pub fn new(stream: impl Into<Near>, read: Bytes) -> Self {
-        Self { stream: stream.into(), unread: read, finished: false, patience: None, _inner: None }
+        Self {
+            stream: stream.into(),
+            unread: read,
+            finished: false,
+            patience: None,
+            interim: None,
+            _inner: None,
+        }
     }
 
     /// The same, with the tunnel that is its own.
@@ -88,6 +109,18 @@ impl TunnelIo {
     #[must_use]
     pub fn with_patience(self, limit: Duration, heads: Heads) -> Self {
         Self { patience: Some(Patience { limit, heads, timer: None }), ..self }
+    }
+
+    /// The same, on which interim responses are written between messages.
+    #[must_use]
+    pub fn with_interim(self, interim: Interim) -> Self {
+        Self { interim: Some(interim), ..self }
+    }
+
+    /// Ready when all has left that is to leave before what HTTP does now.
+    fn poll_before(&mut self, cx: &mut Context<'_>, moment: Moment) -> Poll<io::Result<()>> {
+        let Self { stream, interim: Some(interim), .. } = self else { return Poll::Ready(Ok(())) };
+        interim.poll_written(moment, |piece| stream.poll_write(cx, &[IoSlice::new(piece)]))
     }
 }
 
@@ -133,6 +166,7 @@ impl Read for TunnelIo {
 
 impl Write for TunnelIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_before(cx, Moment::Writes))?;
         self.stream.poll_write(cx, &[IoSlice::new(buf)])
     }
 
@@ -145,11 +179,12 @@ impl Write for TunnelIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_before(cx, Moment::Writes))?;
         self.stream.poll_write(cx, bufs)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_before(cx, Moment::Flushed)
     }
 
     /// Done when all has left: a stream that is dropped sooner takes the rest with it.

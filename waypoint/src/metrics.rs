@@ -51,6 +51,8 @@ pub struct Metrics {
     pub checks: Checks,
     /// Streams of tunnels that are open.
     pub streams: Gauge,
+    /// Interim responses of endpoints.
+    pub interim: InterimFigures,
     limits: LimitFigures,
     faults: Family<[(&'static str, &'static str); 1], Counter>,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
@@ -100,6 +102,40 @@ impl CheckOutcome {
             Self::Denied => "denied",
             Self::Failed => "failed",
             Self::FailedOpen => "failed_open",
+        }
+    }
+}
+
+/// Interim responses that endpoints have sent to requests of HTTP/1.1.
+#[derive(Clone, Debug, Default)]
+pub struct InterimFigures(Family<[(&'static str, &'static str); 1], Counter>);
+
+impl InterimFigures {
+    /// This became of so many.
+    pub fn ended(&self, outcome: InterimOutcome, count: u64) {
+        if count > 0 {
+            self.0.get_or_create(&[("outcome", outcome.word())]).inc_by(count);
+        }
+    }
+}
+
+/// What became of an interim response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterimOutcome {
+    /// The client is told.
+    Forwarded,
+    /// The request had too many already, or too many bytes of them.
+    TooMany,
+    /// The response was there first, or something else was half-way.
+    Late,
+}
+
+impl InterimOutcome {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::TooMany => "too_many",
+            Self::Late => "late",
         }
     }
 }
@@ -165,6 +201,7 @@ impl Default for Metrics {
             mirrors_skipped: Counter::default(),
             checks: Checks::default(),
             streams: Gauge::default(),
+            interim: InterimFigures::default(),
             limits: LimitFigures::default(),
             faults: Family::default(),
             refused: Family::default(),
@@ -195,6 +232,8 @@ impl Metrics {
         let help = "Time to the whole answer of an external authorizer";
         registry.register("ambit_authorizer_check_duration_milliseconds", help, metrics.checks.took.clone());
         registry.register("ambit_streams_open", "Streams of tunnels that are open", metrics.streams.clone());
+        let help = "Interim responses of endpoints to requests of HTTP/1.1, by what became of them";
+        registry.register("ambit_interim_responses", help, metrics.interim.0.clone());
         let limits = &metrics.limits;
         let help = "Requests that limits have judged, by who counts and what came of it";
         registry.register("ambit_rate_limit_decisions", help, limits.decisions.clone());

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::{
     body::Answer,
-    io::{Heads, TunnelIo},
+    io::{Told, TunnelIo},
     request::{Proxy, Tunnel},
 };
 
@@ -38,21 +38,21 @@ pub async fn leaving(drain: &Watch, age: Duration) {
     }
 }
 
-/// Serves HTTP/1 until the client leaves. `heads` is told of each request that came.
+/// Serves HTTP/1 until the client leaves. What is `told` of each request is known to `io`, too.
 pub async fn http1(
     io: TunnelIo,
-    heads: Heads,
+    told: Told,
     proxy: Arc<Proxy>,
     tunnel: Arc<Tunnel>,
     drain: Watch,
     age: Duration,
 ) {
     let answer = service_fn(move |request: Request<Incoming>| {
-        let (proxy, tunnel, heads) = (proxy.clone(), tunnel.clone(), heads.clone());
+        let (proxy, tunnel, told) = (proxy.clone(), tunnel.clone(), told.clone());
         // hyper keeps room for it as long as the connection lasts; an idle one shall not pay for that.
         Box::pin(async move {
-            heads.came();
-            Ok::<Response<Answer>, Infallible>(proxy.answer(&tunnel, Some(heads), request).await)
+            told.heads.came();
+            Ok::<Response<Answer>, Infallible>(proxy.answer(&tunnel, Some(told), request).await)
         })
     });
     let connection = http1::Builder::new().max_buf_size(HEAD).half_close(true).serve_connection(io, answer);
@@ -86,6 +86,7 @@ pub async fn http2(io: TunnelIo, proxy: Arc<Proxy>, tunnel: Arc<Tunnel>, drain: 
         .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(RESETS)
         .max_local_error_reset_streams(ERRORS)
+        .enable_connect_protocol()
         .serve_connection(io, answer);
     let mut connection = pin!(connection);
     let mut cut = pin!(drain.forced());
