@@ -126,7 +126,8 @@ impl Proxy {
             record.shows(debug::examine(self.shared(), &token));
         }
         // A client of HTTP/1.0 would take one for the response (RFC 9110, 15.2).
-        let interim = told.as_ref().filter(|_| request.version() == Spoken::HTTP_11).map(|told| &told.interim);
+        let interim =
+            told.as_ref().filter(|_| request.version() == Spoken::HTTP_11).map(|told| &told.interim);
         let is_stream = request.method() == Method::CONNECT;
         let replied = self.story(tunnel, request, interim, &mut record).await;
         interim.into_iter().for_each(Interim::close);

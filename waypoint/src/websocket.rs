@@ -17,11 +17,7 @@ use boring::sha::sha1;
 use http::{HeaderValue, Method, StatusCode, header, request, response};
 use hyper::ext::Protocol;
 
-use crate::{
-    hygiene::InvalidHead,
-    refusal::Refusal,
-    upstream::pool::Version,
-};
+use crate::{hygiene::InvalidHead, refusal::Refusal, upstream::pool::Version};
 
 /// Its name in `Upgrade` and in `:protocol`.
 const WEBSOCKET: &str = "websocket";
@@ -145,9 +141,7 @@ pub fn agreed(asked: Option<&Switch>, head: &response::Parts) -> Result<Option<A
             }
             Ok(Some(Agreed::Stream))
         }
-        Some(Switch::Answered(_) | Switch::Stream) if switches => {
-            wrong("101 is not for HTTP/2".to_owned())
-        }
+        Some(Switch::Answered(_) | Switch::Stream) if switches => wrong("101 is not for HTTP/2".to_owned()),
         Some(Switch::Answered(answer)) if status == StatusCode::OK => {
             Ok(Some(Agreed::Connection(HeaderValue::from_static(WEBSOCKET), Some(answer.clone()))))
         }
@@ -221,7 +215,8 @@ mod tests {
 
     fn told(status: u16, headers: &[(&str, &str)]) -> response::Parts {
         let response = Response::builder().status(status);
-        let response = headers.iter().fold(response, |response, (name, value)| response.header(*name, *value));
+        let response =
+            headers.iter().fold(response, |response, (name, value)| response.header(*name, *value));
         response.body(()).expect("a response").into_parts().0
     }
 

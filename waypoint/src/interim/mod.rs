@@ -24,8 +24,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, StatusCode, response::Parts};
 
-pub use self::line::Moment;
 use self::line::Line;
+pub use self::line::Moment;
 use crate::metrics::{InterimFigures, InterimOutcome};
 
 /// How many are passed on of one request. Who says every 20 seconds that he is still at it has more than 20 minutes.

@@ -28,9 +28,7 @@ use super::{
     health::Outcome as Judged,
     pool::{Lease, Unanswered, Version},
 };
-use crate::{
-    body::Source, hygiene, interim::Hearing, refusal::Refusal, shared::dice, websocket::Switch,
-};
+use crate::{body::Source, hygiene, interim::Hearing, refusal::Refusal, shared::dice, websocket::Switch};
 
 /// How often a request is tried elsewhere of which nothing says how often: only if its endpoint could not be reached,
 /// or refused to look at it.

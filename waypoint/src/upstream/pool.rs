@@ -297,11 +297,7 @@ async fn connect_http1(
     Ok(sender)
 }
 
-async fn connect_http2(
-    dial: &Dial,
-    hop: &Hop,
-    limit: Option<Duration>,
-) -> Result<Http2, Refusal> {
+async fn connect_http2(dial: &Dial, hop: &Hop, limit: Option<Duration>) -> Result<Http2, Refusal> {
     let io = io(dial.connect(hop, limit).await?);
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
