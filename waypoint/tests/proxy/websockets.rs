@@ -181,7 +181,7 @@ fn a_stream_of_a_client_becomes_a_connection_of_an_application() {
         app.write_all(b"goodbye").await.unwrap();
         drop(app);
         assert_eq!(stream.rest().await, "goodbye");
-        waypoint.line(&["request complete", "status=200", "method=GET"]).await;
+        waypoint.line(&["request complete", "method=\"GET\"", "status=200 flag=\"-\""]).await;
     });
 }
 
@@ -408,6 +408,8 @@ fn a_policy_of_gets_holds_for_websockets_in_either_version() {
             let (told, _) = client.connect("/chat", Some("websocket"), &headers).await;
             assert_eq!(told.status().as_u16(), of_stream, "{what}");
         }
-        waypoint.line(&["denied by policy: shop/p", "method=GET"]).await;
+        waypoint
+            .line(&["method=\"GET\"", "protocol=\"HTTP/2\" status=403", "denied by policy: shop/p"])
+            .await;
     });
 }
