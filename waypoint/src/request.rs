@@ -123,7 +123,7 @@ impl Proxy {
         if let Some(token) = token {
             record.shows(debug::examine(self.shared(), &token));
         }
-        let told = self.story(tunnel, request, &mut record).await;
+        let told = self.story(tunnel, request, heads.as_ref(), &mut record).await;
         let ending =
             |record| Ending { record, lease: None, underway: None, heads, passed: Passed::default() };
         match told {
@@ -154,10 +154,11 @@ impl Proxy {
         &self,
         tunnel: &Tunnel,
         request: Request<Incoming>,
+        heads: Option<&Heads>,
         record: &mut Record,
     ) -> Result<Reply, Refusal> {
         let shared = self.shared();
-        let mut asked = receive(tunnel, request, shared.settings.limits.idle, record.received())?;
+        let mut asked = receive(tunnel, request, heads, shared.settings.limits.idle, record.received())?;
         record.read(&asked.head);
         record.explain(|told, _| told.read(&asked.head));
         // One snapshot for the whole request.
@@ -309,11 +310,12 @@ impl Proxy {
 fn receive(
     tunnel: &Tunnel,
     request: Request<Incoming>,
+    heads: Option<&Heads>,
     idle: Duration,
     passed: Passed,
 ) -> Result<Asked, Refusal> {
     let (mut head, body) = request.into_parts();
-    let body = Streamed::new(body, idle, passed);
+    let body = Streamed::new(body, idle, passed, heads);
     let spoken = head.version;
     let received = hygiene::receive(&mut head, tunnel.client.address.ip(), rand::random);
     let received = received.map_err(Refusal::BadRequest)?;
