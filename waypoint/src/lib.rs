@@ -26,6 +26,7 @@ pub mod fault;
 pub mod hygiene;
 pub mod interim;
 pub mod io;
+pub mod lent;
 pub mod limits;
 pub mod metrics;
 pub mod mirror;

@@ -53,6 +53,8 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Interim responses of endpoints.
     pub interim: InterimFigures,
+    /// Connections of HTTP/1 that rest: they are open, and hold no buffers.
+    pub resting: Gauge,
     limits: LimitFigures,
     faults: Family<[(&'static str, &'static str); 1], Counter>,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
@@ -202,6 +204,7 @@ impl Default for Metrics {
             checks: Checks::default(),
             streams: Gauge::default(),
             interim: InterimFigures::default(),
+            resting: Gauge::default(),
             limits: LimitFigures::default(),
             faults: Family::default(),
             refused: Family::default(),
@@ -234,6 +237,8 @@ impl Metrics {
         registry.register("ambit_streams_open", "Streams of tunnels that are open", metrics.streams.clone());
         let help = "Interim responses of endpoints to requests of HTTP/1.1, by what became of them";
         registry.register("ambit_interim_responses", help, metrics.interim.0.clone());
+        let help = "Connections of HTTP/1 that are idle and hold no buffers";
+        registry.register("ambit_connections_resting", help, metrics.resting.clone());
         let limits = &metrics.limits;
         let help = "Requests that limits have judged, by who counts and what came of it";
         registry.register("ambit_rate_limit_decisions", help, limits.decisions.clone());

@@ -1,6 +1,6 @@
 //! The story of one request.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use ambit_model::{
     authz,
@@ -25,7 +25,7 @@ use crate::{
     fault::Faults,
     hygiene::{self, Received},
     interim::{self, Interim},
-    io::Told,
+    io::{Heads, Told},
     limits::{self, Counted, Room},
     mirror::Mirrors,
     opaque::asked_address,
@@ -125,12 +125,9 @@ impl Proxy {
         if let Some(token) = token {
             record.shows(debug::examine(self.shared(), &token));
         }
-        // A client of HTTP/1.0 would take one for the response (RFC 9110, 15.2).
-        let interim =
-            told.as_ref().filter(|_| request.version() == Spoken::HTTP_11).map(|told| &told.interim);
         let is_stream = request.method() == Method::CONNECT;
-        let replied = self.story(tunnel, request, interim, &mut record).await;
-        interim.into_iter().for_each(Interim::close);
+        let replied = self.story(tunnel, request, told.as_ref(), &mut record).await;
+        told.iter().for_each(|told| told.interim.close());
         let heads = told.map(|told| told.heads);
         let ending =
             |record| Ending { record, lease: None, underway: None, heads, passed: Passed::default() };
@@ -163,12 +160,14 @@ impl Proxy {
         &self,
         tunnel: &Tunnel,
         request: Request<Incoming>,
-        interim: Option<&Interim>,
+        told: Option<&Told>,
         record: &mut Record,
     ) -> Result<Reply, Refusal> {
         let shared = self.shared();
-        let mut asked = receive(tunnel, request, shared.settings.limits.idle, record.received())?;
+        let mut asked = receive(shared, tunnel, request, told.map(|told| &told.heads), record.received())?;
         record.read(&asked.head);
+        // A client of HTTP/1.0 would take one for the response (RFC 9110, 15.2).
+        let interim = told.filter(|_| asked.spoken == Spoken::HTTP_11).map(|told| &told.interim);
         record.explain(|told, _| told.read(&asked.head));
         // One snapshot for the whole request.
         let mesh = shared.mesh.current();
@@ -324,15 +323,19 @@ impl Proxy {
 
 /// Gives a request its one reading.
 fn receive(
+    shared: &Shared,
     tunnel: &Tunnel,
     request: Request<Incoming>,
-    idle: Duration,
+    heads: Option<&Heads>,
     passed: Passed,
 ) -> Result<Asked, Refusal> {
     let (mut head, body) = request.into_parts();
-    let body = Streamed::new(body, idle, passed);
+    let settings = &shared.settings;
+    let body = Streamed::new(body, settings.limits.idle, passed, heads);
     let spoken = head.version;
-    let received = hygiene::receive(&mut head, tunnel.client.address.ip(), rand::random);
+    let client = tunnel.client.identity.as_ref().filter(|_| settings.names_clients);
+    let certificate = client.and_then(|client| hygiene::client_certificate(client, &settings.identity));
+    let received = hygiene::receive(&mut head, tunnel.client.address.ip(), certificate, rand::random);
     let received = received.map_err(Refusal::BadRequest)?;
     Ok(Asked { head, body, received, spoken, address: asked_address(&tunnel.arrival.asked) })
 }

@@ -22,6 +22,7 @@ mod interim;
 mod limits;
 mod policies;
 mod requests;
+mod resting;
 mod routes;
 mod traces;
 mod websockets;
