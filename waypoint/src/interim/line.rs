@@ -121,6 +121,8 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// What happens, in letters: `o`pen, `c`lose, `a`dd the next of `1`, `2`, …; HTTP `w`rites or `f`lushes. HTTP's own
@@ -195,5 +197,84 @@ mod tests {
         assert_eq!(line.due(), Some(&b"ne"[..]));
         line.wrote(2);
         assert_eq!(line.due(), None);
+    }
+
+    /// What HTTP does above a connection: it buffers messages, and writes as much of them as there is room for.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// An interim response is heard.
+        Hears,
+        /// HTTP asks for the body itself.
+        Continues,
+        /// The response is there, and the next request begins.
+        Answers,
+        /// So much may be written.
+        Room(usize),
+    }
+
+    /// HTTP writes what it has buffered, or flushes; `room` is what the peer takes.
+    fn turn(line: &mut Line, buffer: &mut Vec<u8>, out: &mut Vec<u8>, mut room: usize) {
+        loop {
+            let moment = if buffer.is_empty() { Moment::Flushed } else { Moment::Writes };
+            line.at(moment);
+            while let Some(piece) = line.due().map(<[u8]>::to_vec) {
+                let written = piece.len().min(room);
+                if written == 0 {
+                    return;
+                }
+                out.extend(piece.iter().take(written));
+                line.wrote(written);
+                room -= written;
+            }
+            line.passed(moment);
+            if moment == Moment::Flushed || room == 0 {
+                return;
+            }
+            let written = buffer.len().min(room);
+            out.extend(buffer.drain(..written));
+            room -= written;
+        }
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let room = prop_oneof![0..12_usize, Just(1000)].prop_map(Step::Room);
+        prop_oneof![2 => Just(Step::Hears), 1 => Just(Step::Continues), 2 => Just(Step::Answers), 4 => room]
+    }
+
+    proptest! {
+        /// Messages are whole, and an interim response stands before its own response and after the one before.
+        #[test]
+        fn no_message_is_ever_within_another(steps in proptest::collection::vec(step(), 0..60)) {
+            let (mut line, mut buffer, mut out) = (Line::default(), Vec::new(), Vec::new());
+            let mut request = 0;
+            line.open();
+            for step in steps {
+                match step {
+                    Step::Hears => line.add(Bytes::from(format!("<i{request}>"))),
+                    Step::Continues => buffer.extend(format!("<c{request}>").into_bytes()),
+                    Step::Answers => {
+                        line.close();
+                        buffer.extend(format!("<response{request}>").into_bytes());
+                        // HTTP hands on the next request when it has written all of the head; bodies may still follow.
+                        turn(&mut line, &mut buffer, &mut out, 3);
+                        request += 1;
+                        line.open();
+                    }
+                    Step::Room(room) => turn(&mut line, &mut buffer, &mut out, room),
+                }
+            }
+            turn(&mut line, &mut buffer, &mut out, usize::MAX);
+            let text = String::from_utf8(out).expect("text");
+            let mut answered = 0;
+            for message in text.split_inclusive('>') {
+                let message = message.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
+                let message = message.expect("a whole message");
+                prop_assert!(!message.contains('<'), "one within another: {text}");
+                let digits = message.trim_start_matches(char::is_alphabetic);
+                prop_assert_eq!(digits.parse::<u32>().expect("a number"), answered, "{}", text);
+                answered += u32::from(message.starts_with("response"));
+            }
+            prop_assert_eq!(answered, request, "every response came: {}", text);
+        }
     }
 }
