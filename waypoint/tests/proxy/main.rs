@@ -21,6 +21,7 @@ mod hostile;
 mod limits;
 mod policies;
 mod requests;
+mod resilience;
 mod routes;
 mod traces;
 mod world;
