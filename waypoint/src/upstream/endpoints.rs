@@ -93,8 +93,8 @@ pub struct Doing {
     health: Mutex<Health>,
     /// Until when it is passed over, in microseconds since the process started.
     rests: AtomicU64,
-    /// When it was seen first, since the process started; zero: before that, or nobody asked.
-    born: Duration,
+    /// When it was seen first, since the process started; `None`: it was there before, or nobody asked.
+    born: Option<Duration>,
 }
 
 /// Whether an endpoint is asked.
@@ -191,7 +191,7 @@ fn micros(time: Duration) -> u64 {
 impl Endpoints {
     /// How `workload` does at `port`.
     pub fn of(&self, workload: &Workload, port: u16) -> Arc<Doing> {
-        self.born((workload.uid.clone(), port, None), Duration::ZERO)
+        self.born((workload.uid.clone(), port, None), None)
     }
 
     /// How `uid` does, which may be asked by `question`; `None`: nothing is known of it.
@@ -200,7 +200,7 @@ impl Endpoints {
     }
 
     /// How one does; if nothing was known of it, it was `born` then.
-    fn born(&self, key: Known, born: Duration) -> Arc<Doing> {
+    fn born(&self, key: Known, born: Option<Duration>) -> Arc<Doing> {
         if let Some(doing) = self.all.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return doing.clone();
         }
@@ -236,7 +236,7 @@ impl Endpoints {
         let balancing = terms.policy.as_ref().map(|policy| &policy.balancing);
         let warmup = balancing.and_then(|balancing| balancing.warmup.as_ref());
         if let (Some(_), Some(kept)) = (warmup, kept) {
-            let born = |first: bool| if first { Duration::ZERO } else { *now };
+            let born = |first: bool| (!first).then_some(*now);
             kept.meet(known, |endpoint, first| {
                 self.born(question.key(&endpoint.workload.uid), born(first));
             });
@@ -249,7 +249,7 @@ impl Endpoints {
             |workload: &Workload| is_out(workload) || self.standing(question, workload) != Standing::Ready;
         let levels: [&dyn Fn(&Workload) -> bool; 3] = [&is_busy, &is_aside, &is_out];
         let doing = |pick: Pick<'s>| {
-            let doing = self.born(question.key(&pick.endpoint.workload.uid), Duration::ZERO);
+            let doing = self.born(question.key(&pick.endpoint.workload.uid), None);
             (pick, doing)
         };
         let here = |uid: &Uid, excluded: &dyn Fn(&Workload) -> bool| {
@@ -296,7 +296,8 @@ impl Endpoints {
         // Whoever is new is passed over by chance; if all are, it makes no difference.
         let mut found = pick(dice)?;
         for _ in 0..REDRAWS {
-            if warmup.admits(question.now.saturating_sub(found.1.born), dice) {
+            let age = found.1.born.map(|born| question.now.saturating_sub(born));
+            if age.is_none_or(|age| warmup.admits(age, dice)) {
                 break;
             }
             found = pick(dice)?;

@@ -7,7 +7,7 @@ use ambit_model::{
     balance::Purpose,
     service::Service,
     snapshot::Snapshot,
-    traffic::{Balancing, FailureKind, HashOn, TrafficPolicy},
+    traffic::{Balancing, FailureKind, HashOn, TrafficPolicy, hash},
 };
 
 use super::*;
@@ -58,13 +58,13 @@ impl Stage {
 
     fn doing(&self, number: usize) -> Arc<Doing> {
         let uid = &self.known().as_slice()[number].workload.uid;
-        self.endpoints.born(self.question(S).key(uid), Duration::ZERO)
+        self.endpoints.born(self.question(S).key(uid), None)
     }
 
     /// Who is asked by thirty requests.
     fn asked(&self, now: Duration) -> Vec<String> {
         let mut rolls = 0_u64..;
-        let mut dice = |bound: u64| rolls.next().expect("a number") % bound.max(1);
+        let mut dice = |bound: u64| hash(&rolls.next().expect("a number").to_be_bytes()) % bound.max(1);
         let names = (0..30).map(|_| {
             let question = self.question(now);
             let (pick, _) = self.endpoints.choose(&question, self.known(), &mut dice).expect("an endpoint");
