@@ -22,6 +22,7 @@ mod limits;
 mod policies;
 mod requests;
 mod resilience;
+mod resting;
 mod routes;
 mod traces;
 mod world;
