@@ -13,6 +13,7 @@
 
 mod authorizers;
 mod bytes;
+mod conformance;
 mod endpoints;
 mod explanations;
 mod faults;
