@@ -42,7 +42,8 @@ mod tests {
     #[test]
     fn an_endpoint_rests_for_as_long_as_it_says_within_bounds() {
         const NOON: &str = "Sun, 06 Nov 1994 12:00:00 GMT";
-        let table: [(u16, &[(&str, &str)], Option<u64>); 19] = [
+        type Case<'a> = (u16, &'a [(&'a str, &'a str)], Option<u64>);
+        let table: [Case<'_>; 19] = [
             (429, &[], Some(1)),
             (429, &[("retry-after", "7")], Some(7)),
             (429, &[("retry-after", "31")], Some(30)),
