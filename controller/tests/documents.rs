@@ -5,9 +5,10 @@
 mod support;
 
 use ambit_controller::cluster::object::{Kind, Provider};
-use ambit_model::authz::Content;
+use ambit_model::{authz::Content, name::ServiceKey};
 use support::{cluster, conditions, config};
 
+const ENDPOINTS: &str = include_str!("../../docs/tasks/endpoints.md");
 const EXTERNAL_AUTHORIZATION: &str = include_str!("../../docs/tasks/external-authorization.md");
 const FAULTS: &str = include_str!("../../docs/tasks/faults.md");
 const VIRTUAL_SERVICE: &str = include_str!("../../docs/tasks/virtual-service.md");
@@ -38,6 +39,23 @@ spec: {clusterIP: 10.1.0.1, ports: [{name: http, port: 80}]}
 /// The documents of a page.
 fn yaml(page: &str) -> Vec<&str> {
     page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+}
+
+#[test]
+fn endpoints_are_compared_as_their_page_says() {
+    let documents = yaml(ENDPOINTS);
+    let rule = documents.into_iter().find(|one| one.contains("ambit.io/success-rate-")).unwrap();
+    let cluster = cluster(&format!("{SHOP}\n---\n{rule}"));
+    assert_eq!(
+        conditions(&cluster, Kind::DestinationRule, "shop", "web"),
+        ["WaypointAccepted=true Accepted"]
+    );
+    let web = "shop/web.shop.svc.cluster.local";
+    let config = config(&cluster, "shop/waypoint", web).unwrap();
+    let policy = config.traffic(&ServiceKey::parse(web).unwrap()).unwrap().policy(None, 80).unwrap();
+    let rate = policy.outliers.success_rate.as_ref().unwrap();
+    assert_eq!((rate.factor, rate.least_endpoints, rate.least_requests), (1900, 5, 100));
+    assert_eq!((rate.interval.as_secs(), policy.outliers.server), (10, None));
 }
 
 #[test]

@@ -20,7 +20,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request::Parts};
 use serde::Serialize;
 
 use crate::{
-    accept::arrival::Client, permit::Permit, plan::Target, refusal::Refusal, upstream::choose::Goal,
+    accept::arrival::Client,
+    permit::Permit,
+    plan::Target,
+    refusal::Refusal,
+    upstream::{choose::Goal, endpoints::Standing, health::Reason},
 };
 
 /// Where a response has its explanation.
@@ -112,6 +116,9 @@ struct Attempt {
     took_ms: Option<f64>,
     #[serde(skip_serializing_if = "Told::is_empty")]
     outcome: Told,
+    /// What becomes of the endpoint by it.
+    #[serde(skip_serializing_if = "Told::is_empty")]
+    health: Told,
     #[serde(skip_serializing_if = "Told::is_empty")]
     then: Told,
     #[serde(skip)]
@@ -222,9 +229,9 @@ impl Explanation {
     /// It is sent to `workload` at `address`; `at` is counted from its arrival.
     pub fn attempt(&mut self, workload: &Workload, address: SocketAddr, at: Duration) {
         let (endpoint, address) = (Told::new(&workload.uid), Told::new(address));
-        let (outcome, then) = Default::default();
-        let told =
-            Attempt { endpoint, address, at_ms: millis(at), took_ms: None, outcome, then, is_well: false };
+        let at_ms = millis(at);
+        let (outcome, health, then) = Default::default();
+        let told = Attempt { endpoint, address, at_ms, took_ms: None, outcome, health, then, is_well: false };
         self.attempts.push(told);
         if self.attempts.len() > ITEMS {
             self.leave_out(ATTEMPTS);
@@ -239,6 +246,21 @@ impl Explanation {
         attempt.outcome = match outcome {
             Ok(status) => Told::new(status.as_u16()),
             Err(refusal) => Told::new(format_args!("{}: {refusal}", refusal.word())),
+        };
+    }
+
+    /// By the last attempt its endpoint gets less from now on, or nothing.
+    pub fn fell(&mut self, standing: Standing) {
+        let Some(attempt) = self.attempts.last_mut() else { return };
+        attempt.health = match standing {
+            Standing::Ready => Told::default(),
+            Standing::Resting(left) => Told::new(format_args!("passed over for {left:.1?}, as it asks")),
+            Standing::Aside(Reason::Failures, left) => {
+                Told::new(format_args!("set aside for {left:.1?}: it failed too often in a row"))
+            }
+            Standing::Aside(Reason::SuccessRate, left) => {
+                Told::new(format_args!("set aside for {left:.1?}: the others' requests go well more often"))
+            }
         };
     }
 

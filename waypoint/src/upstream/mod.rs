@@ -7,7 +7,9 @@ pub mod destinations;
 pub mod dial;
 pub mod endpoints;
 pub mod health;
+pub mod judge;
 pub mod pool;
+pub mod rest;
 
 use std::sync::Arc;
 

@@ -16,7 +16,7 @@ use ambit_model::{
 use crate::world::*;
 
 /// `shop/web` with three endpoints, each with an application of its own.
-async fn three(world: &World) -> Vec<App> {
+pub async fn three(world: &World) -> Vec<App> {
     let mut apps = Vec::new();
     for number in 2..5 {
         apps.push(App::start(&format!("127.0.0.{number}:8080")).await);
@@ -38,18 +38,18 @@ fn uid(number: u8) -> Uid {
 }
 
 /// Rules of `shop/web`, and routes beside them.
-fn governed(policy: TrafficPolicy, subsets: Vec<Subset>, parts: Parts) -> Parts {
+pub fn governed(policy: TrafficPolicy, subsets: Vec<Subset>, parts: Parts) -> Parts {
     let policies = vec![PolicyAt { subset: None, port: None, policy: Arc::new(policy) }];
     Parts { traffic: vec![(key("shop/web"), Arc::new(Traffic { policies, subsets }))], ..parts }
 }
 
-fn balanced(algorithm: Algorithm) -> TrafficPolicy {
+pub fn balanced(algorithm: Algorithm) -> TrafficPolicy {
     let balancing = Balancing { algorithm, ..Balancing::default() };
     TrafficPolicy { balancing, ..TrafficPolicy::default() }
 }
 
 /// Who answers `count` requests with `headers`, and how often.
-async fn answers(tunnel: &Tunnel, headers: &[(&str, &str)], count: usize) -> BTreeMap<String, usize> {
+pub async fn answers(tunnel: &Tunnel, headers: &[(&str, &str)], count: usize) -> BTreeMap<String, usize> {
     let mut answers = BTreeMap::new();
     for _ in 0..count {
         let mut request = get("/");
@@ -258,8 +258,7 @@ fn who_fails_is_left_alone_but_not_more_of_them_than_a_rule_allows() {
 fn who_asks_to_be_left_alone_is() {
     world(async |world| {
         let apps = three(&world).await;
-        let outliers =
-            Outliers { server: Some(100), heeds_retry_after: true, most_percent: 50, ..Outliers::default() };
+        let outliers = Outliers { server: Some(100), most_percent: 50, ..Outliers::default() };
         let policy = TrafficPolicy { outliers, ..balanced(Algorithm::RoundRobin) };
         world.configure("shop/web", governed(policy, vec![], Parts::default()));
         let _waypoint = world.start().await;

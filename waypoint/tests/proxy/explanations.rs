@@ -39,18 +39,18 @@ fn signer() -> Identity {
 }
 
 /// One that this waypoint believes.
-fn token(world: &World) -> String {
+pub fn token(world: &World) -> String {
     signed(&world.ca, &signer(), "shop/gate", SystemTime::now())
 }
 
-fn with(token: &str, path: &str) -> Request<Full<bytes::Bytes>> {
+pub fn with(token: &str, path: &str) -> Request<Full<bytes::Bytes>> {
     let mut request = get(path);
     request.headers_mut().insert("x-ambit-debug", token.parse().unwrap());
     request
 }
 
 /// The status, and the explanation.
-async fn explained(tunnel: &Tunnel, request: Request<Full<bytes::Bytes>>) -> (u16, Value) {
+pub async fn explained(tunnel: &Tunnel, request: Request<Full<bytes::Bytes>>) -> (u16, Value) {
     let told = tunnel.ask(WEB, request).await;
     let text = told.header("x-ambit-explanation").expect("an explanation");
     assert!(text.len() <= 4096);

@@ -23,6 +23,7 @@ mod hostile;
 mod limits;
 mod policies;
 mod requests;
+mod resilience;
 mod resting;
 mod routes;
 mod traces;

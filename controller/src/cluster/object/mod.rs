@@ -24,6 +24,7 @@ mod route_rules;
 mod service;
 mod slice;
 mod stream_route;
+mod success_rate;
 mod virtual_filter;
 mod virtual_rule;
 mod virtual_service;
