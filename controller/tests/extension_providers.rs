@@ -55,7 +55,7 @@ fn parts() -> AuthorizerParts {
         timeout: Duration::from_secs(10),
         on_failure: OnFailure::Deny(StatusCode::FORBIDDEN),
         body: None,
-        protocol: CheckProtocol::Grpc,
+        protocol: CheckProtocol::Grpc(GrpcCheck::default()),
     }
 }
 

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use ambit_fixtures::mesh::{pod, service};
 use ambit_model::{
     authz::{
-        self, Action, AuthorizerParts, BodyForm, CheckProtocol, Clause, Condition, Content, HttpCheck,
-        Longer, Match, OnFailure, PathMatch, Policy, RequestMatch, Rule, Scope, SharedBody, Text,
+        self, Action, AuthorizerParts, BodyForm, CheckProtocol, Clause, Condition, Content, GrpcCheck,
+        HttpCheck, Longer, Match, OnFailure, PathMatch, Policy, RequestMatch, Rule, Scope, SharedBody, Text,
     },
     name::PolicyKey,
     route,
@@ -34,7 +34,7 @@ fn parts_of(protocol: CheckProtocol) -> AuthorizerParts {
 }
 
 fn grpc() -> AuthorizerParts {
-    parts_of(CheckProtocol::Grpc)
+    parts_of(CheckProtocol::Grpc(GrpcCheck::default()))
 }
 
 fn http() -> AuthorizerParts {
@@ -142,7 +142,7 @@ fn who_allows_in_http_is_told_what_is_named_and_heeded_in_what_is_named() {
             ("GET", "/check/change", "web")
         );
         let names: Vec<_> = asked.headers.keys().map(String::as_str).collect();
-        assert_eq!(names, ["authorization", "host", "x-team"]);
+        assert_eq!(names, ["authorization", "content-length", "host", "x-team"]);
         let heard = app.last();
         assert_eq!((heard.header("x-user"), heard.header("x-secret")), (Some("ann"), None));
         assert_eq!(heard.header("x-inner"), None);

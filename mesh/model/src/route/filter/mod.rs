@@ -3,8 +3,10 @@
 //! Filters do their work in the order in which they are written, but for CORS, which judges the request
 //! as it came: a preflight must not depend on what becomes of the path. The filters of a rule come
 //! before those of its backend; in the response, after them. A copy for a [`Mirror`] has all that the
-//! filters of its rule made of the request, wherever the mirror stands among them.
+//! filters of its rule made of the request, wherever the mirror stands among them. Whom [`ExternalAuth`]
+//! names is asked before all of them, and about no preflight that CORS answers.
 
+mod auth;
 mod cors;
 mod fault;
 mod headers;
@@ -13,6 +15,7 @@ mod origin;
 mod redirect;
 mod rewrite;
 
+pub use auth::ExternalAuth;
 pub use cors::{Allowed, Cors, CorsParts, Granted, InvalidCors};
 pub use fault::{Abort, Delay, Fault, GrpcCode, Injected, InvalidFault, With};
 pub use headers::{HeaderEdit, InvalidEdit};
@@ -44,6 +47,9 @@ pub enum Filter {
     /// Some requests are held back, or answered with a failure, on purpose. Whoever sends them asks for it before
     /// all else: a decision waits for nothing.
     Fault(Fault),
+    /// Somebody else is asked whether a request may be. Whoever sends requests does so before all else, for the same
+    /// reason.
+    ExternalAuth(ExternalAuth),
 }
 
 /// The filters of a rule or a backend, in order.
@@ -70,6 +76,7 @@ impl Filters {
             Filter::Redirect(_) => Some("RequestRedirect"),
             Filter::Cors(_) => Some("CORS"),
             Filter::Fault(_) => Some("Fault"),
+            Filter::ExternalAuth(_) => Some("ExternalAuth"),
             Filter::Mirror(_) => None,
         };
         let mut kinds: Vec<_> = filters.iter().filter_map(kind).collect();
@@ -115,7 +122,11 @@ impl Filters {
                     self.response(&mut answer, &granted);
                     return Step::Answer(Response::from_parts(answer, ()));
                 }
-                Filter::ResponseHeaders(_) | Filter::Mirror(_) | Filter::Cors(_) | Filter::Fault(_) => {}
+                Filter::ResponseHeaders(_)
+                | Filter::Mirror(_)
+                | Filter::Cors(_)
+                | Filter::Fault(_)
+                | Filter::ExternalAuth(_) => {}
             }
         }
         Step::Continue(granted)
@@ -134,7 +145,8 @@ impl Filters {
                 | Filter::Redirect(_)
                 | Filter::Mirror(_)
                 | Filter::Cors(_)
-                | Filter::Fault(_) => {}
+                | Filter::Fault(_)
+                | Filter::ExternalAuth(_) => {}
             }
         }
     }
@@ -148,7 +160,8 @@ impl Filters {
             | Filter::Rewrite(_)
             | Filter::Redirect(_)
             | Filter::Cors(_)
-            | Filter::Fault(_) => None,
+            | Filter::Fault(_)
+            | Filter::ExternalAuth(_) => None,
         })
     }
 
@@ -161,7 +174,8 @@ impl Filters {
             | Filter::Rewrite(_)
             | Filter::Redirect(_)
             | Filter::Cors(_)
-            | Filter::Fault(_) => None,
+            | Filter::Fault(_)
+            | Filter::ExternalAuth(_) => None,
         });
         mirrors.filter(|mirror| mirror.share.draw(dice))
     }
@@ -181,7 +195,8 @@ impl Filters {
             | Filter::ResponseHeaders(_)
             | Filter::Mirror(_)
             | Filter::Cors(_)
-            | Filter::Fault(_) => false,
+            | Filter::Fault(_)
+            | Filter::ExternalAuth(_) => false,
         })
     }
 
@@ -193,7 +208,8 @@ impl Filters {
             | Filter::Rewrite(_)
             | Filter::Redirect(_)
             | Filter::Mirror(_)
-            | Filter::Fault(_) => None,
+            | Filter::Fault(_)
+            | Filter::ExternalAuth(_) => None,
         })
     }
 
@@ -206,7 +222,30 @@ impl Filters {
             | Filter::Rewrite(_)
             | Filter::Redirect(_)
             | Filter::Mirror(_)
-            | Filter::Cors(_) => None,
+            | Filter::Cors(_)
+            | Filter::ExternalAuth(_) => None,
+        })
+    }
+
+    /// Who is asked about a request, which has come as `head` says. About a preflight that CORS answers nobody is: a browser
+    /// sends it without credentials, and it goes no further (Fetch, CORS-preflight).
+    pub fn asks(&self, head: &request::Parts) -> Option<&ExternalAuth> {
+        let auth = self.auth()?;
+        let answered = self.cors().is_some_and(|cors| matches!(cors.judge(head), Asked::Before(_)));
+        (!answered).then_some(auth)
+    }
+
+    /// Who is asked about requests.
+    pub(super) fn auth(&self) -> Option<&ExternalAuth> {
+        self.0.iter().find_map(|filter| match filter {
+            Filter::ExternalAuth(auth) => Some(auth),
+            Filter::RequestHeaders(_)
+            | Filter::ResponseHeaders(_)
+            | Filter::Rewrite(_)
+            | Filter::Redirect(_)
+            | Filter::Mirror(_)
+            | Filter::Cors(_)
+            | Filter::Fault(_) => None,
         })
     }
 }
@@ -280,6 +319,20 @@ mod tests {
         assert_eq!(answer.headers()["location"], "http://web/a");
         assert_eq!(answer.headers()["access-control-allow-origin"], "https://shop.example");
         assert_eq!(answer.headers()["x-from"], "waypoint");
+    }
+
+    #[test]
+    fn nobody_is_asked_about_a_preflight_that_cors_answers() {
+        let auth = Filter::ExternalAuth(ExternalAuth::Nobody { reason: "BackendNotFound".into() });
+        let alone = Filters::new(vec![auth.clone()]).expect("filters");
+        let both = Filters::new(vec![auth, Filter::Cors(cors())]).expect("filters");
+        let origin = ("origin", "https://shop.example");
+        let mut preflight = head("/a", &[origin, ("access-control-request-method", "GET")]);
+        preflight.method = http::Method::OPTIONS;
+        assert_eq!((alone.asks(&preflight).is_some(), both.asks(&preflight).is_some()), (true, false));
+        let plain = head("/a", &[origin]);
+        assert!(alone.asks(&plain).is_some() && both.asks(&plain).is_some());
+        assert!(Filters::new(vec![Filter::Cors(cors())]).expect("filters").asks(&plain).is_none());
     }
 
     #[test]
