@@ -18,7 +18,7 @@ impl Authorizers {
         let version = version(&asking.exchange.goal, Spoken::HTTP_11, &head);
         let body = asking.shown.as_ref().map(|beginning| beginning.bytes.clone()).unwrap_or_default();
         let request = Request::from_parts(head, body);
-        let answer = self.upstream.exchange(&asking.exchange, version, request).await?;
+        let answer = self.upstream.inquire(&asking.exchange, version, request).await?;
         let (head, body) = answer.into_parts();
         Ok(Answer::of_http(check, head.status, &head.headers, body.to_bytes().into())?)
     }

@@ -57,7 +57,7 @@ pub fn origin(hostname: &str, port: u16) -> Result<Uri, InvalidUri> {
 
 impl Upstream {
     /// Sends a question and reads all of its answer. It is sent once.
-    pub async fn exchange(
+    pub async fn inquire(
         &self,
         exchange: &Exchange<'_>,
         version: Version,
@@ -94,7 +94,7 @@ impl Upstream {
     /// The same for a client of gRPC.
     pub fn call<'s>(&'s self, exchange: &'s Exchange<'s>, question: Request<Bytes>) -> Sent<'s> {
         Box::pin(async move {
-            let answer = self.exchange(exchange, Version::Http2, question).await;
+            let answer = self.inquire(exchange, Version::Http2, question).await;
             answer.map_err(|unanswered| SendError(unanswered.to_string()))
         })
     }
