@@ -6,8 +6,8 @@ use std::{sync::Arc, time::Duration};
 
 use ambit_model::{
     authz::{
-        Answer, Authorizer, AuthorizerParts, CheckProtocol, HeaderChange, HttpCheck, InvalidAnswer,
-        LARGEST_DENIAL, MOST_CHANGES, OnFailure, Text, change,
+        Answer, Authorizer, AuthorizerParts, CheckProtocol, GrpcCheck, HeaderChange, HttpCheck,
+        InvalidAnswer, LARGEST_DENIAL, MOST_CHANGES, OnFailure, Text, change,
     },
     service::Service,
 };
