@@ -21,6 +21,7 @@ mod hostile;
 mod limits;
 mod policies;
 mod requests;
+mod resting;
 mod routes;
 mod traces;
 mod world;
