@@ -1,7 +1,7 @@
 //! What a rate limit service is asked, and what it answers: `envoy.service.ratelimit.v3`, as a client.
 //!
-//! Connections are whoever calls [`ask`]'s business, and so are time and size. An answer is believed as far as it makes sense: a verdict that is
-//! not known is none, and a header that nobody may set is left out.
+//! Connections are whoever calls [`ask`]'s business, and so are time and size. An answer is believed as far as it makes
+//! sense: a verdict that is not known is none, and a header that nobody may set is left out.
 
 use std::time::Duration;
 
