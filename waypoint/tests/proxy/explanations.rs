@@ -116,7 +116,9 @@ fn whoever_floods_takes_no_explanation_from_who_was_believed() {
         explained(&tunnel, with(&known, "/")).await;
         let over = ["outcome=\"over_budget\""];
         until("the budget is spent", async || {
-            tunnel.ask(WEB, with("nonsense", "/")).await;
+            for _ in 0..100 {
+                tunnel.ask(WEB, with("nonsense", "/")).await;
+            }
             (waypoint.counted("ambit_debug_tokens_total", &over).await > 0).then_some(())
         })
         .await;
