@@ -26,8 +26,8 @@ use crate::{explain::Explanation, shared::Shared};
 /// Where a request has its debug token.
 const X_AMBIT_DEBUG: HeaderName = HeaderName::from_static("x-ambit-debug");
 
-/// How many tokens are looked at in each second, by all workers of a waypoint: with two milliseconds for each, which is
-/// more than any takes, they keep a fiftieth of one core busy.
+/// How many tokens are looked at in each second, by all workers of a waypoint: enough for people, and with a fifth of a
+/// millisecond for each (`benches/benches/debug_token.rs`) nothing that anybody notices.
 const OFTEN: u32 = 10;
 /// How many at once.
 const AT_ONCE: u32 = 50;

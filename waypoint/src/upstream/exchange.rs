@@ -78,10 +78,12 @@ impl Upstream {
         };
         let late = || Unanswered::TimedOut(exchange.patience);
         let sent = self.send(exchange.mesh, sending, &mut ()).await;
-        let Answered { response, lease, underway, .. } = sent.map_err(|refusal| match refusal {
-            Refusal::TimedOut(_) => late(),
-            refusal => refusal.into(),
-        })?;
+        let Answered { response, lease, underway, .. } =
+            sent.map_err(
+                |refusal| {
+                    if matches!(refusal, Refusal::TimedOut(_)) { late() } else { refusal.into() }
+                },
+            )?;
         let (head, body) = response.into_parts();
         let collected = timeout_at(exchange.until, Limited::new(body, exchange.largest).collect()).await;
         let collected = collected.map_err(|_| late())?;
