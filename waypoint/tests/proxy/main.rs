@@ -14,6 +14,7 @@
 mod asking_routes;
 mod authorizers;
 mod bytes;
+mod conformance;
 mod endpoints;
 mod explanations;
 mod faults;
