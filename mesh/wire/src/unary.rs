@@ -4,7 +4,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Collected};
 use tower::Service;
 
@@ -52,7 +52,47 @@ impl<'s> Service<Request<tonic::body::Body>> for Sender<'s> {
         Box::pin(async move {
             let (head, body) = request.into_parts();
             let message = body.collect().await.map_err(|status| SendError(status.to_string()))?;
-            send(Request::from_parts(head, message.to_bytes())).await
+            let response = send(Request::from_parts(head, message.to_bytes())).await?;
+            // Without a status nobody knows whether the call is over (gRPC over HTTP/2, "Responses"); a generated client takes
+            // it for a success.
+            let trailers = response.body().trailers();
+            let has_status = [Some(response.headers()), trailers].into_iter().flatten().any(says_status);
+            if response.status() == StatusCode::OK && !has_status {
+                return Err(SendError("answered without a gRPC status".to_owned()));
+            }
+            Ok(response)
         })
+    }
+}
+
+fn says_status(headers: &HeaderMap) -> bool {
+    headers.contains_key("grpc-status")
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_without_a_status_is_none() {
+        for (status, in_head, is_heard) in
+            [(200, true, true), (200, false, false), (503, false, true), (503, true, true)]
+        {
+            let send = |_| -> Sent<'_> {
+                Box::pin(async move {
+                    let body = Full::new(Bytes::from_static(b"\0\0\0\0\0")).collect().await;
+                    let mut response = Response::new(body.expect("a body"));
+                    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+                    if in_head {
+                        response.headers_mut().insert("grpc-status", http::HeaderValue::from_static("0"));
+                    }
+                    Ok(response)
+                })
+            };
+            let answer = Sender(&send).call(Request::new(tonic::body::Body::empty())).await;
+            assert_eq!(answer.is_ok(), is_heard, "{status} {in_head}");
+        }
     }
 }
