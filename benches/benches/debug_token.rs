@@ -1,5 +1,7 @@
 //! How long a waypoint looks at a debug token: at one that holds, and at those that anybody can make up.
 
+#![expect(clippy::expect_used, reason = "a benchmark fails by panicking")]
+
 use std::{
     hint::black_box,
     time::{Duration, SystemTime},
