@@ -5,7 +5,11 @@
 mod support;
 
 use ambit_controller::cluster::object::{Kind, Provider};
-use ambit_model::{authz::Content, name::ServiceKey};
+use ambit_model::{
+    authz::Content,
+    name::ServiceKey,
+    route::{ExternalAuth, Filter},
+};
 use support::{cluster, conditions, config};
 
 const ENDPOINTS: &str = include_str!("../../docs/tasks/endpoints.md");
@@ -61,7 +65,7 @@ fn endpoints_are_compared_as_their_page_says() {
 #[test]
 fn external_authorization_is_set_up_by_its_page() {
     let documents = yaml(EXTERNAL_AUTHORIZATION);
-    assert_eq!(documents.len(), 3);
+    assert_eq!(documents.len(), 4);
     let read = documents.into_iter().flat_map(|piece| piece.split("---\n"));
     // The authorizer's pods are no business of the controller, which reads no Deployments.
     let read = read.filter(|document| !document.contains("kind: Deployment\n"));
@@ -79,6 +83,16 @@ fn external_authorization_is_set_up_by_its_page() {
     assert_eq!(provider.as_str(), "ext-authz-grpc");
     assert_eq!(authorizer.parts().port, 9000);
     assert!(matches!(cluster.provider(&"ext-authz-http".into()), Ok(Provider::Authorizer(_))));
+    assert_eq!(
+        conditions(&cluster, Kind::HttpRoute, "shop", "web")[..2],
+        ["Accepted=true Accepted", "ResolvedRefs=true ResolvedRefs"]
+    );
+    let [open, asking] = config.parts().http[0].route.rules() else { panic!("two rules") };
+    assert!(open.filters.is_empty());
+    let [Filter::ExternalAuth(ExternalAuth::Asks(asked))] = asking.filters.as_slice() else {
+        panic!("{asking:?}")
+    };
+    assert_eq!(asked.parts().port, 8000);
 }
 
 #[test]

@@ -59,6 +59,9 @@ pub struct Explanation {
     route: Option<Route>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     limits: Vec<Told>,
+    /// It was held back so long on purpose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delayed_ms: Option<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     filters: Vec<&'static str>,
     #[serde(skip_serializing_if = "Told::is_empty")]
@@ -175,7 +178,7 @@ impl Explanation {
         }
     }
 
-    /// Somebody is asked about it.
+    /// Somebody is asked about it, by a policy or a route.
     pub fn asks(&mut self, ask: &Ask) {
         let told = Asked { provider: Told::new(&ask.provider), policy: Told::new(&ask.policy) };
         keep(&mut self.asked, told, ASKED, &mut self.left_out);
@@ -205,6 +208,11 @@ impl Explanation {
         for limit in limits {
             keep(&mut self.limits, Told::new(limit), LIMITS, &mut self.left_out);
         }
+    }
+
+    /// It is held back on purpose, for so long.
+    pub fn delayed(&mut self, delay: Duration) {
+        self.delayed_ms = Some(millis(delay));
     }
 
     /// Where it goes, and what is done to it on the way.
@@ -368,6 +376,7 @@ fn kind(filter: &Filter) -> &'static str {
         Filter::Mirror(_) => "RequestMirror",
         Filter::Cors(_) => "CORS",
         Filter::Fault(_) => "Fault",
+        Filter::ExternalAuth(_) => "ExternalAuth",
     }
 }
 

@@ -3,10 +3,10 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use ambit_model::{
-    authz,
+    authz::{self, Ask},
     claims::Claims,
     limit::Going,
-    route::{Chosen, With},
+    route::With,
     snapshot::Snapshot,
 };
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::{
     accept::arrival::{Arrival, Client},
     access::Record,
-    authorizer::{Authorizers, Heard, Question},
+    authorizer::{Authorizers, Heard, Question, asked_by},
     body::{Answer, Ending, Passed, Source, Streamed},
     caller::{self, debug},
     fault::Faults,
@@ -123,17 +123,20 @@ impl Proxy {
         if let Some(token) = token {
             record.shows(debug::examine(self.shared(), &token));
         }
-        let told = self.story(tunnel, request, heads.as_ref(), &mut record).await;
+        let mut room = Room::default();
+        let told = self.story(tunnel, request, heads.as_ref(), &mut room, &mut record).await;
         let ending =
             |record| Ending { record, lease: None, underway: None, heads, passed: Passed::default() };
         match told {
             Ok(Reply::Here(mut response)) => {
+                room.tell(response.headers_mut());
                 record.tell_explanation(None, response.headers_mut());
                 record.responded(response.status(), response.headers());
                 response.map(|()| Answer::whole("", ending(record)))
             }
             Ok(Reply::Upstream(said)) => {
                 let Said { mut head, body, switch, lease, underway, deadline } = *said;
+                room.tell(&mut head.headers);
                 record.tell_explanation(None, &mut head.headers);
                 record.responded(head.status, &head.headers);
                 let ending = Ending { lease: Some(lease), underway: Some(underway), ..ending(record) };
@@ -145,7 +148,7 @@ impl Proxy {
             }
             Err(refusal) => {
                 wish.into_iter().for_each(upgrade::decline);
-                refused(refusal, ending(record))
+                refused(refusal, &room, ending(record))
             }
         }
     }
@@ -155,6 +158,7 @@ impl Proxy {
         tunnel: &Tunnel,
         request: Request<Incoming>,
         heads: Option<&Heads>,
+        room: &mut Room,
         record: &mut Record,
     ) -> Result<Reply, Refusal> {
         let shared = self.shared();
@@ -170,7 +174,7 @@ impl Proxy {
         let claims = caller::identify(rules, &shared.keys, &mut asked.head).await?;
         record.explain(|told, _| told.identified(claims.as_ref()));
         let permit = self.permit(&mesh, &target, tunnel, &mut asked, claims.as_ref(), record).await;
-        let (permit, heard) = permit?;
+        let (permit, mut heard) = permit?;
         record.permitted(&permit);
         let from = tunnel.client.namespace();
         let chosen = choose(&target, &from, &asked.head);
@@ -180,7 +184,19 @@ impl Proxy {
         });
         let chosen = chosen?;
         record.route(chosen.as_ref().map(route_name));
-        let room = self.room(&mesh, &target, tunnel, chosen.as_ref(), &mut asked, record).await?;
+        // After policies, so that nobody is asked about what is denied anyway; before limits, so that who is denied spends
+        // nothing.
+        let ask = chosen.as_ref().map(|chosen| asked_by(chosen, &asked.head)).transpose()?;
+        if let Some(ask) = ask.flatten() {
+            record.explain(|told, _| told.asks(&ask));
+            self.ask(&mesh, &target, tunnel, &ask, &mut asked, &mut heard).await?;
+        }
+        let by = chosen.as_ref().map(|chosen| (&**chosen.origin, &**chosen.rule));
+        let going = Going { port: target.port(), by };
+        let counted =
+            Counted { config: target.config(), client: &tunnel.client, address: asked.address, going };
+        record.explain(|told, _| told.counted(limits::counting(&counted, &asked.head)));
+        limits::find_room(&self.upstream, &mesh, counted, &mut asked.head, room).await?;
         let began = Instant::now();
         self.faults.inject(chosen.as_ref(), began, &shared.metrics, record).await?;
         let plan = match plan(&mesh, &target, chosen, &mut asked.head, tunnel.client.address.ip())? {
@@ -190,12 +206,11 @@ impl Proxy {
             }
             Planned::Answer(mut response) => {
                 record.explain(|told, _| told.answered_here());
-                room.tell(response.headers_mut());
                 heard.respond(response.headers_mut());
                 return Ok(Reply::Here(response));
             }
         };
-        let mut said = self.send(&mesh, *plan, asked, &room, began, record).await?;
+        let mut said = self.send(&mesh, *plan, asked, began, record).await?;
         heard.respond(&mut said.head.headers);
         Ok(Reply::Upstream(Box::new(said)))
     }
@@ -222,35 +237,27 @@ impl Proxy {
                 Judged::Permitted(permit) => return Ok((permit, heard)),
                 Judged::Asks(ask) => {
                     record.explain(|told, _| told.asks(&ask));
-                    let Asked { head, body, spoken, address, .. } = &mut *asked;
-                    let question =
-                        Question { client, target, address: *address, spoken: *spoken, head, body };
-                    // Boxed: few requests are asked about, and every request would have room for it.
-                    Box::pin(self.authorizers.ask(mesh, &ask, question, &mut heard)).await?;
+                    self.ask(mesh, target, tunnel, &ask, asked, &mut heard).await?;
                 }
             }
         }
     }
 
-    /// Finds room for a request in all limits that count it.
-    async fn room(
+    /// Asks one authorizer.
+    async fn ask(
         &self,
         mesh: &Snapshot,
         target: &Target,
         tunnel: &Tunnel,
-        chosen: Option<&Chosen<'_>>,
+        ask: &Ask,
         asked: &mut Asked,
-        record: &mut Record,
-    ) -> Result<Room, Refusal> {
-        let by = chosen.map(|chosen| (&**chosen.origin, &**chosen.rule));
-        let counted = Counted {
-            config: target.config(),
-            client: &tunnel.client,
-            address: asked.address,
-            going: Going { port: target.port(), by },
-        };
-        record.explain(|told, _| told.counted(limits::counting(&counted, &asked.head)));
-        limits::room(&self.upstream, mesh, counted, &mut asked.head).await
+        heard: &mut Heard,
+    ) -> Result<(), Refusal> {
+        let Asked { head, body, spoken, address, .. } = asked;
+        let client = &tunnel.client;
+        let question = Question { client, target, address: *address, spoken: *spoken, head, body };
+        // Boxed: few requests are asked about, and every request would have room for it.
+        Box::pin(self.authorizers.ask(mesh, ask, question, heard)).await
     }
 
     /// Sends a request as `plan` says, whose time runs since `began`, and its copies; then what the filters have to say of the response.
@@ -259,7 +266,6 @@ impl Proxy {
         mesh: &Snapshot,
         plan: Plan<'_>,
         asked: Asked,
-        room: &Room,
         began: Instant,
         record: &mut Record,
     ) -> Result<Said, Refusal> {
@@ -297,7 +303,6 @@ impl Proxy {
         let protocol = head.headers.get(header::UPGRADE).cloned().filter(|_| is_switch);
         hygiene::respond(&mut head.headers);
         plan.response(&mut head, &workload.uid);
-        room.tell(&mut head.headers);
         if let Some(protocol) = protocol {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.insert(header::UPGRADE, protocol);
@@ -326,7 +331,7 @@ fn receive(
 }
 
 /// The answer to a request that is refused. A gRPC call is answered with a status of its own kind.
-fn refused(refusal: Refusal, mut ending: Ending) -> Response<Answer> {
+fn refused(refusal: Refusal, room: &Room, mut ending: Ending) -> Response<Answer> {
     let mut head = Response::new(()).into_parts().0;
     let mut text = Bytes::from_static(refusal.body().as_bytes());
     if let Refusal::DeniedByAuthorizer { denial, .. } = &refusal {
@@ -335,6 +340,8 @@ fn refused(refusal: Refusal, mut ending: Ending) -> Response<Answer> {
     }
     if let Refusal::Limited(limited) = &refusal {
         limited.tell(&mut head.headers);
+    } else {
+        room.tell(&mut head.headers);
     }
     if ending.record.is_grpc() {
         head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -6,6 +6,7 @@ pub mod choose;
 pub mod destinations;
 pub mod dial;
 pub mod endpoints;
+pub mod exchange;
 pub mod health;
 pub mod judge;
 pub mod pool;

@@ -11,6 +11,7 @@
     reason = "a test: whatever fails here fails it"
 )]
 
+mod asking_routes;
 mod authorizers;
 mod bytes;
 mod conformance;
