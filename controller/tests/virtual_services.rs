@@ -298,6 +298,25 @@ fn every_action_is_what_is_written() {
 }
 
 #[test]
+fn a_subset_that_nobody_defines_is_told_of() {
+    let object = to_web("{route: [{destination: {host: v2, subset: a}}]}");
+    let told = |rule: &str| conditions(&shop(&format!("{object}{rule}")), Kind::VirtualService, "shop", "r");
+    let rule = |subset: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: v2, namespace: shop}}\n\
+             spec: {{host: v2, subsets: [{{name: {subset}}}]}}\n"
+        )
+    };
+    for (written, expected) in [
+        (String::new(), "ResolvedRefs=false BackendNotFound"),
+        (rule("b"), "ResolvedRefs=false BackendNotFound"),
+        (rule("a"), "ResolvedRefs=true ResolvedRefs"),
+    ] {
+        assert!(told(&written).contains(&expected.to_owned()), "{written}: {:?}", told(&written));
+    }
+}
+
+#[test]
 fn destinations_are_found_by_host_port_subset_and_weight() {
     let out =
         Destination::Service { service: ServiceKey::new("shop", "a.example.com"), port: 80, subset: None };
