@@ -6,7 +6,7 @@ mod support;
 
 use ambit_controller::cluster::object::{Kind, Provider};
 use ambit_model::authz::Content;
-use support::{cluster, conditions, config};
+use support::{cluster, conditions, config, fenced};
 
 const EXTERNAL_AUTHORIZATION: &str = include_str!("../../docs/tasks/external-authorization.md");
 const FAULTS: &str = include_str!("../../docs/tasks/faults.md");
@@ -35,14 +35,9 @@ metadata: {name: web, namespace: shop}
 spec: {clusterIP: 10.1.0.1, ports: [{name: http, port: 80}]}
 ";
 
-/// The documents of a page.
-fn yaml(page: &str) -> Vec<&str> {
-    page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
-}
-
 #[test]
 fn external_authorization_is_set_up_by_its_page() {
-    let documents = yaml(EXTERNAL_AUTHORIZATION);
+    let documents = fenced(EXTERNAL_AUTHORIZATION);
     assert_eq!(documents.len(), 3);
     let read = documents.into_iter().flat_map(|piece| piece.split("---\n"));
     // The authorizer's pods are no business of the controller, which reads no Deployments.
@@ -72,7 +67,7 @@ metadata: {name: web-v2, namespace: shop}
 spec: {clusterIP: 10.1.0.2, ports: [{name: http, port: 80}]}
 ";
     for page in [FAULTS, VIRTUAL_SERVICE] {
-        let all = [vec![SHOP, V2], yaml(page)].concat().join("\n---\n");
+        let all = [vec![SHOP, V2], fenced(page)].concat().join("\n---\n");
         let cluster = cluster(&all);
         assert_eq!(
             conditions(&cluster, Kind::VirtualService, "shop", "web"),

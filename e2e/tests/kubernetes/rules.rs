@@ -127,7 +127,7 @@ pub(crate) fn subset(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Resu
         let met = calls(scene, 20, "x-version: next", "pods")?;
         Ok(met.keys().eq(["web-next"]).then_some(met))
     })?;
-    let others = calls(scene, 60, "x-version: any", "pods")?;
+    let others = calls(scene, 120, "x-version: any", "pods")?;
     ensure!(others.len() == 3, "without the header: {others:?}");
     seen.saw(format!("x-version: next: {met:?}; without: {others:?}"));
     told(scene, "destinationrule/web", ("WaypointAccepted", "True", "Accepted"))?;
@@ -202,7 +202,8 @@ pub(crate) fn refused(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Res
         let refusal = format!("{refusal:#}");
         let is_ours = refusal.contains("validation.ambit.io\" denied the request") && refusal.contains(field);
         ensure!(is_ours, "{field} is not named: {refusal}");
-        seen.saw(refusal.lines().find(|line| line.contains("denied")).unwrap_or_default());
+        let (_, words) = refusal.split_once("denied the request: ").unwrap_or_default();
+        seen.saw(format!("{kind} {version}: {}", words.lines().next().unwrap_or_default()));
     }
     scene.kubectl().apply(ELSEWHERE)?;
     told(scene, "virtualservice/door", ("Accepted", "False", "NotForMesh"))?;
