@@ -61,12 +61,12 @@ pub fn of(figure: &str) -> Option<(Goal, f64)> {
 /// The goal of a waypoint's figure: of what it is beside Envoy's.
 pub fn beside_envoy(figure: &str) -> Option<Goal> {
     let figure = figure.strip_prefix("waypoint, ")?;
-    match figure {
-        "3,200 requests/s: p99" => Some(Goal::AtMost(0.8)),
-        _ if figure.ends_with(": requests a CPU second") => Some(Goal::AtLeast(1.3)),
-        _ if figure.starts_with("PSS, ") => Some(Goal::AtMost(0.33)),
-        _ => None,
-    }
+    let goals = [
+        (figure.ends_with("3,200 requests/s: p99"), Goal::AtMost(0.8)),
+        (figure.ends_with(": requests a CPU second"), Goal::AtLeast(1.3)),
+        (figure.starts_with("PSS, "), Goal::AtMost(0.33)),
+    ];
+    goals.into_iter().find_map(|(is_of, goal)| is_of.then_some(goal))
 }
 
 /// How much more a request may cost with 5,000 routes than with one: nothing, but for what timings are worth.

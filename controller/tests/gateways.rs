@@ -16,7 +16,7 @@ use ambit_controller::{
         overlay::Overlays,
         status::{self, Outcome},
     },
-    translate::waypoint::{Entry, entry_of, is_ours},
+    translate::waypoint::{is_ours, wishes_of},
 };
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -67,8 +67,7 @@ fn made(pieces: &[(&str, &str)]) -> Vec<Manifest> {
 
 fn made_of(yaml: &str, pieces: &[(&str, &str)]) -> Vec<Manifest> {
     let cluster = cluster(yaml);
-    let entry = entry_of(&cluster, gate(&cluster)).unwrap_or(Entry::Tunnels);
-    desired(gate(&cluster), entry, &overlays(pieces), "n1", &form())
+    desired(gate(&cluster), wishes_of(&cluster, gate(&cluster)), &overlays(pieces), "n1", &form())
 }
 
 /// The gateway with this binding of its own.
@@ -146,6 +145,31 @@ fn a_gateway_that_is_handed_connections_has_captured_pods_which_leave_tunnels_to
         spec: {controllerName: ambit.io/waypoint-controller}\n";
     assert_eq!(entered(&[GATE, class].concat(), &[]), handed);
     assert_eq!(entered(&[&bound("NONE"), class].concat(), &[]), tunnels);
+}
+
+/// Whether its pods are to tell applications who calls.
+fn names_clients(yaml: &str) -> bool {
+    let deployment = one(&made_of(yaml, &[]), Made::Deployment);
+    let env = deployment.pointer("/spec/template/spec/containers/0/env").unwrap().as_array().unwrap();
+    let named = json!({ "name": "AMBIT_XFCC_INCLUDE_CLIENT_IDENTITY", "value": "true" });
+    env.contains(&named)
+}
+
+#[test]
+fn clients_are_named_where_the_gateway_or_its_class_says_so() {
+    let of_gateway = |value: &str| {
+        let annotations =
+            format!("annotations: {{ambient.istio.io/xfcc-include-client-identity: \"{value}\"}}");
+        GATE.replace("generation: 3", &format!("generation: 3, {annotations}"))
+    };
+    let class = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\n\
+        metadata: {name: ambit-waypoint, annotations: {ambient.istio.io/xfcc-include-client-identity: \"true\"}}\n\
+        spec: {controllerName: ambit.io/waypoint-controller}\n";
+    assert!(!names_clients(GATE));
+    assert!(names_clients(&of_gateway("true")));
+    assert!(!names_clients(&of_gateway("false")));
+    assert!(names_clients(&[GATE, class].concat()));
+    assert!(!names_clients(&[&of_gateway("false"), class].concat()));
 }
 
 #[test]

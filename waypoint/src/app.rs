@@ -175,6 +175,7 @@ fn settings(config: &Config) -> Settings {
         network: config.own.network.clone(),
         hbone: config.hbone.clone(),
         listen: config.listen,
+        names_clients: config.names_clients,
         spread: Default::default(),
         keepalive: config.keepalive,
         limits: config.limits,

@@ -41,6 +41,9 @@ pub struct Config {
     /// How clients come: through tunnels that end at `AMBIT_HBONE_ADDR`, or if there is an `AMBIT_PROXY_PORT`, through a
     /// ztunnel that captures this pod and ends them.
     pub listen: Listen,
+    /// Whether applications are told who their clients are, in `X-Forwarded-Client-Cert`:
+    /// `AMBIT_XFCC_INCLUDE_CLIENT_IDENTITY`.
+    pub names_clients: bool,
     /// The waypoint's own pages.
     pub pages: Pages,
     /// What is bounded.
@@ -101,6 +104,7 @@ impl Config {
             hbone: hbone(env),
             keepalive: Keepalive::read(env),
             listen: listen(env, ipv6, wildcard),
+            names_clients: env.flag("AMBIT_XFCC_INCLUDE_CLIENT_IDENTITY").or(false),
             pages: Pages::read(env, proxy.proxy_admin_port, proxy.status_port, wildcard),
             limits: Limits::read(env),
             drain: drain(env),

@@ -6,12 +6,15 @@
 //! | its path | its one spelling ([`normal`](ambit_model::route::normal)) |
 //! | `Connection`, what it names, and others of one connection alone (RFC 9110, 7.6.1) | nothing; a wish to upgrade is remembered |
 //! | `X-Forwarded-For`, `Forwarded` | themselves, and the client's address |
-//! | `X-Forwarded-Client-Cert` | nothing: the client is known by its certificate, not by what it says |
+//! | `X-Forwarded-Client-Cert` | nothing: the client is known by its certificate, not by what it says; or what we say of it |
 //! | `X-Request-Id` | itself; a fresh one if there is none |
 
 use std::net::IpAddr;
 
-use ambit_model::route::normal::{InvalidTarget, normalize};
+use ambit_model::{
+    identity::Identity,
+    route::normal::{InvalidTarget, normalize},
+};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header,
     request::Parts,
@@ -40,8 +43,24 @@ pub struct Received {
     pub path_is_ambiguous: bool,
 }
 
-/// Gives the head of a request of `client` its one reading. `id` is drawn for a request that has none.
-pub fn receive(head: &mut Parts, client: IpAddr, id: impl FnOnce() -> u128) -> Result<Received, InvalidHead> {
+/// Who a client is, and who says so, as applications read it in `X-Forwarded-Client-Cert` (protocols 4.10).
+///
+/// `None`: an identity has what separates fields there.
+pub fn client_certificate(client: &Identity, own: &Identity) -> Option<HeaderValue> {
+    let [own, client] = [own, client].map(ToString::to_string);
+    let is_plain = |identity: &str| !identity.contains([',', ';', '"', '=']);
+    let value = format!("By={own};URI={client}");
+    HeaderValue::try_from(value).ok().filter(|_| is_plain(&own) && is_plain(&client))
+}
+
+/// Gives the head of a request of `client` its one reading. What the application is told of the client's `certificate`
+/// takes the place of what the client says. `id` is drawn for a request that has none.
+pub fn receive(
+    head: &mut Parts,
+    client: IpAddr,
+    certificate: Option<HeaderValue>,
+    id: impl FnOnce() -> u128,
+) -> Result<Received, InvalidHead> {
     if head.method == Method::CONNECT {
         return Err(InvalidHead::Connect);
     }
@@ -51,7 +70,10 @@ pub fn receive(head: &mut Parts, client: IpAddr, id: impl FnOnce() -> u128) -> R
     let upgrade = upgrade.filter(|_| head.version == Version::HTTP_11);
     // It was answered, or will be, when the body is asked for.
     head.headers.remove(header::EXPECT);
-    head.headers.remove(X_FORWARDED_CLIENT_CERT);
+    match certificate {
+        Some(certificate) => drop(head.headers.insert(X_FORWARDED_CLIENT_CERT, certificate)),
+        None => drop(head.headers.remove(X_FORWARDED_CLIENT_CERT)),
+    }
     forwarded(&mut head.headers, client);
     let has_id = head.headers.get(&X_REQUEST_ID).is_some_and(|id| id.len() <= LONGEST_ID && !id.is_empty());
     if !has_id {
@@ -285,7 +307,7 @@ mod tests {
 
     fn received(uri: &str, headers: &[(&str, &str)]) -> Result<(Parts, Received), InvalidHead> {
         let mut head = head(uri, headers);
-        receive(&mut head, CLIENT, || 0).map(|received| (head, received))
+        receive(&mut head, CLIENT, None, || 0).map(|received| (head, received))
     }
 
     fn header_of<'h>(head: &'h Parts, name: &str) -> Option<&'h str> {
@@ -387,9 +409,20 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_that_would_be_read_as_two_fields_is_not_told() {
+        let own = Identity::new("cluster.local", "shop", "gate");
+        let told = |account: &str| client_certificate(&Identity::new("cluster.local", "shop", account), &own);
+        let expected = "By=spiffe://cluster.local/ns/shop/sa/gate;URI=spiffe://cluster.local/ns/shop/sa/web";
+        assert_eq!(told("web").unwrap(), expected);
+        for account in ["web;Subject=\"admin\"", "web,By=you", "a=b", "\n"] {
+            assert_eq!(told(account), None, "{account}");
+        }
+    }
+
+    #[test]
     fn a_tunnel_is_not_asked_of_an_application() {
         let mut head = head("/", &[("host", "web")]);
         head.method = Method::CONNECT;
-        assert_eq!(receive(&mut head, CLIENT, || 0), Err(InvalidHead::Connect));
+        assert_eq!(receive(&mut head, CLIENT, None, || 0), Err(InvalidHead::Connect));
     }
 }

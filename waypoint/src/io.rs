@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -14,7 +14,10 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::Sleep};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, Sleep},
+};
 
 use crate::{near::Near, upstream::dial::Inner};
 
@@ -39,36 +42,79 @@ pub struct TunnelIo {
 }
 
 /// How long the head of a request may take, from its first byte. Who takes his time before it begins may: the
-/// connection is idle.
+/// connection is idle, and after a while it rests.
 #[derive(Debug)]
 struct Patience {
     limit: Duration,
     heads: Heads,
     /// Of the head with this number.
     timer: Option<(u64, Pin<Box<Sleep>>)>,
+    /// The last four bytes that were read: with an empty line at their end, whoever reads HTTP has kept nothing back that
+    /// is worth anything. It is either the end of a head, of a body in chunks, or of a body that ends like them, or else
+    /// there are empty lines before the next head, which mean nothing (RFC 9112, 2.2).
+    tail: u32,
+    /// Whether something was written and may not have left.
+    is_unflushed: bool,
+    /// Since when the head with this number is awaited.
+    idle: Option<(u64, Pin<Box<Sleep>>)>,
+    is_resting: bool,
 }
+
+/// An idle connection rests after so long: by then a client that asks often has asked again.
+const REST: Duration = Duration::from_secs(1);
+/// An empty line.
+const EMPTY_LINE: u32 = u32::from_be_bytes(*b"\r\n\r\n");
 
 /// Whether what is read now belongs to the head of a request; told by whoever answers requests. It counts: odd, a head
 /// has come, and what follows is its body; even, what comes next is a head.
 #[derive(Clone, Debug, Default)]
-pub struct Heads(Arc<AtomicU64>);
+pub struct Heads(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    heads: AtomicU64,
+    /// Bodies of requests that are not read to their end.
+    bodies: AtomicU32,
+}
+
+/// A body of a request that is still read.
+#[derive(Debug)]
+pub struct BodyUnderWay(Arc<Counts>);
+
+impl Drop for BodyUnderWay {
+    fn drop(&mut self) {
+        self.0.bodies.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Heads {
     /// A head has come.
     pub fn came(&self) {
-        self.0.fetch_or(1, Ordering::Relaxed);
+        self.0.heads.fetch_or(1, Ordering::Relaxed);
     }
 
     /// What comes next is a head.
     pub fn awaited(&self) {
         // From odd to the next even number, and from even to itself.
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| Some(count + (count & 1)));
+        let next = |count| Some(count + (count & 1));
+        let _ = self.0.heads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    /// A body is read, until what is returned is dropped.
+    pub fn body(&self) -> BodyUnderWay {
+        self.0.bodies.fetch_add(1, Ordering::Relaxed);
+        BodyUnderWay(self.0.clone())
     }
 
     /// The number of the head that is awaited.
     fn under_way(&self) -> Option<u64> {
-        let count = self.0.load(Ordering::Relaxed);
+        let count = self.0.heads.load(Ordering::Relaxed);
         (count & 1 == 0).then_some(count)
+    }
+
+    /// The same, if nothing else is under way.
+    fn idle(&self) -> Option<u64> {
+        self.under_way().filter(|_| self.0.bodies.load(Ordering::Relaxed) == 0)
     }
 }
 
@@ -87,11 +133,71 @@ impl TunnelIo {
     /// The same, whose heads of requests must come within `limit`, each.
     #[must_use]
     pub fn with_patience(self, limit: Duration, heads: Heads) -> Self {
-        Self { patience: Some(Patience { limit, heads, timer: None }), ..self }
+        Self { patience: Some(Patience::new(limit, heads)), ..self }
+    }
+
+    /// Whether it has told whoever reads HTTP that the client has left, though it is only idle.
+    pub fn is_resting(&self) -> bool {
+        self.patience.as_ref().is_some_and(|patience| patience.is_resting)
+    }
+
+    /// Waits until the client of a connection that rests says something; `false`: it has said all. Whoever drops the
+    /// future loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// The connection broke.
+    pub async fn woken(&mut self) -> io::Result<bool> {
+        if let Some(patience) = &mut self.patience {
+            patience.is_resting = false;
+            patience.idle = None;
+        }
+        if self.unread.is_empty() {
+            match self.stream.data().await {
+                None => return Ok(false),
+                Some(piece) => self.unread = piece?,
+            }
+        }
+        Ok(true)
     }
 }
 
 impl Patience {
+    fn new(limit: Duration, heads: Heads) -> Self {
+        Self {
+            limit,
+            heads,
+            timer: None,
+            tail: EMPTY_LINE,
+            is_unflushed: false,
+            idle: None,
+            is_resting: false,
+        }
+    }
+
+    fn read(&mut self, bytes: &[u8]) {
+        let last = bytes.get(bytes.len().saturating_sub(4)..).unwrap_or(bytes);
+        self.tail = last.iter().fold(self.tail, |tail, byte| tail << 8 | u32::from(*byte));
+    }
+
+    /// Whether nothing has been on the connection for [`REST`], and nobody holds a part of a message.
+    fn rests(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_between = !self.is_unflushed && self.tail == EMPTY_LINE;
+        let Some(number) = self.heads.idle().filter(|_| is_between) else { return false };
+        let (since, timer) = self.idle.get_or_insert_with(|| (number, Box::pin(tokio::time::sleep(REST))));
+        if timer.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        if *since == number {
+            self.is_resting = true;
+            return true;
+        }
+        // There were requests meanwhile: one timer for many of them.
+        *since = number;
+        timer.as_mut().reset(Instant::now() + REST);
+        timer.as_mut().poll(cx).is_ready()
+    }
+
     /// An error when the head under way has taken too long.
     fn check(&mut self, cx: &mut Context<'_>, came: bool) -> io::Result<()> {
         let under_way = self.heads.under_way();
@@ -119,21 +225,28 @@ impl Read for TunnelIo {
             patience.check(cx, came)?;
         }
         if let Some(piece) = piece {
-            match ready!(piece) {
-                None => return Poll::Ready(Ok(())),
-                Some(piece) => self.unread = piece?,
+            match piece {
+                Poll::Pending => {
+                    let rests = self.patience.as_mut().is_some_and(|patience| patience.rests(cx));
+                    return if rests { Poll::Ready(Ok(())) } else { Poll::Pending };
+                }
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Ready(Some(piece)) => self.unread = piece?,
             }
         }
         let taken = self.unread.len().min(buf.remaining());
-        buf.put_slice(self.unread.get(..taken).unwrap_or_default());
-        self.unread.advance(taken);
+        let Self { unread, patience, .. } = &mut *self;
+        let bytes = unread.get(..taken).unwrap_or_default();
+        buf.put_slice(bytes);
+        patience.iter_mut().for_each(|patience| patience.read(bytes));
+        unread.advance(taken);
         Poll::Ready(Ok(()))
     }
 }
 
 impl Write for TunnelIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.stream.poll_write(cx, &[IoSlice::new(buf)])
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -145,10 +258,13 @@ impl Write for TunnelIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.patience.iter_mut().for_each(|patience| patience.is_unflushed = true);
         self.stream.poll_write(cx, bufs)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Whoever calls it has nothing left to write.
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.patience.iter_mut().for_each(|patience| patience.is_unflushed = false);
         Poll::Ready(Ok(()))
     }
 

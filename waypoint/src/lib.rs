@@ -25,6 +25,7 @@ pub mod explain;
 pub mod fault;
 pub mod hygiene;
 pub mod io;
+pub mod lent;
 pub mod limits;
 pub mod metrics;
 pub mod mirror;

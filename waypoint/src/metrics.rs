@@ -51,6 +51,8 @@ pub struct Metrics {
     pub checks: Checks,
     /// Streams of tunnels that are open.
     pub streams: Gauge,
+    /// Connections of HTTP/1 that rest: they are open, and hold no buffers.
+    pub resting: Gauge,
     limits: LimitFigures,
     faults: Family<[(&'static str, &'static str); 1], Counter>,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
@@ -165,6 +167,7 @@ impl Default for Metrics {
             mirrors_skipped: Counter::default(),
             checks: Checks::default(),
             streams: Gauge::default(),
+            resting: Gauge::default(),
             limits: LimitFigures::default(),
             faults: Family::default(),
             refused: Family::default(),
@@ -195,6 +198,8 @@ impl Metrics {
         let help = "Time to the whole answer of an external authorizer";
         registry.register("ambit_authorizer_check_duration_milliseconds", help, metrics.checks.took.clone());
         registry.register("ambit_streams_open", "Streams of tunnels that are open", metrics.streams.clone());
+        let help = "Connections of HTTP/1 that are idle and hold no buffers";
+        registry.register("ambit_connections_resting", help, metrics.resting.clone());
         let limits = &metrics.limits;
         let help = "Requests that limits have judged, by who counts and what came of it";
         registry.register("ambit_rate_limit_decisions", help, limits.decisions.clone());

@@ -1,6 +1,6 @@
 //! The story of one request.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use ambit_model::{
     authz,
@@ -123,7 +123,7 @@ impl Proxy {
         if let Some(token) = token {
             record.shows(debug::examine(self.shared(), &token));
         }
-        let told = self.story(tunnel, request, &mut record).await;
+        let told = self.story(tunnel, request, heads.as_ref(), &mut record).await;
         let ending =
             |record| Ending { record, lease: None, underway: None, heads, passed: Passed::default() };
         match told {
@@ -154,10 +154,11 @@ impl Proxy {
         &self,
         tunnel: &Tunnel,
         request: Request<Incoming>,
+        heads: Option<&Heads>,
         record: &mut Record,
     ) -> Result<Reply, Refusal> {
         let shared = self.shared();
-        let mut asked = receive(tunnel, request, shared.settings.limits.idle, record.received())?;
+        let mut asked = receive(shared, tunnel, request, heads, record.received())?;
         record.read(&asked.head);
         record.explain(|told, _| told.read(&asked.head));
         // One snapshot for the whole request.
@@ -307,15 +308,19 @@ impl Proxy {
 
 /// Gives a request its one reading.
 fn receive(
+    shared: &Shared,
     tunnel: &Tunnel,
     request: Request<Incoming>,
-    idle: Duration,
+    heads: Option<&Heads>,
     passed: Passed,
 ) -> Result<Asked, Refusal> {
     let (mut head, body) = request.into_parts();
-    let body = Streamed::new(body, idle, passed);
+    let settings = &shared.settings;
+    let body = Streamed::new(body, settings.limits.idle, passed, heads);
     let spoken = head.version;
-    let received = hygiene::receive(&mut head, tunnel.client.address.ip(), rand::random);
+    let client = tunnel.client.identity.as_ref().filter(|_| settings.names_clients);
+    let certificate = client.and_then(|client| hygiene::client_certificate(client, &settings.identity));
+    let received = hygiene::receive(&mut head, tunnel.client.address.ip(), certificate, rand::random);
     let received = received.map_err(Refusal::BadRequest)?;
     Ok(Asked { head, body, received, spoken, address: asked_address(&tunnel.arrival.asked) })
 }

@@ -1,11 +1,12 @@
 //! Speaks HTTP with clients: reads requests, and writes what [`Proxy`] answers.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::poll_fn, pin::pin, sync::Arc, time::Duration};
 
 use ambit_runtime::drain::Watch;
 use hyper::{
     Request, Response,
     body::Incoming,
+    rt::Write as _,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -14,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use crate::{
     body::Answer,
     io::{Heads, TunnelIo},
+    lent::Lent,
     request::{Proxy, Tunnel},
 };
 
@@ -39,37 +41,67 @@ pub async fn leaving(drain: &Watch, age: Duration) {
 }
 
 /// Serves HTTP/1 until the client leaves. `heads` is told of each request that came.
+///
+/// A connection that rests has no buffers (decision 0030): hyper is told that the client has left, gives back what it
+/// read from, and begins anew with the next request.
 pub async fn http1(
-    io: TunnelIo,
+    mut io: TunnelIo,
     heads: Heads,
     proxy: Arc<Proxy>,
     tunnel: Arc<Tunnel>,
     drain: Watch,
     age: Duration,
 ) {
-    let answer = service_fn(move |request: Request<Incoming>| {
+    let answer = |request: Request<Incoming>| {
         let (proxy, tunnel, heads) = (proxy.clone(), tunnel.clone(), heads.clone());
         // hyper keeps room for it as long as the connection lasts; an idle one shall not pay for that.
         Box::pin(async move {
             heads.came();
             Ok::<Response<Answer>, Infallible>(proxy.answer(&tunnel, Some(heads), request).await)
         })
-    });
-    let connection = http1::Builder::new().max_buf_size(HEAD).half_close(true).serve_connection(io, answer);
-    let mut connection = pin!(connection.with_upgrades());
+    };
     let mut cut = pin!(drain.forced());
-    let ended = tokio::select! {
-        ended = &mut connection => return report(ended),
-        () = &mut cut => return,
-        () = leaving(&drain, age) => {
-            connection.as_mut().graceful_shutdown();
+    let mut leaving = pin!(leaving(&drain, age));
+    loop {
+        let (lent, lender) = Lent::new(io);
+        let connection = http1::Builder::new()
+            .max_buf_size(HEAD)
+            .half_close(true)
+            .serve_connection(lent, service_fn(answer.clone()));
+        // What an idle connection shall not keep.
+        let mut connection = Box::pin(connection.with_upgrades());
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = &mut cut => return,
+            () = &mut leaving => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = &mut connection => return report(ended),
+                    () = &mut cut => return,
+                }
+            }
+        };
+        drop(connection);
+        let returned = lender.returned().filter(|_| ended.is_ok());
+        report(ended);
+        let Some(mut resting) = returned else { return };
+        let gauge = &proxy.shared().metrics.resting;
+        gauge.inc();
+        let goes_on = tokio::select! {
+            woken = resting.woken() => woken.unwrap_or(false),
+            () = &mut leaving => false,
+            () = &mut cut => false,
+        };
+        gauge.dec();
+        if !goes_on {
             tokio::select! {
-                ended = &mut connection => ended,
+                // It was said to whoever is there, as far as it could be.
+                _ = poll_fn(|cx| Pin::new(&mut resting).poll_shutdown(cx)) => return,
                 () = &mut cut => return,
             }
         }
-    };
-    report(ended);
+        io = resting;
+    }
 }
 
 /// Serves HTTP/2 until the client leaves.

@@ -76,6 +76,8 @@ pub struct Settings {
     pub hbone: hbone::Settings,
     /// How clients come.
     pub listen: Listen,
+    /// Whether applications are told who their clients are.
+    pub names_clients: bool,
     /// How many tunnels a peer gets.
     pub spread: Spread,
     /// Liveness of TCP connections.

@@ -22,9 +22,9 @@ use super::{Ask, Missing, Outcome, connect};
 use crate::usage::{float, float_of};
 
 /// Connections, certificates and buffers are warm after this; it is not in the percentiles.
-const WARM_UP: Duration = Duration::from_millis(500);
+pub(super) const WARM_UP: Duration = Duration::from_millis(500);
 /// Answers still under way at the end are waited for this long.
-const LAST: Duration = Duration::from_secs(5);
+pub(super) const LAST: Duration = Duration::from_secs(5);
 
 /// How often requests are due.
 #[derive(Clone, Copy, Debug)]
@@ -226,7 +226,7 @@ impl Client<'_> {
     }
 }
 
-fn percentiles(sorted: &[Duration]) -> Vec<(String, f64)> {
+pub(super) fn percentiles(sorted: &[Duration]) -> Vec<(String, f64)> {
     let at = |per_mille: u64| {
         let last = u64::try_from(sorted.len()).unwrap_or(0).saturating_sub(1);
         let at = usize::try_from(last * per_mille / 1000).unwrap_or(0);

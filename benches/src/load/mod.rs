@@ -4,6 +4,7 @@ mod bulk;
 mod churn;
 mod hold;
 mod http;
+mod http2;
 
 use std::{
     io::{self, Read, Write as _},
@@ -53,6 +54,30 @@ pub enum Load {
         #[command(flatten)]
         ask: Ask,
     },
+    /// HTTP/2 requests over connections that stay open.
+    Http2 {
+        /// The server.
+        #[arg(long)]
+        to: SocketAddr,
+        /// How many connections.
+        #[arg(long)]
+        connections: usize,
+        /// How many requests at once on each.
+        #[arg(long)]
+        streams: usize,
+        /// gRPC's unary calls.
+        #[arg(long)]
+        grpc: bool,
+        /// So many a second in all, due at fixed instants whatever the answers do; as fast as they go without it.
+        #[arg(long)]
+        rate: Option<u32>,
+        /// For how long.
+        #[arg(long)]
+        seconds: f64,
+        /// What is asked.
+        #[command(flatten)]
+        ask: Ask,
+    },
     /// A connection for each request.
     Churn {
         /// The server.
@@ -73,6 +98,9 @@ pub enum Load {
         /// How many.
         #[arg(long)]
         connections: usize,
+        /// Of HTTP/2.
+        #[arg(long)]
+        http2: bool,
         /// What is asked, once.
         #[command(flatten)]
         ask: Ask,
@@ -136,8 +164,14 @@ pub fn run(load: &Load) -> anyhow::Result<()> {
             let pace = rate.map(|rate| http::Pace { rate, burst: *burst });
             http::run(*to, *connections, pace, seconds(*time), ask)?
         }
+        Load::Http2 { to, connections, streams, grpc, rate, seconds: time, ask } => {
+            let pace = rate.map(|rate| http::Pace { rate, burst: 1 });
+            let work = http2::Work { connections: *connections, streams: *streams, is_grpc: *grpc };
+            http2::run(*to, work, pace, seconds(*time), ask)?
+        }
         Load::Churn { to, clients, seconds: time } => churn::run(*to, *clients, seconds(*time))?,
-        Load::Hold { to, connections, ask } => hold::run(*to, *connections, ask)?,
+        Load::Hold { to, connections, http2: true, ask } => http2::hold(*to, *connections, ask)?,
+        Load::Hold { to, connections, http2: false, ask } => hold::run(*to, *connections, ask)?,
     };
     let cpu = crate::usage::own_cpu()?;
     let outcome = Outcome { cpu: (cpu.user, cpu.system), ..outcome };

@@ -1,27 +1,34 @@
 //! Envoy as a waypoint, as Istio configures it: tunnels end in one listener, requests are routed in another, tunnels
 //! begin in a third, and what is between them stays in the process.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 
-use super::stage::{HEADER, below};
-use crate::envoy::{Files, TUNNEL, access_log, bootstrap, cluster, listener, tls};
+use super::stage::{HEADER, PORTS_OF_SERVICE, below};
+use crate::{
+    envoy::{Files, TUNNEL, access_log, bootstrap, cluster, listener, tls},
+    serve::HTTP2,
+};
 
 const MANAGER: &str =
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
 
 /// A waypoint before one application, with so many routes.
-pub(super) fn waypoint(application: SocketAddr, routes: usize, files: &Files) -> Value {
+pub(super) fn waypoint(application: IpAddr, routes: usize, files: &Files) -> Value {
     let server = tls("DownstreamTlsContext", files, &json!({ "require_client_certificate": true }));
     let any = SocketAddr::from(([0, 0, 0, 0], TUNNEL));
-    let listeners = [
-        listener(any, &ending(), Some(server)),
-        internal_listener("requests", &requests(routes)),
-        internal_listener("beginning", &beginning(application)),
-    ];
-    let clusters = [internal_cluster("requests"), internal_cluster("beginning"), tunnel(application, files)];
+    let mut listeners = vec![listener(any, &ending(), Some(server))];
+    let mut clusters = vec![tunnel(application, files)];
+    // One of each for a protocol: where a tunnel goes to says which.
+    for (port, target) in PORTS_OF_SERVICE {
+        let [requests_of, beginning_of] = [requests_of(port), beginning_of(port)];
+        listeners.push(internal_listener(&requests_of, &requests(routes, &beginning_of)));
+        listeners.push(internal_listener(&beginning_of, &beginning(SocketAddr::new(application, target))));
+        clusters.push(internal_cluster(&requests_of, false));
+        clusters.push(internal_cluster(&beginning_of, target == HTTP2));
+    }
     let mut config = bootstrap(&listeners, &clusters);
     if let Some(fields) = config.as_object_mut() {
         let extension = json!([{
@@ -35,8 +42,29 @@ pub(super) fn waypoint(application: SocketAddr, routes: usize, files: &Files) ->
     config
 }
 
-/// Where tunnels end: what is in them goes to `requests`.
+fn requests_of(port: u16) -> String {
+    format!("requests-{port}")
+}
+
+fn beginning_of(port: u16) -> String {
+    format!("beginning-{port}")
+}
+
+/// Where tunnels end: what is in them goes to the `requests` of its port.
 fn ending() -> Value {
+    let route = |(port, _)| {
+        json!({
+            "match": {
+                "connect_matcher": {},
+                "headers": [{ "name": ":authority", "string_match": { "suffix": format!(":{port}") } }],
+            },
+            "route": {
+                "cluster": requests_of(port),
+                "timeout": "0s",
+                "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }],
+            },
+        })
+    };
     json!([{
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {
@@ -49,14 +77,7 @@ fn ending() -> Value {
             "route_config": { "name": "ending", "virtual_hosts": [{
                 "name": "any",
                 "domains": ["*"],
-                "routes": [{
-                    "match": { "connect_matcher": {} },
-                    "route": {
-                        "cluster": "requests",
-                        "timeout": "0s",
-                        "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }],
-                    },
-                }],
+                "routes": PORTS_OF_SERVICE.map(route),
             }] },
             "http_filters": [router()],
         },
@@ -64,20 +85,22 @@ fn ending() -> Value {
 }
 
 /// Where requests are judged, routed, counted and logged.
-fn requests(routes: usize) -> Value {
+fn requests(routes: usize, beginning: &str) -> Value {
     let route = |number: usize| {
         json!({
             "match": {
                 "path_separated_prefix": below(number),
                 "headers": [{ "name": HEADER.0, "string_match": { "exact": HEADER.1 } }],
             },
-            "route": { "cluster": "beginning", "timeout": "0s" },
+            "route": { "cluster": beginning, "timeout": "0s" },
         })
     };
     let routes: Vec<_> = (0..routes).map(route).collect();
+    let method = |name: &str| json!({ "header": { "name": ":method", "string_match": { "exact": name } } });
+    let methods = ["GET", "POST"].map(method);
     let policy = json!({
         "permissions": [{ "and_rules": { "rules": [
-            { "header": { "name": ":method", "string_match": { "exact": "GET" } } },
+            { "or_rules": { "rules": methods } },
             { "url_path": { "path": { "prefix": "/" } } },
         ] } }],
         "principals": [{ "any": true }],
@@ -98,7 +121,7 @@ fn requests(routes: usize) -> Value {
                     "name": "envoy.filters.http.rbac",
                     "typed_config": {
                         "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
-                        "rules": { "action": "ALLOW", "policies": { "get": policy } },
+                        "rules": { "action": "ALLOW", "policies": { "get-and-post": policy } },
                     },
                 },
                 router(),
@@ -120,28 +143,29 @@ fn beginning(application: SocketAddr) -> Value {
     }])
 }
 
-fn tunnel(application: SocketAddr, files: &Files) -> Value {
-    let mut cluster = cluster("tunnel", SocketAddr::new(application.ip(), TUNNEL));
+fn tunnel(application: IpAddr, files: &Files) -> Value {
+    let mut cluster = cluster("tunnel", SocketAddr::new(application, TUNNEL));
     if let Some(fields) = cluster.as_object_mut() {
         fields.insert("transport_socket".to_owned(), tls("UpstreamTlsContext", files, &json!({})));
-        fields.insert(
-            "typed_extension_protocol_options".to_owned(),
-            json!({
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                    "explicit_http_config": { "http2_protocol_options": {} },
-                },
-            }),
-        );
+        fields.insert("typed_extension_protocol_options".to_owned(), speaks_http2());
     }
     cluster
+}
+
+fn speaks_http2() -> Value {
+    json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": { "http2_protocol_options": {} },
+        },
+    })
 }
 
 fn internal_listener(name: &str, filters: &Value) -> Value {
     json!({ "name": name, "internal_listener": {}, "filter_chains": [{ "filters": filters }] })
 }
 
-fn internal_cluster(name: &str) -> Value {
+fn internal_cluster(name: &str, is_http2: bool) -> Value {
     // What it leads to is replaced.
     let mut cluster = cluster(name, SocketAddr::from(([0, 0, 0, 0], 0)));
     if let Some(fields) = cluster.as_object_mut() {
@@ -162,6 +186,9 @@ fn internal_cluster(name: &str) -> Value {
             },
         });
         fields.insert("transport_socket".to_owned(), socket);
+        if is_http2 {
+            fields.insert("typed_extension_protocol_options".to_owned(), speaks_http2());
+        }
     }
     cluster
 }

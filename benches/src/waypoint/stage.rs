@@ -28,8 +28,8 @@ use crate::{
 const NAMESPACE: &str = "gates";
 /// Where the control plane of our waypoint listens; another for each number of routes.
 const PORTS: u16 = 15_200;
-/// The service port.
-const PORT: u16 = 80;
+/// The ports of a service, and those of the application behind them: HTTP/1.1, HTTP/2.
+pub(super) const PORTS_OF_SERVICE: [(u16, u16); 2] = [(80, serve::HTTP), (81, serve::HTTP2)];
 /// An HTTPRoute has so many rules.
 const RULES: usize = 16;
 /// What every route asks for beside its path.
@@ -41,6 +41,17 @@ pub(super) const ROUTES: [usize; 3] = [1, 100, 5_000];
 /// What the path of a request for route `number` begins with.
 pub(super) fn below(number: usize) -> String {
     format!("/r{number}")
+}
+
+/// What a load speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// gRPC, unary calls.
+    Grpc,
 }
 
 /// Everything. Fields are dropped in order: processes before their network.
@@ -138,15 +149,16 @@ impl Stage {
         let name = Mesh::Envoy.word();
         let pod = self.ground.pod(NAMESPACE, name)?;
         let files = self.ground.envoy_files(NAMESPACE, name)?;
-        let application = SocketAddr::new(self.ground.ip(IN_THE_MESH, "web")?, serve::HTTP);
+        let application = self.ground.ip(IN_THE_MESH, "web")?;
         self.ground.write_envoy(name, &envoy::waypoint(application, routes, &files))?;
         self.ground.start_envoy(&pod)
     }
 }
 
 /// Where the client calls the service that is behind the waypoint of `mesh`.
-pub(super) fn entrance(mesh: Mesh) -> SocketAddr {
-    SocketAddr::new(vip(mesh), PORT)
+pub(super) fn entrance(mesh: Mesh, protocol: Protocol) -> SocketAddr {
+    let [(http1, _), (http2, _)] = PORTS_OF_SERVICE;
+    SocketAddr::new(vip(mesh), if protocol == Protocol::Http1 { http1 } else { http2 })
 }
 
 fn vip(mesh: Mesh) -> IpAddr {
@@ -170,17 +182,17 @@ fn world(ground: &Ground, routes: Option<usize>) -> anyhow::Result<World> {
             .on(&real.node)
             .account(&real.name);
         if real.name == "web" {
-            built =
-                meshes.iter().fold(built, |built, mesh| built.behind(&host(*mesh), &[(PORT, serve::HTTP)]));
+            built = meshes.iter().fold(built, |built, mesh| built.behind(&host(*mesh), &PORTS_OF_SERVICE));
         }
         world.workloads.push(built.build());
     }
     for mesh in meshes {
-        let http = AppProtocol::Http11;
+        let [(http1, _), (http2, _)] = PORTS_OF_SERVICE;
+        let protocols = [(http1, AppProtocol::Http11), (http2, AppProtocol::Http2)];
         let built = service(&host(mesh))
             .vip(&vip(mesh).to_string())
-            .ports(&[(PORT, serve::HTTP)])
-            .with(|service| service.app_protocols = [(PORT, http)].into());
+            .ports(&PORTS_OF_SERVICE)
+            .with(|service| service.app_protocols = protocols.into());
         if mesh == Mesh::Direct {
             world.services.push(built.build());
             continue;
@@ -192,8 +204,9 @@ fn world(ground: &Ground, routes: Option<usize>) -> anyhow::Result<World> {
     }
     if let Some(routes) = routes {
         let key = ServiceKey::parse(&host(Mesh::Ambit)).context("no key of a service")?;
-        let parts =
-            Parts { http: http_routes(&key, routes)?, policies: vec![policy().into()], ..Parts::default() };
+        let each_port = PORTS_OF_SERVICE.map(|(port, _)| http_routes(&key, port, routes));
+        let http = each_port.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
+        let parts = Parts { http, policies: vec![policy().into()], ..Parts::default() };
         world.configs.push(Configured {
             namespace: NAMESPACE.to_owned(),
             name: Mesh::Ambit.word().to_owned(),
@@ -204,35 +217,35 @@ fn world(ground: &Ground, routes: Option<usize>) -> anyhow::Result<World> {
 }
 
 /// So many routes, of which each wants a path and a header.
-fn http_routes(to: &ServiceKey, routes: usize) -> anyhow::Result<Vec<Attached<Route>>> {
+fn http_routes(to: &ServiceKey, port: u16, routes: usize) -> anyhow::Result<Vec<Attached<Route>>> {
     let rule = |number: usize| {
         let path = Path::prefix(&below(number))?;
         let header = Match::path(path).header(HEADER.0.parse()?, Text::exact(HEADER.1));
-        let to = Destination::Service { service: to.clone(), port: PORT, subset: None };
+        let to = Destination::Service { service: to.clone(), port, subset: None };
         let backend = Backend { to, weight: 1, filters: Filters::default() };
         anyhow::Ok(Rule { matches: vec![header], backends: vec![backend], ..Rule::default() })
     };
     let numbers: Vec<_> = (0..routes).collect();
     let route = |(at, numbers): (usize, &[usize])| {
         let rules = numbers.iter().copied().map(rule).collect::<Result<Vec<_>, _>>()?;
-        let origin = Origin { created: 1, key: RouteKey::new(IN_THE_MESH, format!("route-{at}")) };
+        let origin = Origin { created: 1, key: RouteKey::new(IN_THE_MESH, format!("route-{port}-{at}")) };
         let route = Route::new(origin, rules)?;
-        anyhow::Ok(Attached { ports: [PORT].into(), consumers: "".into(), route })
+        anyhow::Ok(Attached { ports: [port].into(), consumers: "".into(), route })
     };
     numbers.chunks(RULES).enumerate().map(route).collect()
 }
 
-/// Who calls may get what is there, and nothing else.
+/// Who calls may get and post, and nothing else.
 fn policy() -> Policy {
     let request = RequestMatch {
-        methods: vec![authz::Text::Exact("GET".into())],
+        methods: ["GET", "POST"].map(|method| authz::Text::Exact(method.into())).into(),
         paths: vec![PathMatch::Text(authz::Text::Prefix("/".into()))],
         ..RequestMatch::default()
     };
     let get = authz::Match { request: Some(Box::new(request)), ..authz::Match::default() };
     let rule = authz::Rule { clauses: vec![Clause { matches: vec![get] }] };
     Policy {
-        key: PolicyKey::new(IN_THE_MESH, "get"),
+        key: PolicyKey::new(IN_THE_MESH, "get-and-post"),
         scope: Scope::WorkloadSelector,
         content: Content::Rules { action: Action::Allow, rules: vec![rule], dry_run: false },
     }

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use super::overlay::{Overlays, merge};
 use crate::{
     cluster::object::{Gateway, Listener},
-    translate::waypoint::{Entry, PROTOCOL_PROXY},
+    translate::waypoint::{Entry, PROTOCOL_PROXY, Wishes},
 };
 
 /// The waypoint's container is called as Istio's, so that what users lay over theirs fits ours.
@@ -136,10 +136,10 @@ pub struct Manifest {
     pub value: Value,
 }
 
-/// The objects of a gateway that is entered in this way, on the network of that name.
+/// The objects of a gateway with these wishes, on the network of that name.
 pub fn desired(
     gateway: &Gateway,
-    entry: Entry,
+    wishes: Wishes,
     overlays: &Overlays,
     network: &str,
     form: &Form,
@@ -149,7 +149,7 @@ pub fn desired(
         let spec = match made {
             Made::ServiceAccount => None,
             Made::Service => Some(service(gateway)),
-            Made::Deployment => Some(deployment(gateway, entry, network, form)),
+            Made::Deployment => Some(deployment(gateway, wishes, network, form)),
             Made::PodDisruptionBudget => Some(disruption()),
             Made::HorizontalPodAutoscaler => Some(autoscaler(gateway)),
         };
@@ -162,7 +162,7 @@ pub fn desired(
         if let Some(overlay) = overlays.over(made) {
             merge(&mut value, overlay);
         }
-        insist(gateway, entry, made, &mut value);
+        insist(gateway, wishes.entry, made, &mut value);
         if made == Made::Deployment && is_wanted(Made::HorizontalPodAutoscaler, overlays) {
             // The autoscaler's affair: two writers would undo each other's number.
             remove(&mut value, "/spec", "replicas");
@@ -311,11 +311,11 @@ fn autoscaler(gateway: &Gateway) -> Value {
     })
 }
 
-fn deployment(gateway: &Gateway, entry: Entry, network: &str, form: &Form) -> Value {
+fn deployment(gateway: &Gateway, wishes: Wishes, network: &str, form: &Form) -> Value {
     let name = gateway.meta.name.name.as_str();
     let mut labels = labels(gateway);
     for (label, value) in [
-        (DATAPLANE_MODE, dataplane(entry)),
+        (DATAPLANE_MODE, dataplane(wishes.entry)),
         (SIDECAR_INJECT, "false"),
         (CANONICAL_NAME, name),
         (CANONICAL_REVISION, "latest"),
@@ -350,7 +350,7 @@ fn deployment(gateway: &Gateway, entry: Entry, network: &str, form: &Form) -> Va
                 "automountServiceAccountToken": false,
                 "terminationGracePeriodSeconds": GRACE,
                 "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
-                "containers": [container(entry, network, form)],
+                "containers": [container(wishes, network, form)],
                 "volumes": volumes(),
                 "topologySpreadConstraints": spread,
             },
@@ -367,8 +367,8 @@ fn dataplane(entry: Entry) -> &'static str {
     }
 }
 
-fn container(entry: Entry, network: &str, form: &Form) -> Value {
-    let front = match entry {
+fn container(wishes: Wishes, network: &str, form: &Form) -> Value {
+    let front = match wishes.entry {
         Entry::Tunnels => ("hbone", HBONE_PORT),
         Entry::Handed(port) => ("proxy", port),
     };
@@ -383,7 +383,7 @@ fn container(entry: Entry, network: &str, form: &Form) -> Value {
     json!({
         "name": CONTAINER,
         "image": form.image,
-        "env": environment(entry, network, form),
+        "env": environment(wishes, network, form),
         "ports": ports,
         "readinessProbe": probe(3, 4),
         // Its certificate and its services come first; nobody calls it meanwhile.
@@ -404,7 +404,7 @@ fn container(entry: Entry, network: &str, form: &Form) -> Value {
     })
 }
 
-fn environment(entry: Entry, network: &str, form: &Form) -> Vec<Value> {
+fn environment(wishes: Wishes, network: &str, form: &Form) -> Vec<Value> {
     let roots = format!("{ROOTS}/root-cert.pem");
     let token = format!("{TOKENS}/istio-token");
     let (drain, grace) = (DRAIN.to_string(), GRACE.to_string());
@@ -430,14 +430,16 @@ fn environment(entry: Entry, network: &str, form: &Form) -> Vec<Value> {
         ("INSTANCE_IP", "status.podIP"),
         ("NODE_NAME", "spec.nodeName"),
     ];
-    let handed = match entry {
+    let handed = match wishes.entry {
         Entry::Tunnels => None,
         Entry::Handed(port) => Some(json!({ "name": "AMBIT_PROXY_PORT", "value": port.to_string() })),
     };
+    let names = json!({ "name": "AMBIT_XFCC_INCLUDE_CLIENT_IDENTITY", "value": "true" });
+    let names = wishes.names_clients.then_some(names);
     let texts = texts.map(|(name, value)| json!({ "name": name, "value": value }));
     let fields = fields
         .map(|(name, path)| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } }));
-    texts.into_iter().chain(handed).chain(fields).collect()
+    texts.into_iter().chain(handed).chain(names).chain(fields).collect()
 }
 
 /// The pod waits until the controller has told its namespace the roots.

@@ -47,7 +47,7 @@ use crate::{
     engine::View,
     metrics::{counter, gauge},
     status::{changed, until},
-    translate::waypoint::{Entry, entry_of, is_ours},
+    translate::waypoint::{is_ours, wishes_of},
 };
 
 /// Rounds begin at least this far apart: what changes twice in between is written once.
@@ -279,10 +279,9 @@ impl Keeper {
         if let Some(overlays) = &kept.parameters.overlays {
             let (wanted, seen) = {
                 let cluster = self.inputs.view.read();
-                // What is wrong with its binding, its status says.
-                let entry = entry_of(&cluster, gateway).unwrap_or(Entry::Tunnels);
+                let wishes = wishes_of(&cluster, gateway);
                 let network = cluster.network();
-                let wanted = manifest::desired(gateway, entry, overlays, network.as_str(), &self.form);
+                let wanted = manifest::desired(gateway, wishes, overlays, network.as_str(), &self.form);
                 (wanted, seen(&cluster, gateway))
             };
             let same = kept.made.as_ref().is_some_and(|(made, was, _)| *made == wanted && *was == seen);

@@ -310,6 +310,24 @@ pub fn entry_of(cluster: &Cluster, gateway: &Gateway) -> Result<Entry, String> {
     }
 }
 
+/// What the annotations of a Gateway, or else of its class, ask of the instances of a waypoint that is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wishes {
+    /// How connections come. What is wrong with a binding, the Gateway's status says.
+    pub entry: Entry,
+    /// Whether applications are told who their clients are (protocols 4.10, XFCC).
+    pub names_clients: bool,
+}
+
+/// Those of `gateway`.
+pub fn wishes_of(cluster: &Cluster, gateway: &Gateway) -> Wishes {
+    let of_class = || class_of(cluster, gateway)?.names_clients;
+    Wishes {
+        entry: entry_of(cluster, gateway).unwrap_or(Entry::Tunnels),
+        names_clients: gateway.names_clients.or_else(of_class).unwrap_or(false),
+    }
+}
+
 fn class_of<'a>(cluster: &'a Cluster, gateway: &Gateway) -> Option<&'a GatewayClass> {
     cluster.gateway_classes.get(&Name::new("", gateway.class.clone())).map(AsRef::as_ref)
 }

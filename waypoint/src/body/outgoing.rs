@@ -13,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::{BodyError, Copied, Idle, Kept, Passed, Reader};
+use crate::io::{BodyUnderWay, Heads};
 
 /// The body of a request, before it is known how often it is sent.
 #[derive(Debug)]
@@ -90,6 +91,7 @@ pub struct Streamed {
     body: Incoming,
     idle: Idle,
     passed: Passed,
+    _under_way: Option<BodyUnderWay>,
     /// What was read before it was asked for.
     ahead: VecDeque<Frame<Bytes>>,
 }
@@ -104,9 +106,10 @@ pub struct Beginning {
 }
 
 impl Streamed {
-    /// Counts in `passed` what has come, and gives up when nothing comes for `idle`.
-    pub fn new(body: Incoming, idle: Duration, passed: Passed) -> Self {
-        Self { body, idle: Idle::new(idle), passed, ahead: VecDeque::new() }
+    /// Counts in `passed` what has come, and gives up when nothing comes for `idle`. `heads` hears how long it is read.
+    pub fn new(body: Incoming, idle: Duration, passed: Passed, heads: Option<&Heads>) -> Self {
+        let _under_way = heads.filter(|_| !body.is_end_stream()).map(Heads::body);
+        Self { body, idle: Idle::new(idle), passed, _under_way, ahead: VecDeque::new() }
     }
 
     /// Reads `most` bytes, or all of it if it is shorter. They are there all the same for whoever reads it.

@@ -13,6 +13,7 @@
 
 mod authorizers;
 mod bytes;
+mod conformance;
 mod endpoints;
 mod explanations;
 mod faults;
@@ -21,6 +22,7 @@ mod hostile;
 mod limits;
 mod policies;
 mod requests;
+mod resting;
 mod routes;
 mod traces;
 mod world;

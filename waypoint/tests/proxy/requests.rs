@@ -13,6 +13,20 @@ use tokio::{
 use crate::world::*;
 
 #[test]
+fn an_application_is_told_who_calls_where_the_waypoint_is_to() {
+    world(async |world| {
+        let app = world.web().await;
+        let _waypoint = world.start_with(&[("AMBIT_XFCC_INCLUDE_CLIENT_IDENTITY", "true")]).await;
+        let lie =
+            Request::get("/").header("host", "web").header("x-forwarded-client-cert", "URI=spiffe://me");
+        let told = world.tunnel().await.ask(WEB, lie.body(Full::default()).unwrap()).await;
+        assert_eq!(told.status, 200);
+        let expected = format!("By={};URI={}", gate(), client_identity());
+        assert_eq!(app.last().header("x-forwarded-client-cert"), Some(&*expected));
+    });
+}
+
+#[test]
 fn a_request_reaches_the_service_and_says_who_asks() {
     world(async |world| {
         let app = world.web().await;

@@ -23,6 +23,8 @@ pub struct Gateway {
     pub traffic: Option<TrafficType>,
     /// How its process is handed connections, if it says so itself.
     pub binding: Option<Binding>,
+    /// Whether applications are told who their clients are, if it says so.
+    pub names_clients: Option<bool>,
     /// Whether it names addresses of its own: somebody else runs its instances.
     pub has_own_addresses: bool,
     /// What whoever makes its instances is to heed.
@@ -40,6 +42,8 @@ pub struct GatewayClass {
     pub traffic: Option<TrafficType>,
     /// How processes of its gateways are handed connections, if they do not say.
     pub binding: Option<Binding>,
+    /// Whether applications are told who their clients are, if it says so.
+    pub names_clients: Option<bool>,
 }
 
 /// One listener of a gateway.
@@ -131,6 +135,7 @@ impl Gateway {
             reach: parse_reach(&status.addresses)?,
             traffic: parse_traffic(&meta.labels)?,
             binding: parse_binding(&meta.annotations)?,
+            names_clients: parse_names_clients(&meta.annotations)?,
             has_own_addresses: !object.spec.addresses.is_empty(),
             infrastructure: object.spec.infrastructure.unwrap_or_default(),
             meta,
@@ -145,6 +150,7 @@ impl GatewayClass {
             controller: object.spec.controller_name.into(),
             traffic: parse_traffic(&meta.labels)?,
             binding: parse_binding(&meta.annotations)?,
+            names_clients: parse_names_clients(&meta.annotations)?,
             meta,
         })
     }
@@ -205,6 +211,19 @@ fn parse_traffic(labels: &Labels) -> Result<Option<TrafficType>, Rejection> {
             format!("metadata.labels[{}]", labels::WAYPOINT_FOR),
             format!("{other:?} is no kind of traffic"),
             "write service, workload, all or none",
+        )),
+    }
+}
+
+fn parse_names_clients(annotations: &Labels) -> Result<Option<bool>, Rejection> {
+    match annotations.get(labels::XFCC_INCLUDE_CLIENT_IDENTITY) {
+        None => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(other) => Err(Rejection::new(
+            format!("metadata.annotations[{}]", labels::XFCC_INCLUDE_CLIENT_IDENTITY),
+            format!("{other:?} is neither"),
+            "write true or false",
         )),
     }
 }

@@ -1,4 +1,6 @@
-//! The application's end: one thread that answers HTTP/1.1 and takes bytes, cheaply.
+//! The application's end: one thread that answers HTTP and takes bytes, cheaply.
+
+pub(crate) mod http2;
 
 use std::{io, net::Ipv4Addr, time::Duration};
 
@@ -12,6 +14,9 @@ use tokio::{
 pub const HTTP: u16 = 8080;
 /// Where bytes are taken; at their end their number is returned, as eight bytes.
 pub const SINK: u16 = 8081;
+
+/// Where HTTP/2 is answered without TLS: `GET /N` with N bytes, `POST /N` with a message of N bytes, as gRPC does it.
+pub const HTTP2: u16 = 8082;
 
 /// The largest answer: what a client may ask for by `GET /N`.
 const LARGEST: usize = 16 * 1024 * 1024;
@@ -27,7 +32,9 @@ pub fn run() -> anyhow::Result<()> {
     runtime.block_on(async {
         let http = TcpListener::bind((Ipv4Addr::UNSPECIFIED, HTTP)).await?;
         let sink = TcpListener::bind((Ipv4Addr::UNSPECIFIED, SINK)).await?;
-        crate::report::line(&serde_json::json!({ "serving": [HTTP, SINK] }));
+        let http2 = TcpListener::bind((Ipv4Addr::UNSPECIFIED, HTTP2)).await?;
+        crate::report::line(&serde_json::json!({ "serving": [HTTP, SINK, HTTP2] }));
+        task::spawn("HTTP/2", async move { accept(http2, http2::answer).await });
         task::spawn("sinks", async move {
             accept(sink, |stream| async { drain(stream).await }).await;
         });
@@ -72,7 +79,8 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
         }
         buffer.extend_from_slice(chunk.get(..count).unwrap_or_default());
         while let Some(end) = buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-            let size = asked(buffer.get(..end).unwrap_or_default());
+            let head = String::from_utf8_lossy(buffer.get(..end).unwrap_or_default());
+            let size = asked(head.split(' ').nth(1).unwrap_or_default());
             if made.0 != size {
                 made = (size, response(size));
             }
@@ -88,10 +96,8 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// The N of `GET /WHATEVER/N HTTP/1.1`.
-fn asked(head: &[u8]) -> usize {
-    let text = String::from_utf8_lossy(head);
-    let path = text.split(' ').nth(1).unwrap_or_default();
+/// The N of the path `/WHATEVER/N`.
+fn asked(path: &str) -> usize {
     let size = path.rsplit('/').next().and_then(|size| size.parse().ok());
     size.unwrap_or(0).min(LARGEST)
 }
@@ -116,10 +122,10 @@ mod tests {
 
     #[test]
     fn the_size_is_read_from_the_path() {
-        assert_eq!(asked(b"GET /1024 HTTP/1.1\r\nhost: x"), 1024);
-        assert_eq!(asked(b"GET /r7/1024 HTTP/1.1"), 1024);
-        assert_eq!(asked(b"GET / HTTP/1.1"), 0);
-        assert_eq!(asked(b""), 0);
+        assert_eq!(asked("/1024"), 1024);
+        assert_eq!(asked("/r7/1024"), 1024);
+        assert_eq!(asked("/"), 0);
+        assert_eq!(asked(""), 0);
         assert!(response(1024).ends_with(&[b'x'; 1024]));
     }
 }
