@@ -88,15 +88,14 @@ fn another_network_is_reached_through_a_waypoint_and_a_gateway() {
             until("the far pod answers", async || get(&client).await.filter(|one| one.0 == 200)).await;
         assert_eq!(answer.1, "hello");
         waypoint.line(&["\taccess\t", "flag=\"-\"", "dst.workload=\"remote\""]).await;
-        // There, the caller is the waypoint; it comes from the gateway's address.
-        let gate_id = format!("src.identity=\"{}\"", identity("gate"));
-        far.line(&["direction=\"inbound\"", &gate_id, &format!("dst.hbone_addr={HOST}:80")]).await;
-
         // The gateway is gone: there is no other way, and the client is told that nobody could be connected to.
         drop(edge);
         let refused = until("a refusal", async || get(&client).await.filter(|one| one.0 == 503)).await;
         assert!(!refused.1.contains("hello"), "{refused:?}");
         waypoint.line(&["\taccess\t", "flag=\"UF\""]).await;
+        // There, the connection has ended, which the waypoint had made.
+        let gate_id = format!("src.identity=\"{}\"", identity("gate"));
+        far.line(&["direction=\"inbound\"", &gate_id, &format!("dst.hbone_addr={HOST}:80")]).await;
         // It is not even known any more: no endpoint is left.
         plane.remove(codec::ADDRESS, &["Kubernetes//Pod/default/edge"]);
         until("no endpoint", async || get(&client).await.filter(|one| one.1 == "no healthy upstream")).await;
