@@ -67,7 +67,7 @@ pub async fn http1(
         let connection = http1::Builder::new()
             .max_buf_size(HEAD)
             .half_close(true)
-            .serve_connection(lent, service_fn(answer.clone()));
+            .serve_connection(lent, service_fn(answer));
         // What an idle connection shall not keep.
         let mut connection = Box::pin(connection.with_upgrades());
         let ended = tokio::select! {
