@@ -1,7 +1,5 @@
 //! What pages of the documentation tell users to write, put through the controller.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
 mod support;
 
 use ambit_controller::cluster::object::{Kind, Provider};
