@@ -14,6 +14,7 @@
 mod authorizers;
 mod bytes;
 mod conformance;
+mod early;
 mod endpoints;
 mod explanations;
 mod faults;
