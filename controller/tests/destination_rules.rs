@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+#[macro_use]
 mod support;
 
 use std::sync::Arc;
@@ -17,29 +18,15 @@ use ambit_model::service::{Mode, Scope};
 use ambit_model::traffic::{
     Algorithm, HashOn, Members, Outliers, Subset, SuccessRate, Traffic, TrafficPolicy,
 };
-use support::{at_the_door, cluster, conditions, config, pod_yaml};
+use support::{GATE, at_the_door, cluster, conditions, config, pod_yaml};
 
-const GATE: &str = "shop/gate";
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 const API: &str = "shop/api.shop.svc.cluster.local";
 
 /// Two services at a waypoint, one of which sends to the other; one at none, and an entry.
-const SHOP: &str = "
-apiVersion: gateway.networking.k8s.io/v1
-kind: GatewayClass
-metadata: {name: istio-waypoint}
-spec: {controllerName: istio.io/mesh-controller}
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/use-waypoint: gate}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: gate, namespace: shop, labels: {istio.io/waypoint-for: all}}
-spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
-status: {addresses: [{value: 10.5.0.1}]}
----
+const SHOP: &str = concat!(
+    shop_at_gate!(", labels: {istio.io/waypoint-for: all}"),
+    "
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
@@ -71,7 +58,8 @@ spec:
   parentRefs: [{group: '', kind: Service, name: web, port: 80}]
   rules: [{backendRefs: [{name: api, port: 80}]}]
 ---
-";
+"
+);
 
 fn named(namespace: &str, name: &str, created: u32, spec: &str) -> String {
     format!(

@@ -1,7 +1,5 @@
 //! What pages of the documentation tell users to write, put through the controller.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
 mod support;
 
 use ambit_controller::cluster::object::{Kind, Provider};
@@ -10,7 +8,7 @@ use ambit_model::{
     name::ServiceKey,
     route::{ExternalAuth, Filter},
 };
-use support::{cluster, conditions, config};
+use support::{cluster, conditions, config, fenced};
 
 const ENDPOINTS: &str = include_str!("../../docs/tasks/endpoints.md");
 const EXTERNAL_AUTHORIZATION: &str = include_str!("../../docs/tasks/external-authorization.md");
@@ -40,14 +38,9 @@ metadata: {name: web, namespace: shop}
 spec: {clusterIP: 10.1.0.1, ports: [{name: http, port: 80}]}
 ";
 
-/// The documents of a page.
-fn yaml(page: &str) -> Vec<&str> {
-    page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
-}
-
 #[test]
 fn endpoints_are_compared_as_their_page_says() {
-    let documents = yaml(ENDPOINTS);
+    let documents = fenced(ENDPOINTS);
     let rule = documents.into_iter().find(|one| one.contains("ambit.io/success-rate-")).unwrap();
     let cluster = cluster(&format!("{SHOP}\n---\n{rule}"));
     assert_eq!(
@@ -64,7 +57,7 @@ fn endpoints_are_compared_as_their_page_says() {
 
 #[test]
 fn external_authorization_is_set_up_by_its_page() {
-    let documents = yaml(EXTERNAL_AUTHORIZATION);
+    let documents = fenced(EXTERNAL_AUTHORIZATION);
     assert_eq!(documents.len(), 4);
     let read = documents.into_iter().flat_map(|piece| piece.split("---\n"));
     // The authorizer's pods are no business of the controller, which reads no Deployments.
@@ -104,7 +97,7 @@ metadata: {name: web-v2, namespace: shop}
 spec: {clusterIP: 10.1.0.2, ports: [{name: http, port: 80}]}
 ";
     for page in [FAULTS, VIRTUAL_SERVICE] {
-        let all = [vec![SHOP, V2], yaml(page)].concat().join("\n---\n");
+        let all = [vec![SHOP, V2], fenced(page)].concat().join("\n---\n");
         let cluster = cluster(&all);
         assert_eq!(
             conditions(&cluster, Kind::VirtualService, "shop", "web"),

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
+#[macro_use]
 mod support;
 
 use std::{sync::Arc, time::Duration};
@@ -20,23 +21,14 @@ use ambit_model::route::{
     SessionKey, Text, Timeouts, retry,
 };
 use http::{HeaderName, Method, StatusCode};
-use support::{at_the_door, cluster, conditions, config, objects};
+use support::{GATE, at_the_door, cluster, conditions, config, objects};
 
-const GATE: &str = "shop/gate";
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 
 /// Services of two namespaces, those of `shop` bound to a waypoint.
-const SHOP: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/use-waypoint: gate}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: gate, namespace: shop}
-spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
-status: {addresses: [{value: 10.5.0.1}]}
----
+const SHOP: &str = concat!(
+    shop_at_gate!(),
+    "
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
@@ -60,7 +52,8 @@ spec:
   resolution: DNS
   ports: [{number: 80, name: http, protocol: HTTP}]
 ---
-";
+"
+);
 
 fn route(kind: &str, namespace: &str, name: &str, spec: &str) -> String {
     format!(

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use ambit_model::{
     balance::{Preferences, Purpose, Wanted},
     name::Uid,
+    reach::Asker,
     service::Service,
     snapshot::Snapshot,
     workload::Workload,
@@ -137,7 +138,9 @@ impl Upstream {
         let shared = self.shared();
         let nowhere = self.nowhere();
         let own = shared.own_workload(mesh).map_or(&nowhere, |own| own);
-        Hop::across(mesh, (own.into(), shared.namespace()), workload, service, asked, &mut dice())
+        let asker =
+            Asker { caller: own.into(), namespace: shared.namespace(), asked: asked.ip(), tried: &[] };
+        Hop::across(mesh, workload, service, &asker, &mut dice())
     }
 
     /// In place of the own workload, where it is not known.

@@ -330,3 +330,36 @@ fn another_network_is_reached_through_its_gateway_with_a_tunnel_in_a_tunnel() {
         .await;
     });
 }
+
+#[test]
+fn an_inner_tunnel_ends_when_the_far_end_is_revoked() {
+    const HOST: &str = "web.shop.svc.cluster.local";
+    world(async |world| {
+        let app = App::start("127.0.0.2:8080").await;
+        let far = TunnelEnd::start(&world.ca, &identity("web"), "127.0.0.8:15008", "127.0.0.2:8080").await;
+        let _gateway =
+            TunnelEnd::start(&world.ca, &identity("edge"), "127.0.0.7:15008", "127.0.0.8:15008").await;
+        let name = format!("shop/{HOST}");
+        let web = pod("shop/web-1").network("far").account("web").behind(&name, &[(80, 8080)]);
+        world.publish(
+            [
+                pod("shop/edge-1").network("near").at("127.0.0.7").account("edge"),
+                web.network_gateway("near/127.0.0.7"),
+            ],
+            [http_service(&name, "near/10.1.0.1").alt_names(&[&identity("web").to_string()])],
+        );
+        world.configure(&name, Parts::default());
+        let lists = world.path("crl.pem");
+        std::fs::write(&lists, world.ca.revocation_lists(&[], &[])).unwrap();
+        let env = [("NETWORK", "near"), ("CRL_PATH", lists.to_str().unwrap())];
+        let waypoint = world.start_with(&env).await;
+        let tunnel = world.tunnel().await;
+        for _ in 0..2 {
+            assert_eq!(tunnel.get(WEB, "/").await.status, 200);
+        }
+        assert_eq!(app.connections(), 1, "it is kept for the next request");
+        std::fs::write(&lists, world.ca.revocation_lists(&[&far.certificate], &[])).unwrap();
+        until("a refusal", async || (tunnel.get(WEB, "/").await.status == 503).then_some(())).await;
+        waypoint.line(&["flag=\"UF\"", "revoked"]).await;
+    });
+}
