@@ -144,6 +144,8 @@ impl Record {
         let told = wants_trace.then(|| spans::received(head.headers(), &records.metrics).parent).flatten();
         let content = head.headers().get(header::CONTENT_TYPE);
         let is_grpc = content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        // A call's refusal is a 200, which a stream would take for a yes.
+        let is_grpc = is_grpc && head.method() != Method::CONNECT;
         Self(Box::new(Open {
             records: records.clone(),
             at: Instant::now(),
@@ -202,7 +204,7 @@ impl Record {
 
     /// Its head has its one reading.
     pub fn read(&mut self, head: &Parts) {
-        self.0.uri = head.uri.clone();
+        (self.0.method, self.0.uri) = (head.method.clone(), head.uri.clone());
         self.0.id = head.headers.get(&X_REQUEST_ID).cloned();
         if let Some(template) = &self.0.records.template {
             self.0.taken.request = template.of_request(&head.headers);

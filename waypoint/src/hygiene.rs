@@ -20,7 +20,10 @@ use http::{
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
 };
+use hyper::ext::Protocol;
 use thiserror::Error;
+
+use crate::websocket::{self, Wish};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -37,8 +40,8 @@ const LONGEST_ID: usize = 128;
 /// What was found in the head of a request, beside what is left there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// The protocol to which the client wants to upgrade.
-    pub upgrade: Option<HeaderValue>,
+    /// What its connection is to become.
+    pub wish: Option<Wish>,
     /// Whether its path has an escaped slash, which applications read in two ways.
     pub path_is_ambiguous: bool,
 }
@@ -61,13 +64,13 @@ pub fn receive(
     certificate: Option<HeaderValue>,
     id: impl FnOnce() -> u128,
 ) -> Result<Received, InvalidHead> {
-    if head.method == Method::CONNECT {
-        return Err(InvalidHead::Connect);
-    }
+    let is_connect = head.method == Method::CONNECT || head.extensions.get::<Protocol>().is_some();
+    let stream = is_connect.then(|| websocket::receive(head)).transpose()?;
     let authority = authority(head)?;
     let path_is_ambiguous = set_target(head, authority)?;
     let upgrade = strip_connection(&mut head.headers);
     let upgrade = upgrade.filter(|_| head.version == Version::HTTP_11);
+    let wish = stream.or(upgrade.map(Wish::Upgrade));
     // It was answered, or will be, when the body is asked for.
     head.headers.remove(header::EXPECT);
     match certificate {
@@ -79,7 +82,7 @@ pub fn receive(
     if !has_id {
         head.headers.insert(X_REQUEST_ID, uuid(id()));
     }
-    Ok(Received { upgrade, path_is_ambiguous })
+    Ok(Received { wish, path_is_ambiguous })
 }
 
 /// Takes from the head of a response what concerns one connection alone; what is left is for the client.
@@ -88,7 +91,7 @@ pub fn respond(headers: &mut HeaderMap) {
 }
 
 /// Turns a request's head into what is written to an HTTP/1.1 connection.
-pub fn write_http1(head: &mut Parts, upgrade: Option<&HeaderValue>) {
+pub fn write_http1(head: &mut Parts) {
     let host = head.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     if let Some(host) = host {
         head.headers.insert(header::HOST, host);
@@ -96,10 +99,6 @@ pub fn write_http1(head: &mut Parts, upgrade: Option<&HeaderValue>) {
     let target = head.uri.path_and_query().cloned();
     head.uri = target.map_or_else(Uri::default, Uri::from);
     head.version = Version::HTTP_11;
-    if let Some(protocol) = upgrade {
-        head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        head.headers.insert(header::UPGRADE, protocol.clone());
-    }
 }
 
 /// Turns a request's head into what is written to an HTTP/2 connection.
@@ -270,8 +269,14 @@ pub enum InvalidHead {
     #[error("the request's target cannot be written")]
     Target,
     /// It wants another protocol, and the endpoint speaks HTTP/2.
-    #[error("the endpoint speaks HTTP/2, which has no upgrades")]
+    #[error("the endpoint speaks HTTP/2, which has no upgrades but to WebSocket")]
     Upgrade,
+    /// It wants WebSocket, in a way in which it cannot be passed on in HTTP/2.
+    #[error("the request is no WebSocket handshake: that is a GET without a body, with one key of 16 bytes")]
+    Handshake,
+    /// It wants a stream of another protocol.
+    #[error("the request's :protocol is not websocket")]
+    Protocol,
 }
 
 impl InvalidHead {
@@ -279,6 +284,8 @@ impl InvalidHead {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            // RFC 9220, 3, which says it for RFC 8441, too.
+            Self::Protocol => StatusCode::NOT_IMPLEMENTED,
             Self::Target => StatusCode::URI_TOO_LONG,
             Self::NoHost
             | Self::ManyHosts
@@ -286,7 +293,8 @@ impl InvalidHead {
             | Self::Host
             | Self::Path(_)
             | Self::Ambiguous
-            | Self::Upgrade => StatusCode::BAD_REQUEST,
+            | Self::Upgrade
+            | Self::Handshake => StatusCode::BAD_REQUEST,
         }
     }
 }
@@ -379,17 +387,16 @@ mod tests {
             assert!(!names.contains(&gone), "{gone}");
         }
         assert_eq!((header_of(&head, "te"), header_of(&head, "x-other")), (Some("trailers"), Some("2")));
-        assert_eq!(received.upgrade, None, "an upgrade that Connection does not name is none");
+        assert_eq!(received.wish, None, "an upgrade that Connection does not name is none");
     }
 
     #[test]
     fn a_wish_to_upgrade_is_remembered() {
         let wish = [("host", "web"), ("connection", "Upgrade"), ("upgrade", "websocket")];
         let (mut head, received) = received("/", &wish).expect("a request");
-        assert_eq!(received.upgrade, Some(HeaderValue::from_static("websocket")));
-        write_http1(&mut head, received.upgrade.as_ref());
-        assert_eq!(header_of(&head, "connection"), Some("upgrade"));
-        assert_eq!(header_of(&head, "upgrade"), Some("websocket"));
+        assert_eq!(received.wish, Some(Wish::Upgrade(HeaderValue::from_static("websocket"))));
+        write_http1(&mut head);
+        assert!(!head.headers.contains_key("upgrade"), "who sends it asks for it");
         assert_eq!((header_of(&head, "host"), head.uri.to_string()), (Some("web"), "/".to_owned()));
     }
 
@@ -424,5 +431,17 @@ mod tests {
         let mut head = head("/", &[("host", "web")]);
         head.method = Method::CONNECT;
         assert_eq!(receive(&mut head, CLIENT, None, || 0), Err(InvalidHead::Connect));
+    }
+
+    #[test]
+    fn a_stream_of_websocket_is_read_as_a_get_of_one_host_and_path() {
+        let mut head = head("https://web/a/../chat", &[]);
+        head.method = Method::CONNECT;
+        head.version = Version::HTTP_2;
+        head.extensions.insert(Protocol::from_static("websocket"));
+        let received = receive(&mut head, CLIENT, None, || 0).expect("a request");
+        assert_eq!(received.wish, Some(Wish::Stream));
+        assert_eq!((head.method, head.uri.to_string()), (Method::GET, "http://web/chat".to_owned()));
+        assert!(head.extensions.get::<Protocol>().is_none(), "a copy of it is a request like any other");
     }
 }

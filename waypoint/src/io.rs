@@ -19,7 +19,11 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use crate::{near::Near, upstream::dial::Inner};
+use crate::{
+    interim::{Interim, Moment},
+    near::Near,
+    upstream::dial::Inner,
+};
 
 /// Bytes of a tunnel's stream, or of a plain connection.
 #[derive(Debug)]
@@ -37,6 +41,7 @@ pub struct TunnelIo {
     unread: Bytes,
     finished: bool,
     patience: Option<Patience>,
+    interim: Option<Interim>,
     /// Boxed, since few streams have one.
     _inner: Option<Box<Inner>>,
 }
@@ -64,6 +69,15 @@ struct Patience {
 const REST: Duration = Duration::from_secs(1);
 /// An empty line.
 const EMPTY_LINE: u32 = u32::from_be_bytes(*b"\r\n\r\n");
+
+/// What a client's connection of HTTP/1 and whoever answers its requests tell each other.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// What is read now.
+    pub heads: Heads,
+    /// What is said before a response.
+    pub interim: Interim,
+}
 
 /// Whether what is read now belongs to the head of a request; told by whoever answers requests. It counts: odd, a head
 /// has come, and what follows is its body; even, what comes next is a head.
@@ -121,7 +135,14 @@ impl Heads {
 impl TunnelIo {
     /// A stream of which `read` was read already.
     pub fn new(stream: impl Into<Near>, read: Bytes) -> Self {
-        Self { stream: stream.into(), unread: read, finished: false, patience: None, _inner: None }
+        Self {
+            stream: stream.into(),
+            unread: read,
+            finished: false,
+            patience: None,
+            interim: None,
+            _inner: None,
+        }
     }
 
     /// The same, with the tunnel that is its own.
@@ -159,6 +180,18 @@ impl TunnelIo {
             }
         }
         Ok(true)
+    }
+
+    /// The same, on which interim responses are written between messages.
+    #[must_use]
+    pub fn with_interim(self, interim: Interim) -> Self {
+        Self { interim: Some(interim), ..self }
+    }
+
+    /// Ready when all has left that is to leave before what HTTP does now.
+    fn poll_before(&mut self, cx: &mut Context<'_>, moment: Moment) -> Poll<io::Result<()>> {
+        let Self { stream, interim: Some(interim), .. } = self else { return Poll::Ready(Ok(())) };
+        interim.poll_written(moment, |piece| stream.poll_write(cx, &[IoSlice::new(piece)]))
     }
 }
 
@@ -258,12 +291,14 @@ impl Write for TunnelIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_before(cx, Moment::Writes))?;
         self.patience.iter_mut().for_each(|patience| patience.is_unflushed = true);
         self.stream.poll_write(cx, bufs)
     }
 
     /// Whoever calls it has nothing left to write.
-    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_before(cx, Moment::Flushed))?;
         self.patience.iter_mut().for_each(|patience| patience.is_unflushed = false);
         Poll::Ready(Ok(()))
     }

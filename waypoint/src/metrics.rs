@@ -49,6 +49,8 @@ pub struct Metrics {
     pub checks: Checks,
     /// Streams of tunnels that are open.
     pub streams: Gauge,
+    /// Interim responses of endpoints.
+    pub interim: InterimFigures,
     /// Connections of HTTP/1 that rest: they are open, and hold no buffers.
     pub resting: Gauge,
     limits: LimitFigures,
@@ -102,6 +104,40 @@ impl CheckOutcome {
             Self::Denied => "denied",
             Self::Failed => "failed",
             Self::FailedOpen => "failed_open",
+        }
+    }
+}
+
+/// Interim responses that endpoints have sent to requests of HTTP/1.1.
+#[derive(Clone, Debug, Default)]
+pub struct InterimFigures(Family<[(&'static str, &'static str); 1], Counter>);
+
+impl InterimFigures {
+    /// This became of so many.
+    pub fn ended(&self, outcome: InterimOutcome, count: u64) {
+        if count > 0 {
+            self.0.get_or_create(&[("outcome", outcome.word())]).inc_by(count);
+        }
+    }
+}
+
+/// What became of an interim response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterimOutcome {
+    /// The client is told.
+    Forwarded,
+    /// The request had too many already, or too many bytes of them.
+    TooMany,
+    /// The response was there first, or something else was half-way.
+    Late,
+}
+
+impl InterimOutcome {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::TooMany => "too_many",
+            Self::Late => "late",
         }
     }
 }
@@ -168,6 +204,7 @@ impl Default for Metrics {
             mirrors_skipped: Counter::default(),
             checks: Checks::default(),
             streams: Gauge::default(),
+            interim: InterimFigures::default(),
             resting: Gauge::default(),
             limits: LimitFigures::default(),
             faults: Family::default(),
@@ -201,6 +238,8 @@ impl Metrics {
         let help = "Time to the whole answer of an external authorizer";
         registry.register("ambit_authorizer_check_duration_milliseconds", help, metrics.checks.took.clone());
         registry.register("ambit_streams_open", "Streams of tunnels that are open", metrics.streams.clone());
+        let help = "Interim responses of endpoints to requests of HTTP/1.1, by what became of them";
+        registry.register("ambit_interim_responses", help, metrics.interim.0.clone());
         let help = "Connections of HTTP/1 that are idle and hold no buffers";
         registry.register("ambit_connections_resting", help, metrics.resting.clone());
         let limits = &metrics.limits;

@@ -248,13 +248,18 @@ impl Plan<'_> {
         self.config
     }
 
-    /// Does to the head of a response of `endpoint` what the filters say, and tells the client how to come back to it.
-    pub fn response(&self, head: &mut response::Parts, endpoint: &Uid) {
-        self.tie.tell(endpoint, &mut head.headers);
+    /// Does to the head of an interim response what the filters say.
+    pub fn interim(&self, head: &mut response::Parts) {
         if let Some(by) = &self.by {
             by.backend.filters.response(head, &by.of_backend);
             by.chosen.rule.filters.response(head, &by.of_rule);
         }
+    }
+
+    /// Does to the head of a response of `endpoint` what the filters say, and tells the client how to come back to it.
+    pub fn response(&self, head: &mut response::Parts, endpoint: &Uid) {
+        self.tie.tell(endpoint, &mut head.headers);
+        self.interim(head);
     }
 }
 

@@ -161,6 +161,9 @@ pub enum Refusal {
     /// The endpoint reset the connection, or answered with what is no response.
     #[error("upstream broke off before its response: {0}")]
     UpstreamBroke(String),
+    /// The endpoint does not switch to the protocol that the client wants, and does not say no to it.
+    #[error("the application does not switch: {0}")]
+    NotSwitched(String),
     /// The request was not answered in time.
     #[error("no response within {0:?}")]
     TimedOut(Duration),
@@ -227,6 +230,7 @@ impl Refusal {
             Self::Connect { .. } => "connect",
             Self::TunnelStatus { .. } => "tunnel_status",
             Self::UpstreamBroke(_) => "upstream_broke",
+            Self::NotSwitched(_) => "not_switched",
             Self::TimedOut(_) => "timed_out",
             Self::NoCertificate(_) => "no_certificate",
             Self::Tls { .. } => "tls",
@@ -268,6 +272,7 @@ impl Refusal {
             | Self::Tls { .. }
             | Self::Revoked(_) => "UF",
             Self::UpstreamBroke(_) | Self::ResponseBroke(_) => "UC",
+            Self::NotSwitched(_) => "UPE",
             Self::TimedOut(_) => "UT",
             Self::Overload { .. } => "UO",
             Self::ClientBody(_) | Self::ClientGone => "DC",
@@ -309,6 +314,7 @@ impl Refusal {
             | Self::ResponseBroke(_)
             | Self::Overload { .. }
             | Self::ClientGone => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotSwitched(_) => StatusCode::BAD_GATEWAY,
             Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -346,6 +352,7 @@ impl Refusal {
             | Self::AuthorizerFailed { .. }
             | Self::UnknownAuthorizer { .. }
             | Self::BodyTooLong(_)
+            | Self::NotSwitched(_)
             | Self::Overload { .. }
             | Self::ClientBody(_)
             | Self::ClientGone => "",
@@ -411,6 +418,9 @@ impl Refusal {
                 "401: an L4 policy at the pod does not admit this waypoint's service account"
             }
             Self::UpstreamBroke(_) | Self::ResponseBroke(_) => "look at the application's log",
+            Self::NotSwitched(_) => {
+                "does the application serve WebSockets, in the version of HTTP that its port says?"
+            }
             Self::TimedOut(_) => "raise the route's timeout, or look why the application is slow",
             Self::NoCertificate(_) => {
                 "look at the controller's log: does it know this waypoint's service account?"

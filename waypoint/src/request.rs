@@ -23,8 +23,9 @@ use crate::{
     body::{Answer, Ending, Passed, Source, Streamed},
     caller::{self, debug},
     fault::Faults,
-    hygiene::{self, InvalidHead, Received},
-    io::Heads,
+    hygiene::{self, Received},
+    interim::{self, Interim},
+    io::{Heads, Told},
     limits::{self, Counted, Room},
     mirror::Mirrors,
     opaque::asked_address,
@@ -37,8 +38,9 @@ use crate::{
         Upstream,
         attempt::{Answered, Sending},
         endpoints::Underway,
-        pool::{Lease, Version},
+        pool::Lease,
     },
+    websocket::{self, Switch},
 };
 
 /// What a stream is for, and who opened it.
@@ -106,11 +108,11 @@ impl Proxy {
         &self.upstream
     }
 
-    /// Answers one request of a client. `heads` waits for the next when it is answered.
+    /// Answers one request of a client. A connection of HTTP/1 is `told` of it.
     pub async fn answer(
         &self,
         tunnel: &Tunnel,
-        heads: Option<Heads>,
+        told: Option<Told>,
         mut request: Request<Incoming>,
     ) -> Response<Answer> {
         let may_switch =
@@ -123,12 +125,16 @@ impl Proxy {
         if let Some(token) = token {
             record.shows(debug::examine(self.shared(), &token));
         }
+        let is_stream = request.method() == Method::CONNECT;
         let mut room = Room::default();
-        let told = self.story(tunnel, request, heads.as_ref(), &mut room, &mut record).await;
+        let replied = self.story(tunnel, request, told.as_ref(), &mut room, &mut record).await;
+        told.iter().for_each(|told| told.interim.close());
+        let heads = told.map(|told| told.heads);
         let ending =
             |record| Ending { record, lease: None, underway: None, heads, passed: Passed::default() };
-        match told {
+        match replied {
             Ok(Reply::Here(mut response)) => {
+                opens_nothing(response.status_mut(), is_stream);
                 room.tell(response.headers_mut());
                 record.tell_explanation(None, response.headers_mut());
                 record.responded(response.status(), response.headers());
@@ -148,7 +154,7 @@ impl Proxy {
             }
             Err(refusal) => {
                 wish.into_iter().for_each(upgrade::decline);
-                refused(refusal, &room, ending(record))
+                refused(refusal, &room, is_stream, ending(record))
             }
         }
     }
@@ -157,13 +163,15 @@ impl Proxy {
         &self,
         tunnel: &Tunnel,
         request: Request<Incoming>,
-        heads: Option<&Heads>,
+        told: Option<&Told>,
         room: &mut Room,
         record: &mut Record,
     ) -> Result<Reply, Refusal> {
         let shared = self.shared();
-        let mut asked = receive(shared, tunnel, request, heads, record.received())?;
+        let mut asked = receive(shared, tunnel, request, told.map(|told| &told.heads), record.received())?;
         record.read(&asked.head);
+        // A client of HTTP/1.0 would take one for the response (RFC 9110, 15.2).
+        let interim = told.filter(|_| asked.spoken == Spoken::HTTP_11).map(|told| &told.interim);
         record.explain(|told, _| told.read(&asked.head));
         // One snapshot for the whole request.
         let mesh = shared.mesh.current();
@@ -210,7 +218,7 @@ impl Proxy {
                 return Ok(Reply::Here(response));
             }
         };
-        let mut said = self.send(&mesh, *plan, asked, began, record).await?;
+        let mut said = self.send(&mesh, *plan, asked, interim, began, record).await?;
         heard.respond(&mut said.head.headers);
         Ok(Reply::Upstream(Box::new(said)))
     }
@@ -260,25 +268,29 @@ impl Proxy {
         Box::pin(self.authorizers.ask(mesh, ask, question, heard)).await
     }
 
-    /// Sends a request as `plan` says, whose time runs since `began`, and its copies; then what the filters have to say of the response.
+    /// Sends a request as `plan` says, whose time runs since `began`, and its copies; then what the filters have to say of the
+    /// response, and of those before it.
+    #[expect(clippy::too_many_arguments, reason = "what the story has found out so far, each of it once")]
     async fn send(
         &self,
         mesh: &Snapshot,
         plan: Plan<'_>,
         asked: Asked,
+        interim: Option<&Interim>,
         began: Instant,
         record: &mut Record,
     ) -> Result<Said, Refusal> {
         let Asked { head, body, received, spoken, address } = asked;
         let version = version(&plan.goal, spoken, &head);
-        if version == Version::Http2 && received.upgrade.is_some() {
-            return Err(Refusal::BadRequest(InvalidHead::Upgrade));
-        }
+        let has_body = !body.is_at_end();
+        let switch = |wish| Switch::new(wish, version, &head, has_body, rand::random);
+        let switch = received.wish.map(switch).transpose().map_err(Refusal::BadRequest)?;
         let copies = self.mirrors.draw(mesh, plan.config(), plan.filters());
         let keep = plan.retry().is_some() || !copies.is_empty();
         let body = Source::new(body, keep);
         let copied = (!copies.is_empty()).then(|| (head.clone(), body.copy()));
         let deadline = plan.deadline(began);
+        let hearing = interim.map(Interim::open);
         let sending = Sending {
             goal: plan.goal.clone(),
             asked: address,
@@ -286,27 +298,30 @@ impl Proxy {
             head,
             body,
             version,
-            upgrade: received.upgrade,
+            switch: switch.clone(),
+            hearing: hearing.clone(),
             retry: plan.retry(),
             attempt: plan.timeouts().backend,
             deadline,
         };
-        let sent = self.upstream.send(mesh, sending, record).await;
+        let sent = self.upstream.send(mesh, sending, record);
+        let sent = interim::during(hearing.as_ref(), sent, |head| {
+            hygiene::respond(&mut head.headers);
+            plan.interim(head);
+        });
+        let sent = sent.await;
         // Copies go out when the request has, whatever came of it: their bodies are what was kept of its own.
         if let Some((head, body)) = copied {
             self.mirrors.send(copies, &head, &body, spoken, address, record.context());
         }
         let Answered { mut response, lease, underway, workload } = sent?;
-        let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let switch = is_switch.then(|| hyper::upgrade::on(&mut response));
+        let server = hyper::upgrade::on(&mut response);
         let (mut head, body) = response.into_parts();
-        let protocol = head.headers.get(header::UPGRADE).cloned().filter(|_| is_switch);
+        let agreed = websocket::agreed(switch.as_ref(), &head)?;
+        let switch = agreed.is_some().then_some(server);
         hygiene::respond(&mut head.headers);
         plan.response(&mut head, &workload.uid);
-        if let Some(protocol) = protocol {
-            head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            head.headers.insert(header::UPGRADE, protocol);
-        }
+        agreed.into_iter().for_each(|agreed| agreed.tell(&mut head));
         Ok(Said { head, body, switch, lease, underway, deadline })
     }
 }
@@ -331,7 +346,7 @@ fn receive(
 }
 
 /// The answer to a request that is refused. A gRPC call is answered with a status of its own kind.
-fn refused(refusal: Refusal, room: &Room, mut ending: Ending) -> Response<Answer> {
+fn refused(refusal: Refusal, room: &Room, is_stream: bool, mut ending: Ending) -> Response<Answer> {
     let mut head = Response::new(()).into_parts().0;
     let mut text = Bytes::from_static(refusal.body().as_bytes());
     if let Refusal::DeniedByAuthorizer { denial, .. } = &refusal {
@@ -353,6 +368,7 @@ fn refused(refusal: Refusal, room: &Room, mut ending: Ending) -> Response<Answer
         text.clear();
     } else {
         head.status = refusal.status();
+        opens_nothing(&mut head.status, is_stream);
         if !text.is_empty() && !head.headers.contains_key(header::CONTENT_TYPE) {
             head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         }
@@ -361,6 +377,14 @@ fn refused(refusal: Refusal, room: &Room, mut ending: Ending) -> Response<Answer
     ending.record.responded(head.status, &head.headers);
     ending.record.refused(refusal);
     Response::from_parts(head, Answer::whole(text, ending))
+}
+
+/// What is no stream does not say that it is one: to a CONNECT every 2xx would (RFC 9110, 9.3.6). Whom a policy asks may
+/// deny with 200, and a fault may abort with it.
+fn opens_nothing(status: &mut StatusCode, is_stream: bool) {
+    if is_stream && status.is_success() {
+        *status = StatusCode::FORBIDDEN;
+    }
 }
 
 /// The gRPC status of a call that HTTP answers with the status of `refusal` (gRPC over HTTP/2, "HTTP2 to gRPC status

@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::{
     body::Answer,
-    io::{Heads, TunnelIo},
+    io::{Told, TunnelIo},
     lent::Lent,
     request::{Proxy, Tunnel},
 };
@@ -41,24 +41,24 @@ pub async fn leaving(drain: &Watch, age: Duration) {
     }
 }
 
-/// Serves HTTP/1 until the client leaves. `heads` is told of each request that came.
+/// Serves HTTP/1 until the client leaves. What is `told` of each request is known to `io`, too.
 ///
 /// A connection that rests has no buffers (decision 0030): hyper is told that the client has left, gives back what it
 /// read from, and begins anew with the next request.
 pub async fn http1(
     mut io: TunnelIo,
-    heads: Heads,
+    told: Told,
     proxy: Arc<Proxy>,
     tunnel: Arc<Tunnel>,
     drain: Watch,
     age: Duration,
 ) {
     let answer = |request: Request<Incoming>| {
-        let (proxy, tunnel, heads) = (proxy.clone(), tunnel.clone(), heads.clone());
+        let (proxy, tunnel, told) = (proxy.clone(), tunnel.clone(), told.clone());
         // hyper keeps room for it as long as the connection lasts; an idle one shall not pay for that.
         Box::pin(async move {
-            heads.came();
-            Ok::<Response<Answer>, Infallible>(proxy.answer(&tunnel, Some(heads), request).await)
+            told.heads.came();
+            Ok::<Response<Answer>, Infallible>(proxy.answer(&tunnel, Some(told), request).await)
         })
     };
     let mut cut = pin!(drain.forced());
@@ -119,6 +119,7 @@ pub async fn http2(io: TunnelIo, proxy: Arc<Proxy>, tunnel: Arc<Tunnel>, drain: 
         .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(RESETS)
         .max_local_error_reset_streams(ERRORS)
+        .enable_connect_protocol()
         .serve_connection(io, answer);
     let mut connection = pin!(connection);
     let mut cut = pin!(drain.forced());

@@ -31,7 +31,8 @@ use self::{
 };
 use crate::{
     access::{Records, refused_early},
-    io::{Heads, TunnelIo},
+    interim::Interim,
+    io::{Heads, Told, TunnelIo},
     near::Near,
     opaque,
     refusal::Refusal,
@@ -220,9 +221,13 @@ impl Accept {
     }
 
     async fn http1(&self, stream: Near, first: Bytes, tunnel: Arc<Tunnel>, drain: Watch) {
-        let (heads, limits) = (Heads::default(), self.proxy.shared().settings.limits);
-        let io = TunnelIo::new(stream, first).with_patience(limits.head, heads.clone());
-        serve::http1(io, heads, self.proxy.clone(), tunnel, drain, limits.age).await;
+        let shared = self.proxy.shared();
+        let (limits, interim) = (shared.settings.limits, Interim::new(shared.metrics.interim.clone()));
+        let told = Told { heads: Heads::default(), interim };
+        let io = TunnelIo::new(stream, first)
+            .with_patience(limits.head, told.heads.clone())
+            .with_interim(told.interim.clone());
+        serve::http1(io, told, self.proxy.clone(), tunnel, drain, limits.age).await;
     }
 
     async fn http2(&self, stream: Near, first: Bytes, tunnel: Arc<Tunnel>, drain: Watch) {

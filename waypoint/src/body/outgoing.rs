@@ -145,7 +145,8 @@ impl Streamed {
         self.ahead.iter().filter_map(Frame::data_ref).map(Bytes::len).sum()
     }
 
-    pub(super) fn is_at_end(&self) -> bool {
+    /// Whether there is nothing to come.
+    pub fn is_at_end(&self) -> bool {
         self.ahead.is_empty() && self.body.is_end_stream()
     }
 

@@ -12,7 +12,7 @@ use ambit_model::{
     traffic::{Connections, FailureKind},
     workload::Workload,
 };
-use http::{HeaderMap, HeaderValue, Request, Response, request::Parts};
+use http::{HeaderMap, Request, Response, request::Parts};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
@@ -26,7 +26,7 @@ use super::{
     pool::{Lease, Unanswered, Version},
     rest,
 };
-use crate::{body::Source, hygiene, refusal::Refusal, shared::dice};
+use crate::{body::Source, hygiene, interim::Hearing, refusal::Refusal, shared::dice, websocket::Switch};
 
 /// How often a request is tried elsewhere of which nothing says how often: only if its endpoint could not be reached,
 /// or refused to look at it.
@@ -47,8 +47,10 @@ pub struct Sending<'a> {
     pub body: Source,
     /// How it is spoken.
     pub version: Version,
-    /// The protocol to which the client wants to upgrade.
-    pub upgrade: Option<HeaderValue>,
+    /// What its connection is to become.
+    pub switch: Option<Switch>,
+    /// Who hears what is said before the response.
+    pub hearing: Option<Hearing>,
     /// When it is repeated.
     pub retry: Option<&'a retry::Policy>,
     /// How long one attempt may take to its response's head.
@@ -237,6 +239,10 @@ impl Upstream {
                 Ok(lease) => lease,
                 Err(refusal) => return (retry::Outcome::NotConnected, Err(refusal)),
             };
+            if sending.version == Version::Http2 && sending.switch.is_some() && !lease.takes_streams().await {
+                let closed = "it speaks HTTP/2 and does not take WebSockets (RFC 8441)".to_owned();
+                return (retry::Outcome::Refused, Err(Refusal::NotSwitched(closed)));
+            }
             let request = match unsent.take() {
                 Some(request) => request,
                 None => match request(sending, witness) {
@@ -314,8 +320,14 @@ fn request(sending: &mut Sending<'_>, witness: &impl Witness) -> Option<Request<
     let mut head = sending.head.clone();
     witness.tell(&mut head.headers);
     match sending.version {
-        Version::Http1 => hygiene::write_http1(&mut head, sending.upgrade.as_ref()),
+        Version::Http1 => hygiene::write_http1(&mut head),
         Version::Http2 => hygiene::write_http2(&mut head),
     }
-    Some(Request::from_parts(head, body))
+    sending.switch.iter().for_each(|switch| switch.ask(&mut head));
+    let mut request = Request::from_parts(head, body);
+    // HTTP/2 has nobody who would tell.
+    if let (Version::Http1, Some(hearing)) = (sending.version, sending.hearing.clone()) {
+        hyper::ext::on_informational(&mut request, move |said| hearing.hear(said.status(), said.headers()));
+    }
+    Some(request)
 }

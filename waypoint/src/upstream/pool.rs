@@ -4,6 +4,7 @@
 //! shared; the first request dials, the others wait for that dial. The map is locked for look-ups only.
 
 use std::{
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicUsize, Ordering},
@@ -21,7 +22,10 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::sync::OnceCell;
+use tokio::{
+    sync::{OnceCell, watch},
+    time::timeout,
+};
 
 use super::dial::{Dial, Hop, Onward};
 use crate::{
@@ -40,6 +44,19 @@ const IDLE_FOR: Duration = Duration::from_secs(50);
 const SHARED: usize = 100;
 /// What an endpoint's response may have in its head.
 const HEAD: usize = 64 * 1024;
+/// When it is looked, after the connection was made, whether an endpoint takes a CONNECT that names a protocol: its settings
+/// come with the first that it says. After half a second they will not.
+const LOOKS: [Duration; 9] = [
+    Duration::from_millis(1),
+    Duration::from_millis(2),
+    Duration::from_millis(4),
+    Duration::from_millis(8),
+    Duration::from_millis(16),
+    Duration::from_millis(32),
+    Duration::from_millis(64),
+    Duration::from_millis(128),
+    Duration::from_millis(256),
+];
 /// HTTP/2 windows towards endpoints: a stream's, and four times that for the connection (protocols 12, line 9).
 const WINDOW: u32 = 1024 * 1024;
 
@@ -77,10 +94,18 @@ impl Idle {
     }
 }
 
+/// An HTTP/2 connection.
+#[derive(Clone, Debug)]
+struct Http2 {
+    sender: http2::SendRequest<Outgoing>,
+    /// Whether the endpoint takes a CONNECT that names a protocol. Nobody tells any more once it is known.
+    takes_streams: watch::Receiver<bool>,
+}
+
 /// One HTTP/2 connection, made or about to be.
 #[derive(Debug, Default)]
 struct Shared {
-    connection: OnceCell<http2::SendRequest<Outgoing>>,
+    connection: OnceCell<Http2>,
     active: AtomicUsize,
     /// How many requests it has carried.
     carried: AtomicU32,
@@ -88,7 +113,7 @@ struct Shared {
 
 impl Shared {
     fn is_closed(&self) -> bool {
-        self.connection.get().is_some_and(http2::SendRequest::is_closed)
+        self.connection.get().is_some_and(|connection| connection.sender.is_closed())
     }
 }
 
@@ -103,7 +128,7 @@ pub struct Lease {
 #[derive(Debug)]
 enum Kind {
     Http1 { pool: Pool, key: Hop, sender: http1::SendRequest<Outgoing>, carried: u32, is_last: bool },
-    Http2 { sender: http2::SendRequest<Outgoing>, _counted: Counted },
+    Http2 { connection: Http2, _counted: Counted },
 }
 
 /// One request's place on a shared connection.
@@ -138,12 +163,21 @@ impl Lease {
     pub async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Incoming>, Box<Unanswered>> {
         let sent = match &mut self.kind {
             Kind::Http1 { sender, .. } => sender.try_send_request(request).await,
-            Kind::Http2 { sender, .. } => sender.try_send_request(request).await,
+            Kind::Http2 { connection, .. } => connection.sender.try_send_request(request).await,
         };
         sent.map_err(|mut error| {
             let unsent = error.take_message();
             Box::new(Unanswered { error: error.into_error(), unsent })
         })
+    }
+
+    /// Whether the endpoint takes a CONNECT that names a protocol (RFC 8441, 3). A connection that was made just now may not
+    /// have heard of it yet.
+    pub async fn takes_streams(&mut self) -> bool {
+        match &mut self.kind {
+            Kind::Http1 { .. } => false,
+            Kind::Http2 { connection, .. } => connection.takes_streams.wait_for(|takes| *takes).await.is_ok(),
+        }
     }
 
     /// The response is complete: another request may use the connection.
@@ -185,8 +219,8 @@ impl Pool {
                 let is_reused = shared.connection.initialized();
                 let counted = Counted::on(shared.clone());
                 let dialled = shared.connection.get_or_try_init(|| connect_http2(dial, hop, connect));
-                let sender = dialled.await?.clone();
-                Ok(Lease { kind: Kind::Http2 { sender, _counted: counted }, is_reused })
+                let connection = dialled.await?.clone();
+                Ok(Lease { kind: Kind::Http2 { connection, _counted: counted }, is_reused })
             }
         }
     }
@@ -263,11 +297,7 @@ async fn connect_http1(
     Ok(sender)
 }
 
-async fn connect_http2(
-    dial: &Dial,
-    hop: &Hop,
-    limit: Option<Duration>,
-) -> Result<http2::SendRequest<Outgoing>, Refusal> {
+async fn connect_http2(dial: &Dial, hop: &Hop, limit: Option<Duration>) -> Result<Http2, Refusal> {
     let io = io(dial.connect(hop, limit).await?);
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -277,12 +307,30 @@ async fn connect_http2(
         .handshake(io)
         .await
         .map_err(|error| failed(hop, &error))?;
+    let (tells, takes_streams) = watch::channel(false);
     task::spawn("upstream HTTP/2", async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "Upstream connection ended");
+        let mut connection = pin!(connection);
+        // Nobody is told when the endpoint's settings come, which are the first that it says (RFC 9113, 3.4).
+        for wait in LOOKS {
+            if connection.is_extended_connect_protocol_enabled() {
+                tells.send_replace(true);
+                break;
+            }
+            if let Ok(ended) = timeout(wait, connection.as_mut()).await {
+                return report(ended);
+            }
         }
+        // Who waits learns that there is nothing to wait for.
+        drop(tells);
+        report(connection.await);
     });
-    Ok(sender)
+    Ok(Http2 { sender, takes_streams })
+}
+
+fn report(ended: Result<(), hyper::Error>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "Upstream connection ended");
+    }
 }
 
 fn io(onward: Onward) -> Io {
