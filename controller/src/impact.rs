@@ -96,13 +96,7 @@ impl<'a> Dependents<'a> {
                 self.subsets_of(&entry.meta.name.namespace, &entry.labels);
             }
             Object::Service(service) => self.of_service(service),
-            Object::EndpointSlice(slice) => {
-                self.slice(slice);
-                // A subset of everything has its endpoints that are no pods.
-                for service in slice.service.iter() {
-                    self.subsets_of(&service.namespace, &Labels::default());
-                }
-            }
+            Object::EndpointSlice(slice) => self.slice(slice),
             Object::ServiceEntry(entry) => self.of_entry(entry),
             Object::AuthorizationPolicy(policy) => self.of_authorization(policy),
             Object::PeerAuthentication(policy) => self.of_peer_authentication(policy),
@@ -224,10 +218,10 @@ impl<'a> Dependents<'a> {
         }
     }
 
-    /// Whoever has these labels may be in a subset.
+    /// Whoever has these labels may be in a subset. One of all endpoints names none of them.
     fn subsets_of(&mut self, namespace: &Namespace, labels: &Labels) {
         let cluster = self.cluster;
-        let has = |subset: &Subset| subset.labels.as_ref().is_none_or(|wanted| wanted.matches(labels));
+        let has = |subset: &Subset| subset.labels.as_ref().is_some_and(|wanted| wanted.matches(labels));
         let root = &cluster.settings().root_namespace;
         let namespaces = BTreeSet::from([namespace, root]);
         let rules = namespaces.into_iter().flat_map(|namespace| cluster.destination_rules.within(namespace));

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+#[macro_use]
 mod support;
 
 use std::sync::Arc;
@@ -14,30 +15,18 @@ use ambit_controller::source::Event;
 use ambit_controller::translate::Output;
 use ambit_model::name::{Label, ServiceKey};
 use ambit_model::service::{Mode, Scope};
-use ambit_model::traffic::{Algorithm, HashOn, Outliers, Traffic, TrafficPolicy};
-use support::{at_the_door, cluster, conditions, config, pod_yaml};
+use ambit_model::traffic::{
+    Algorithm, HashOn, Members, Outliers, Subset, SuccessRate, Traffic, TrafficPolicy,
+};
+use support::{GATE, at_the_door, cluster, conditions, config, pod_yaml};
 
-const GATE: &str = "shop/gate";
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 const API: &str = "shop/api.shop.svc.cluster.local";
 
 /// Two services at a waypoint, one of which sends to the other; one at none, and an entry.
-const SHOP: &str = "
-apiVersion: gateway.networking.k8s.io/v1
-kind: GatewayClass
-metadata: {name: istio-waypoint}
-spec: {controllerName: istio.io/mesh-controller}
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/use-waypoint: gate}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: gate, namespace: shop, labels: {istio.io/waypoint-for: all}}
-spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
-status: {addresses: [{value: 10.5.0.1}]}
----
+const SHOP: &str = concat!(
+    shop_at_gate!(", labels: {istio.io/waypoint-for: all}"),
+    "
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
@@ -69,7 +58,8 @@ spec:
   parentRefs: [{group: '', kind: Service, name: web, port: 80}]
   rules: [{backendRefs: [{name: api, port: 80}]}]
 ---
-";
+"
+);
 
 fn named(namespace: &str, name: &str, created: u32, spec: &str) -> String {
     format!(
@@ -115,24 +105,23 @@ fn subsets_are_the_workloads_of_the_service_with_their_labels() {
     let traffic_of_web = traffic(&shop(&rule(spec)), WEB, WEB).unwrap();
     let members = |name: &str| {
         let subset = traffic_of_web.subset(&name.into()).unwrap();
-        subset
-            .workloads
-            .iter()
-            .map(|uid| uid.as_str().rsplit('/').next().unwrap().to_owned())
-            .collect::<Vec<_>>()
+        subset.members.clone()
     };
-    assert_eq!(members("v1"), ["web-1", "web-3"]);
-    assert_eq!(members("all"), ["web-1", "web-2", "web-3"]);
-    assert!(members("none").is_empty());
+    let named = |name: &str| match members(name) {
+        Members::All => vec!["all".to_owned()],
+        Members::These(uids) => {
+            uids.iter().map(|uid| uid.as_str().rsplit('/').next().unwrap().to_owned()).collect()
+        }
+    };
+    assert_eq!(named("v1"), ["web-1", "web-3"]);
+    assert_eq!(members("all"), Members::All);
+    assert!(named("none").is_empty());
     assert!(traffic_of_web.subset(&"v2".into()).is_none());
     let far = rule("host: far.example, subsets: [{name: v2, labels: {version: v2}}]");
     let key = "shop/far.example";
     let far = traffic(&shop(&far), key, key).unwrap();
-    let uids = far.subset(&"v2".into()).unwrap().workloads.clone();
-    assert_eq!(
-        uids.iter().map(|uid| uid.as_str()).collect::<Vec<_>>(),
-        ["Kubernetes/networking.istio.io/ServiceEntry/shop/far/192.0.2.2"]
-    );
+    let uid = "Kubernetes/networking.istio.io/ServiceEntry/shop/far/192.0.2.2";
+    assert_eq!(far.subset(&"v2".into()).unwrap(), &Subset::new("v2".into(), vec![uid.into()]));
 }
 
 #[test]
@@ -309,6 +298,7 @@ fn what_cannot_be_done_is_refused_by_its_field() {
         (outliers("minHealthPercent: 50"), at("outlierDetection.minHealthPercent")),
         (outliers("maxEjectionPercent: 101"), at("outlierDetection.maxEjectionPercent")),
         (outliers("baseEjectionTime: x"), at("outlierDetection.baseEjectionTime")),
+        (outliers("interval: 0s"), at("outlierDetection.interval")),
         (outliers("consecutiveErrors: 5"), at("outlierDetection.consecutiveErrors")),
     ];
     for (spec, field) in table {
@@ -332,18 +322,79 @@ fn authors_are_told_what_became_of_it() {
 }
 
 #[test]
-fn endpoints_that_are_no_pods_belong_to_a_subset_of_everything_when_they_come() {
+fn a_subset_of_everything_is_not_written_anew_when_endpoints_come() {
     let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: bare-1, namespace: shop, labels: \
                  {kubernetes.io/service-name: api}}\naddressType: IPv4\nports: [{name: http, port: 80}]\n\
                  endpoints: [{addresses: [192.0.2.7]}]\n";
     let spec = "host: api, subsets: [{name: all}]";
     let known = traffic(&shop(&format!("{}{slice}", rule(spec))), API, API).unwrap();
-    let uids = known.subset(&"all".into()).unwrap().workloads.clone();
-    assert!(uids.iter().any(|uid| uid.as_str().ends_with("EndpointSlice/shop/bare-1/192.0.2.7")), "{uids:?}");
-    let changed = support::objects(slice).remove(0);
-    let mut cluster = shop(&rule(spec));
-    let touched = cluster.apply(Event::Upsert(changed)).unwrap();
-    let configs =
-        impact::of(&cluster, &touched).into_iter().filter(|one| matches!(one, Output::ServiceConfig { .. }));
-    assert!(configs.count() >= 2, "of api, and of web, whose route leads to it");
+    assert!(known.subset(&"all".into()).unwrap().members.admit(&"whoever it is".into()));
+    let configs = |spec: &str, object: &str| {
+        let mut cluster = shop(&rule(spec));
+        let touched = cluster.apply(Event::Upsert(support::objects(object).remove(0))).unwrap();
+        let outputs = impact::of(&cluster, &touched).into_iter();
+        outputs.filter(|one| matches!(one, Output::ServiceConfig { .. })).count()
+    };
+    let pod = pod_yaml("shop", "api-2", "10.0.0.7", "app: api, version: v1");
+    assert_eq!((configs(spec, slice), configs(spec, &pod)), (0, 0));
+    let named = "host: api, subsets: [{name: v1, labels: {version: v1}}]";
+    assert!(configs(named, &pod) >= 2, "of api, and of web, whose route leads to it");
+}
+
+fn rated(annotations: &str, spec: &str) -> String {
+    rule(spec).replace("metadata: {", &format!("metadata: {{annotations: {{{annotations}}}, "))
+}
+
+#[test]
+fn success_rates_are_asked_for_by_annotations() {
+    let spec = "host: web, trafficPolicy: {outlierDetection: {interval: 5s}}, subsets: [{name: v1, labels: {version: v1}, \
+                trafficPolicy: {outlierDetection: {}}}]";
+    let of = |annotations: &str, subset: Option<&str>| {
+        let traffic = traffic(&shop(&rated(annotations, spec)), WEB, WEB).unwrap();
+        let policy = traffic.policy(subset.map(Label::from).as_ref(), 80).unwrap();
+        policy.outliers.success_rate.clone()
+    };
+    let rate = |factor, least_endpoints, least_requests, seconds| {
+        let interval = Duration::from_secs(seconds);
+        Some(SuccessRate { factor, least_endpoints, least_requests, interval })
+    };
+    let usual = "ambit.io/success-rate-stdev-factor: '1.9'";
+    assert_eq!(of(usual, None), rate(1900, 5, 100, 5));
+    assert_eq!(of(usual, Some("v1")), rate(1900, 5, 100, 10), "of every outlierDetection in the rule");
+    let all = "ambit.io/success-rate-stdev-factor: '0.125', ambit.io/success-rate-minimum-hosts: '3', \
+               ambit.io/success-rate-request-volume: '20'";
+    assert_eq!(of(all, None), rate(125, 3, 20, 5));
+    assert_eq!(of("ambit.io/success-rate-stdev-factor: '2'", None), rate(2000, 5, 100, 5));
+    assert_eq!(of("example.com/other: x", None), None);
+}
+
+#[test]
+fn annotations_that_make_no_sense_are_refused() {
+    let factor = "ambit.io/success-rate-stdev-factor";
+    let (hosts, volume) = ("ambit.io/success-rate-minimum-hosts", "ambit.io/success-rate-request-volume");
+    let with_factor = |name: &str, value: &str| format!("{factor}: '1.9', {name}: '{value}'");
+    let detects = "host: web, trafficPolicy: {outlierDetection: {}}";
+    let values =
+        ["", "0", "0.0", "-1", "+1", "1.", ".5", "1.2345", "129", "99999999999", "1,9", "1e1", "many"];
+    let factors = values.map(|value| (format!("{factor}: '{value}'"), detects, factor));
+    let table = [
+        (with_factor(hosts, "1"), detects, hosts),
+        (with_factor(hosts, "+5"), detects, hosts),
+        (with_factor(hosts, ""), detects, hosts),
+        (with_factor(volume, "0"), detects, volume),
+        (with_factor(volume, "1.5"), detects, volume),
+        (format!("{hosts}: '5'"), detects, hosts),
+        (format!("{volume}: '5'"), detects, volume),
+        (
+            with_factor("ambit.io/success-rate-minimum-host", "5"),
+            detects,
+            "ambit.io/success-rate-minimum-host",
+        ),
+        (format!("{factor}: '1.9'"), "host: web", factor),
+    ];
+    for (annotations, spec, name) in factors.into_iter().chain(table) {
+        let parsed = at_the_door(&rated(&annotations, spec));
+        let Parsed::Bad { rejection, instead: None } = parsed else { panic!("{annotations}: {parsed:?}") };
+        assert_eq!(rejection.field, format!("metadata.annotations[{name}]"), "{annotations}");
+    }
 }

@@ -12,8 +12,8 @@ use ambit_controller::source::Event;
 use ambit_controller::source::standing::{Verdict, judge};
 use ambit_controller::translate::status;
 use ambit_model::authz::{
-    Authorizer, AuthorizerParts, BodyForm, CheckProtocol, Content, HttpCheck, Longer, OnFailure, SharedBody,
-    Text,
+    Authorizer, AuthorizerParts, BodyForm, CheckProtocol, Content, GrpcCheck, HttpCheck, Longer, OnFailure,
+    SharedBody, Text,
 };
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ fn parts() -> AuthorizerParts {
         timeout: Duration::from_secs(10),
         on_failure: OnFailure::Deny(StatusCode::FORBIDDEN),
         body: None,
-        protocol: CheckProtocol::Grpc,
+        protocol: CheckProtocol::Grpc(GrpcCheck::default()),
     }
 }
 

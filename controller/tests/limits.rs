@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
+#[macro_use]
 mod support;
 
 use std::time::Duration;
@@ -13,29 +14,15 @@ use ambit_controller::translate::status;
 use ambit_model::limit::{Attribute, EntryValue, GlobalLimit, LocalLimit, OnError, RateLimit, Scope, header};
 use ambit_model::name::ServiceKey;
 use ambit_model::route::{Destination, RouteKey};
-use support::{at_the_door, cluster, conditions, config};
+use support::{GATE, at_the_door, cluster, conditions, config, fenced};
 
-const GATE: &str = "shop/gate";
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 const API: &str = "shop/api.shop.svc.cluster.local";
 
 /// Two services at a waypoint, one at none; a route, and services that count.
-const SHOP: &str = "
-apiVersion: gateway.networking.k8s.io/v1
-kind: GatewayClass
-metadata: {name: istio-waypoint}
-spec: {controllerName: istio.io/mesh-controller}
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/use-waypoint: gate}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: gate, namespace: shop, labels: {istio.io/waypoint-for: all}}
-spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
-status: {addresses: [{value: 10.5.0.1}]}
----
+const SHOP: &str = concat!(
+    shop_at_gate!(", labels: {istio.io/waypoint-for: all}"),
+    "
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {name: front, namespace: shop}
@@ -87,7 +74,8 @@ spec:
   parentRefs: [{group: '', kind: Service, name: bare}]
   rules: [{backendRefs: [{name: bare, port: 80}]}]
 ---
-";
+"
+);
 
 const TO_WEB: &str = "targetRefs: [{kind: Service, name: web}]";
 const TEN: &str = "local: [{requests: 10, per: 1s}]";
@@ -376,8 +364,7 @@ fn a_limit_that_was_never_understood_limits_nothing_and_says_so() {
 #[test]
 fn the_page_that_users_read_is_understood() {
     let page = include_str!("../../docs/limits.md");
-    let mut blocks = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let yaml: Vec<_> = blocks.by_ref().collect();
+    let yaml = fenced(page);
     assert_eq!(yaml.len(), 3, "the page has three texts");
     let cluster = shop(&yaml.join("\n---\n"));
     let policies: Vec<_> =

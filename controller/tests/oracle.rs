@@ -237,11 +237,15 @@ fn backend() -> impl Strategy<Value = Value> {
 fn any_route() -> impl Strategy<Value = Value> {
     let kind = pick(&["HTTPRoute", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"]);
     let parents = prop::collection::vec(parent(), 1..3);
-    (meta(), kind, parents, prop::collection::vec(backend(), 0..3), any::<bool>()).prop_map(
-        |(meta, kind, parents, backends, mirrored)| {
-            let filters = match (kind, backends.first()) {
-                ("HTTPRoute" | "GRPCRoute", Some(first)) if mirrored => {
+    let filters = pick(&["none", "mirror", "auth"]);
+    (meta(), kind, parents, prop::collection::vec(backend(), 0..3), filters).prop_map(
+        |(meta, kind, parents, backends, filters)| {
+            let filters = match (kind, backends.first(), filters) {
+                ("HTTPRoute" | "GRPCRoute", Some(first), "mirror") => {
                     json!([{"type": "RequestMirror", "requestMirror": {"backendRef": first}}])
+                }
+                ("HTTPRoute", Some(first), "auth") => {
+                    json!([{"type": "ExternalAuth", "externalAuth": {"protocol": "GRPC", "backendRef": first}}])
                 }
                 _ => json!([]),
             };

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
+#[macro_use]
 mod support;
 
 use ambit_controller::cluster::object::{Key, Kind, Name, Parsed};
@@ -12,20 +13,15 @@ use ambit_model::authz::{
     AccountMatch, Action, Condition, Content, Match, PathMatch, PathTemplate, RequestMatch, Rule, Text,
 };
 use http::{HeaderName, header};
-use support::{at_the_door, authorization, cluster, conditions, config, objects};
+use support::{GATE, at_the_door, authorization, cluster, conditions, config, objects};
 
-const GATE: &str = "shop/gate";
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 const DB: &str = "shop/db.shop.svc.cluster.local";
 const OUT: &str = "shop/out.example.com";
 
 /// Services of `shop`, all but one of them bound to a waypoint.
-const SHOP: &str = "
-apiVersion: gateway.networking.k8s.io/v1
-kind: GatewayClass
-metadata: {name: istio-waypoint}
-spec: {controllerName: istio.io/mesh-controller}
----
+const SHOP: &str = concat!(
+    "
 apiVersion: gateway.networking.k8s.io/v1
 kind: GatewayClass
 metadata: {name: istio}
@@ -36,16 +32,9 @@ kind: Gateway
 metadata: {name: front, namespace: shop}
 spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}
 ---
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/use-waypoint: gate}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: gate, namespace: shop}
-spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
-status: {addresses: [{value: 10.5.0.1}]}
----
+",
+    shop_at_gate!(),
+    "
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
@@ -71,7 +60,8 @@ kind: ServiceEntry
 metadata: {name: out, namespace: shop}
 spec: {hosts: [out.example.com], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}]}
 ---
-";
+"
+);
 
 const TO_WEB: &str = "targetRefs: [{group: '', kind: Service, name: web}]";
 

@@ -2,37 +2,33 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
+#[macro_use]
 mod support;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use ambit_controller::cluster::Cluster;
 use ambit_controller::cluster::object::{Kind, Parsed};
 use ambit_controller::source::standing::{Standing, Verdict, judge};
+use ambit_model::authz::{
+    Authorizer, AuthorizerParts, BodyForm, CHECK_TIMEOUT, CheckProtocol, GrpcCheck, HttpCheck, Longer,
+    OnFailure, SharedBody, Text as Asks,
+};
 use ambit_model::name::ServiceKey;
 use ambit_model::route::{
-    Backend, Cors, CorsParts, Destination, Filter, Filters, Fraction, HeaderEdit, Lifetime, Match, Mirror,
-    NewHost, NewPath, Path, Redirect, RedirectStatus, Rewrite, Rule, Scheme, Session, SessionKey, Text,
-    Timeouts, retry,
+    Backend, Cors, CorsParts, Destination, ExternalAuth, Filter, Filters, Fraction, HeaderEdit, Lifetime,
+    Match, Mirror, NewHost, NewPath, Path, Redirect, RedirectStatus, Rewrite, Rule, Scheme, Session,
+    SessionKey, Text, Timeouts, retry,
 };
-use http::{HeaderName, Method};
-use support::{at_the_door, cluster, conditions, config, objects};
+use http::{HeaderName, Method, StatusCode};
+use support::{GATE, at_the_door, cluster, conditions, config, objects};
 
-const GATE: &str = "shop/gate";
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 
 /// Services of two namespaces, those of `shop` bound to a waypoint.
-const SHOP: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/use-waypoint: gate}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: gate, namespace: shop}
-spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
-status: {addresses: [{value: 10.5.0.1}]}
----
+const SHOP: &str = concat!(
+    shop_at_gate!(),
+    "
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
@@ -56,7 +52,8 @@ spec:
   resolution: DNS
   ports: [{number: 80, name: http, protocol: HTTP}]
 ---
-";
+"
+);
 
 fn route(kind: &str, namespace: &str, name: &str, spec: &str) -> String {
     format!(
@@ -268,6 +265,97 @@ fn backends_times_repetitions_and_sessions_are_what_is_written() {
     }
 }
 
+fn asking(auth: &str) -> String {
+    format!("{{filters: [{{type: ExternalAuth, externalAuth: {{{auth}}}}}]}}")
+}
+
+#[test]
+fn whom_a_route_asks_is_told_as_it_is_written() {
+    let names = |list: &[&str]| list.iter().map(|name| Asks::Exact((*name).into())).collect::<Vec<_>>();
+    let parts = |protocol, body| AuthorizerParts {
+        namespace: "shop".into(),
+        hostname: "v2.shop.svc.cluster.local".into(),
+        port: 80,
+        timeout: CHECK_TIMEOUT,
+        on_failure: OnFailure::Deny(StatusCode::INTERNAL_SERVER_ERROR),
+        body,
+        protocol,
+    };
+    let grpc = |request_headers| CheckProtocol::Grpc(GrpcCheck { request_headers });
+    let http = |check| CheckProtocol::Http(Box::new(check));
+    let everything = HttpCheck { upstream_on_allow: vec![Asks::Presence], ..HttpCheck::default() };
+    let body = |limit| Some(SharedBody { limit, longer: Longer::Refused, form: BodyForm::Text });
+    let table = [
+        ("protocol: GRPC, grpc: {}", parts(grpc(None), None)),
+        ("protocol: GRPC", parts(grpc(None), None)),
+        (
+            "protocol: GRPC, grpc: {allowedHeaders: [X-A, cookie]}",
+            parts(grpc(Some(names(&["x-a", "cookie"]))), None),
+        ),
+        ("protocol: HTTP, http: {}", parts(http(everything.clone()), None)),
+        ("protocol: HTTP, http: {path: /}, forwardBody: {}", parts(http(everything.clone()), None)),
+        ("protocol: HTTP, forwardBody: {maxSize: 0}", parts(http(everything.clone()), None)),
+        ("protocol: HTTP, forwardBody: {maxSize: 1024}", parts(http(everything), body(1024))),
+        (
+            "protocol: HTTP, http: {path: /check/, allowedHeaders: [Cookie], allowedResponseHeaders: [x-user]}",
+            parts(
+                http(HttpCheck {
+                    path_prefix: "/check".into(),
+                    request_headers: names(&["cookie"]),
+                    upstream_on_allow: names(&["x-user"]),
+                    ..HttpCheck::default()
+                }),
+                None,
+            ),
+        ),
+    ];
+    for (yaml, parts) in table {
+        let auth = ExternalAuth::Asks(Arc::new(Authorizer::new(parts).unwrap()));
+        let yaml = asking(&format!("{yaml}, backendRef: {{name: v2, port: 80}}"));
+        assert_eq!(rule("HTTPRoute", &yaml), filtered(Filter::ExternalAuth(auth)), "{yaml}");
+    }
+}
+
+#[test]
+fn whom_a_route_cannot_ask_lets_nobody_pass() {
+    let grant = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: ReferenceGrant
+metadata: {name: g, namespace: safe}
+spec:
+  from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}]
+  to: [{group: '', kind: Service}]
+---
+";
+    for (backend, grants, reason) in [
+        ("{name: gone, port: 80}", "", "BackendNotFound"),
+        ("{name: v2, port: 9}", "", "BackendNotFound"),
+        ("{name: v2, port: 443}", "", "UnsupportedProtocol"),
+        ("{kind: Secret, name: v2, port: 80}", "", "InvalidKind"),
+        ("{name: vault, namespace: safe, port: 80}", "", "RefNotPermitted"),
+        ("{name: vault, namespace: safe, port: 80}", grant, "ResolvedRefs"),
+        ("{group: networking.istio.io, kind: ServiceEntry, name: out, port: 80}", "", "ResolvedRefs"),
+    ] {
+        let yaml = asking(&format!("protocol: GRPC, backendRef: {backend}"));
+        let cluster = shop(&(to_web("HTTPRoute", &yaml) + grants));
+        let told = conditions(&cluster, Kind::HttpRoute, "shop", "r");
+        let is_resolved = reason == "ResolvedRefs";
+        assert_eq!(
+            told[..2],
+            ["Accepted=true Accepted".to_owned(), format!("ResolvedRefs={is_resolved} {reason}")]
+        );
+        let config = config(&cluster, GATE, WEB).unwrap();
+        let rule = config.parts().http[0].route.rules()[0].clone();
+        match rule.filters.as_slice() {
+            [Filter::ExternalAuth(ExternalAuth::Asks(_))] => assert!(is_resolved, "{backend}"),
+            [Filter::ExternalAuth(ExternalAuth::Nobody { reason: told })] => {
+                assert_eq!(told.as_str(), reason, "{backend}");
+            }
+            other => panic!("{backend}: {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn what_makes_no_sense_or_is_not_supported_is_refused_with_its_field() {
     const REDIRECT: &str = "{type: RequestRedirect, requestRedirect: {}}";
@@ -300,7 +388,22 @@ fn what_makes_no_sense_or_is_not_supported_is_refused_with_its_field() {
             "{filters: [{type: ExtensionRef, extensionRef: {group: a, kind: b, name: c}}]}",
             "spec.rules[0].filters[0].type",
         ),
-        ("HTTPRoute", "{filters: [{type: ExternalAuth, externalAuth: {}}]}", "spec.rules[0].filters[0].type"),
+        ("HTTPRoute", "{filters: [{type: ExternalAuth}]}", "spec.rules[0].filters[0].externalAuth"),
+        (
+            "HTTPRoute",
+            "{filters: [{type: CORS, cors: {}, externalAuth: {protocol: HTTP, backendRef: {name: v2, port: 80}}}]}",
+            "spec.rules[0].filters[0].externalAuth",
+        ),
+        (
+            "HTTPRoute",
+            "{backendRefs: [{name: v2, port: 80, filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: v2, port: 80}}}]}]}",
+            "spec.rules[0]",
+        ),
+        (
+            "GRPCRoute",
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: v2, port: 80}}}]}",
+            "spec.rules[0].filters[0].type",
+        ),
         ("HTTPRoute", "{filters: [{type: Compress}]}", "spec.rules[0].filters[0].type"),
         ("HTTPRoute", "{filters: [{type: CORS}]}", "spec.rules[0].filters[0].cors"),
         (
@@ -412,6 +515,30 @@ fn what_makes_no_sense_or_is_not_supported_is_refused_with_its_field() {
     };
     for (kind, yaml, field) in table {
         assert_eq!(refused(&to_web(kind, yaml)), field, "{yaml}");
+    }
+    for (auth, field) in [
+        ("protocol: SMTP, backendRef: {name: v2, port: 80}", ".protocol"),
+        ("protocol: HTTP, backendRef: {name: v2}", ".backendRef.port"),
+        ("protocol: HTTP, backendRef: {name: v2, port: 80, weight: 1}", ".backendRef"),
+        ("protocol: HTTP, backendRef: {name: v2, port: 80}, grpc: {}", ".grpc"),
+        ("protocol: GRPC, backendRef: {name: v2, port: 80}, http: {}", ".http"),
+        ("protocol: GRPC, backendRef: {name: v2, port: 80}, failOpen: true", ".failOpen"),
+        ("protocol: GRPC, backendRef: {name: v2, port: 80}, grpc: {headers: []}", ".grpc.headers"),
+        ("protocol: HTTP, backendRef: {name: v2, port: 80}, http: {path: check}", ".http.path"),
+        ("protocol: HTTP, backendRef: {name: v2, port: 80}, http: {path: /a/../b}", ".http.path"),
+        ("protocol: HTTP, backendRef: {name: v2, port: 80}, http: {path: '/a?b'}", ".http.path"),
+        (
+            "protocol: HTTP, backendRef: {name: v2, port: 80}, http: {allowedHeaders: [a, 'b c']}",
+            ".http.allowedHeaders[1]",
+        ),
+        (
+            "protocol: HTTP, backendRef: {name: v2, port: 80}, forwardBody: {maxSize: 2000000}",
+            ".forwardBody.maxSize",
+        ),
+    ] {
+        let rule = format!("{{filters: [{{type: ExternalAuth, externalAuth: {{{auth}}}}}]}}");
+        let field = format!("spec.rules[0].filters[0].externalAuth{field}");
+        assert_eq!(refused(&to_web("HTTPRoute", &rule)), field, "{auth}");
     }
     let redirected = format!("{{filters: [{REDIRECT}], backendRefs: [{{name: v2, port: 80}}]}}");
     assert_eq!(refused(&to_web("HTTPRoute", &redirected)), "spec.rules[0]");

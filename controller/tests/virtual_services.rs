@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
+#[macro_use]
 mod support;
 
 use std::time::Duration;
@@ -16,23 +17,14 @@ use ambit_model::route::{
     Scheme, Text, Timeout, Timeouts, With, retry, select,
 };
 use http::{HeaderName, Method, Request, StatusCode, header};
-use support::{at_the_door, cluster, conditions, config, objects};
+use support::{GATE, at_the_door, cluster, conditions, config, objects};
 
-const GATE: &str = "shop/gate";
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 
 /// Services of two namespaces, those of `shop` bound to a waypoint.
-const SHOP: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/use-waypoint: gate}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: gate, namespace: shop}
-spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
-status: {addresses: [{value: 10.5.0.1}]}
----
+const SHOP: &str = concat!(
+    shop_at_gate!(),
+    "
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
@@ -63,7 +55,8 @@ spec:
   resolution: DNS
   ports: [{number: 80, name: http, protocol: HTTP}]
 ---
-";
+"
+);
 
 fn object(namespace: &str, name: &str, created: u32, spec: &str) -> String {
     format!(
@@ -295,6 +288,25 @@ fn every_action_is_what_is_written() {
         "{redirect: {uri: /b, authority: a.example, scheme: https, derivePort: FROM_PROTOCOL_DEFAULT}}";
     let filters = filters(vec![Filter::Redirect(redirect)]);
     assert_eq!(rule(yaml), Rule { filters, matches: vec![Match::default()], ..Rule::default() });
+}
+
+#[test]
+fn a_subset_that_nobody_defines_is_told_of() {
+    let object = to_web("{route: [{destination: {host: v2, subset: a}}]}");
+    let told = |rule: &str| conditions(&shop(&format!("{object}{rule}")), Kind::VirtualService, "shop", "r");
+    let rule = |subset: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: v2, namespace: shop}}\n\
+             spec: {{host: v2, subsets: [{{name: {subset}}}]}}\n"
+        )
+    };
+    for (written, expected) in [
+        (String::new(), "ResolvedRefs=false BackendNotFound"),
+        (rule("b"), "ResolvedRefs=false BackendNotFound"),
+        (rule("a"), "ResolvedRefs=true ResolvedRefs"),
+    ] {
+        assert!(told(&written).contains(&expected.to_owned()), "{written}: {:?}", told(&written));
+    }
 }
 
 #[test]

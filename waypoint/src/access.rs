@@ -41,7 +41,7 @@ use crate::{
     metrics::{Metrics, RequestLabels},
     permit::Permit,
     refusal::Refusal,
-    upstream::attempt::Witness,
+    upstream::{attempt::Witness, endpoints::Standing},
 };
 
 /// The flag of a request that was held back on purpose, as Envoy has it.
@@ -407,6 +407,10 @@ impl Witness for Record {
             trace.answered(&self.0.request(), outcome);
             self.0.trace = Some(trace);
         }
+    }
+
+    fn fell(&mut self, standing: Standing) {
+        self.explain(|told, _| told.fell(standing));
     }
 
     fn next(&mut self, next: Next) {

@@ -20,7 +20,15 @@ use http::StatusCode;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{accept::handed::Listen, config::Config, shared::Shared, upstream::health::Health};
+use crate::{
+    accept::handed::Listen,
+    config::Config,
+    shared::Shared,
+    upstream::{
+        endpoints::Standing,
+        health::{Health, Reason},
+    },
+};
 
 /// What is shown.
 #[derive(Clone, Debug)]
@@ -193,17 +201,20 @@ fn endpoints(shared: &Shared) -> Vec<Value> {
     all.sort_by(|(a, _), (b, _)| a.cmp(b));
     let shown = all.into_iter().map(|((uid, port, governed), doing)| {
         let (active, average) = doing.load();
-        let health = doing.health();
-        let state = match health {
-            Health::Trusted { .. } => "trusted",
-            Health::Aside { .. } if health.is_trusted(now) => "on trial",
-            Health::Aside { .. } => "set aside",
+        let (state, why, left) = match (doing.standing(now), doing.health()) {
+            (Standing::Aside(why, left), _) => ("set aside", Some(why.word()), Some(left)),
+            (Standing::Resting(left), _) => ("resting", None, Some(left)),
+            (Standing::Ready, Health::Aside { why: Reason::Failures, .. }) => ("on trial", None, None),
+            (Standing::Ready, Health::Aside { .. } | Health::Trusted { .. }) => ("trusted", None, None),
         };
+        let left = left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
         json!({
             "workload": uid.as_str(),
             "port": port,
             "governedAs": governed.map(|service| service.to_string()),
             "health": state,
+            "reason": why,
+            "leftMilliseconds": left,
             "active": active,
             "averageMicroseconds": u64::try_from(average.as_micros()).unwrap_or(u64::MAX),
         })

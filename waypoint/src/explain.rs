@@ -20,7 +20,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request::Parts};
 use serde::Serialize;
 
 use crate::{
-    accept::arrival::Client, permit::Permit, plan::Target, refusal::Refusal, upstream::choose::Goal,
+    accept::arrival::Client,
+    permit::Permit,
+    plan::Target,
+    refusal::Refusal,
+    upstream::{choose::Goal, endpoints::Standing, health::Reason},
 };
 
 /// Where a response has its explanation.
@@ -55,6 +59,9 @@ pub struct Explanation {
     route: Option<Route>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     limits: Vec<Told>,
+    /// It was held back so long on purpose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delayed_ms: Option<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     filters: Vec<&'static str>,
     #[serde(skip_serializing_if = "Told::is_empty")]
@@ -112,6 +119,9 @@ struct Attempt {
     took_ms: Option<f64>,
     #[serde(skip_serializing_if = "Told::is_empty")]
     outcome: Told,
+    /// What becomes of the endpoint by it.
+    #[serde(skip_serializing_if = "Told::is_empty")]
+    health: Told,
     #[serde(skip_serializing_if = "Told::is_empty")]
     then: Told,
     #[serde(skip)]
@@ -168,7 +178,7 @@ impl Explanation {
         }
     }
 
-    /// Somebody is asked about it.
+    /// Somebody is asked about it, by a policy or a route.
     pub fn asks(&mut self, ask: &Ask) {
         let told = Asked { provider: Told::new(&ask.provider), policy: Told::new(&ask.policy) };
         keep(&mut self.asked, told, ASKED, &mut self.left_out);
@@ -200,6 +210,11 @@ impl Explanation {
         }
     }
 
+    /// It is held back on purpose, for so long.
+    pub fn delayed(&mut self, delay: Duration) {
+        self.delayed_ms = Some(millis(delay));
+    }
+
     /// Where it goes, and what is done to it on the way.
     pub fn planned<'f>(&mut self, goal: &Goal, filters: impl Iterator<Item = &'f Filters>) {
         self.to = match goal {
@@ -222,9 +237,9 @@ impl Explanation {
     /// It is sent to `workload` at `address`; `at` is counted from its arrival.
     pub fn attempt(&mut self, workload: &Workload, address: SocketAddr, at: Duration) {
         let (endpoint, address) = (Told::new(&workload.uid), Told::new(address));
-        let (outcome, then) = Default::default();
-        let told =
-            Attempt { endpoint, address, at_ms: millis(at), took_ms: None, outcome, then, is_well: false };
+        let at_ms = millis(at);
+        let (outcome, health, then) = Default::default();
+        let told = Attempt { endpoint, address, at_ms, took_ms: None, outcome, health, then, is_well: false };
         self.attempts.push(told);
         if self.attempts.len() > ITEMS {
             self.leave_out(ATTEMPTS);
@@ -239,6 +254,21 @@ impl Explanation {
         attempt.outcome = match outcome {
             Ok(status) => Told::new(status.as_u16()),
             Err(refusal) => Told::new(format_args!("{}: {refusal}", refusal.word())),
+        };
+    }
+
+    /// By the last attempt its endpoint gets less from now on, or nothing.
+    pub fn fell(&mut self, standing: Standing) {
+        let Some(attempt) = self.attempts.last_mut() else { return };
+        attempt.health = match standing {
+            Standing::Ready => Told::default(),
+            Standing::Resting(left) => Told::new(format_args!("passed over for {left:.1?}, as it asks")),
+            Standing::Aside(Reason::Failures, left) => {
+                Told::new(format_args!("set aside for {left:.1?}: it failed too often in a row"))
+            }
+            Standing::Aside(Reason::SuccessRate, left) => {
+                Told::new(format_args!("set aside for {left:.1?}: the others' requests go well more often"))
+            }
         };
     }
 
@@ -346,6 +376,7 @@ fn kind(filter: &Filter) -> &'static str {
         Filter::Mirror(_) => "RequestMirror",
         Filter::Cors(_) => "CORS",
         Filter::Fault(_) => "Fault",
+        Filter::ExternalAuth(_) => "ExternalAuth",
     }
 }
 

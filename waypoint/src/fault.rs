@@ -74,6 +74,7 @@ impl Faults {
         };
         metrics.fault(FaultOutcome::Delayed);
         record.delayed();
+        record.explain(|told, _| told.delayed(delay));
         match limit {
             Timeout::After(limit) if limit <= delay => {
                 sleep_until(began + limit).await;

@@ -21,7 +21,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
 
-use crate::{access::GrpcStatus, refusal::Refusal};
+use crate::{access::GrpcStatus, refusal::Refusal, upstream::health::Reason};
 
 /// Who tells.
 pub const REPORTER: &str = "waypoint";
@@ -41,8 +41,6 @@ pub struct Metrics {
     pub pool: Pool,
     /// Requests that were sent once more.
     pub retries: Counter,
-    /// Endpoints that were set aside, since they failed or asked for it.
-    pub ejections: Counter,
     /// Copies of requests that were sent.
     pub mirrored: Counter,
     /// Copies that were not sent: the body was too long to be kept, or too many were under way.
@@ -56,6 +54,8 @@ pub struct Metrics {
     /// Connections of HTTP/1 that rest: they are open, and hold no buffers.
     pub resting: Gauge,
     limits: LimitFigures,
+    ejections: Family<[(&'static str, &'static str); 1], Counter>,
+    rests: Counter,
     faults: Family<[(&'static str, &'static str); 1], Counter>,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
     overload: Family<[(&'static str, &'static str); 1], Counter>,
@@ -198,7 +198,8 @@ impl Default for Metrics {
             traffic: Arc::new(AllTraffic::told_by(&[REPORTER])),
             pool: Pool::default(),
             retries: Counter::default(),
-            ejections: Counter::default(),
+            ejections: Family::default(),
+            rests: Counter::default(),
             mirrored: Counter::default(),
             mirrors_skipped: Counter::default(),
             checks: Checks::default(),
@@ -227,9 +228,11 @@ impl Metrics {
         show("ambit_pool_dials", "Tunnels dialled", &metrics.pool.dials);
         show("ambit_pool_dial_failures", "Tunnels that could not be made", &metrics.pool.dial_failures);
         show("ambit_request_retries", "Requests sent once more", &metrics.retries);
-        show("ambit_endpoint_ejections", "Endpoints that were set aside", &metrics.ejections);
+        show("ambit_endpoint_rests", "Endpoints that asked to be passed over", &metrics.rests);
         show("ambit_mirrored_requests", "Copies of requests sent", &metrics.mirrored);
         show("ambit_mirrors_skipped", "Copies of requests that were not sent", &metrics.mirrors_skipped);
+        let help = "Endpoints that were set aside, by reason";
+        registry.register("ambit_endpoint_ejections", help, metrics.ejections.clone());
         let help = "External authorizers asked, by what came of it";
         registry.register("ambit_authorizer_checks", help, metrics.checks.outcomes.clone());
         let help = "Time to the whole answer of an external authorizer";
@@ -277,6 +280,16 @@ impl Metrics {
             LimitOutcome::Error => "error",
         };
         self.limits.decisions.get_or_create(&[("limit", kind), ("outcome", outcome)]).inc();
+    }
+
+    /// An endpoint was set aside.
+    pub fn ejected(&self, why: Reason) {
+        self.ejections.get_or_create(&[("reason", why.word())]).inc();
+    }
+
+    /// An endpoint asked to be passed over.
+    pub fn rested(&self) {
+        self.rests.inc();
     }
 
     /// A rule did something to a request on purpose.

@@ -32,6 +32,7 @@ use crate::{
         dial::Onward,
         endpoints::Underway,
         health::Outcome,
+        judge::Verdict,
     },
 };
 
@@ -175,9 +176,9 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
         let began = std::time::Instant::now();
         let limit = limits.and_then(|limits| limits.connect);
         let connected = upstream.dial().connect(&chosen.hop, limit).await;
-        let failed = Outcome::Failed { kind: FailureKind::Unreachable, rest: None };
+        let failed = Outcome::Failed(FailureKind::Unreachable);
         let outcome = if connected.is_ok() { Outcome::Answered } else { failed };
-        upstream.judge(&mesh, &choice, &chosen, outcome, began.elapsed());
+        upstream.judge(&mesh, &choice, &chosen, &Verdict { outcome, rest: None, took: began.elapsed() });
         let Endpoint { workload, hop, .. } = chosen;
         match connected {
             Ok(onward) => {

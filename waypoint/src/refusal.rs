@@ -84,7 +84,7 @@ pub enum Refusal {
         /// By which policy.
         policy: String,
     },
-    /// Whom a policy asks denies it.
+    /// Whom a policy or a route asks denies it.
     #[error("{provider}, whom {policy} asks, denies it with {}", denial.status)]
     DeniedByAuthorizer {
         /// Who was asked.
@@ -94,7 +94,7 @@ pub enum Refusal {
         /// What the client is told.
         denial: Box<Denial>,
     },
-    /// Whom a policy asks gives no answer that is one.
+    /// Whom a policy or a route asks gives no answer that is one.
     #[error("{provider}, whom {policy} asks, does not answer: {reason}")]
     AuthorizerFailed {
         /// Who was asked.
@@ -105,6 +105,14 @@ pub enum Refusal {
         reason: String,
         /// What the client is told.
         status: StatusCode,
+    },
+    /// The rule asks somebody who cannot be asked.
+    #[error("{route} asks somebody who is not known: {reason}")]
+    UnknownAuthorizer {
+        /// The route, and its rule.
+        route: String,
+        /// The reason, as its `ResolvedRefs` has it.
+        reason: String,
     },
     /// Its body is longer than what whom a policy asks may be shown, in bytes.
     #[error("the body is longer than the {0} bytes that an authorizer is shown")]
@@ -212,6 +220,7 @@ impl Refusal {
             Self::AsksOfRequests { .. } => "asks_of_requests",
             Self::DeniedByAuthorizer { .. } => "denied_by_authorizer",
             Self::AuthorizerFailed { .. } => "authorizer_failed",
+            Self::UnknownAuthorizer { .. } => "unknown_authorizer",
             Self::BodyTooLong(_) => "body_too_long",
             Self::Limited(_) => "limited",
             Self::NoLimiter { .. } => "no_limiter",
@@ -249,6 +258,7 @@ impl Refusal {
             | Self::AsksOfRequests { .. }
             | Self::DeniedByAuthorizer { .. }
             | Self::AuthorizerFailed { .. }
+            | Self::UnknownAuthorizer { .. }
             | Self::BodyTooLong(_)
             | Self::Unauthenticated(_) => "UAEX",
             Self::Aborted { .. } => "FI",
@@ -281,6 +291,7 @@ impl Refusal {
             | Self::InvalidBackend(_)
             | Self::NoSubset { .. }
             | Self::Recursive(_)
+            | Self::UnknownAuthorizer { .. }
             | Self::NoLimiter { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Aborted { with: With::Http(status), .. } => *status,
             Self::Aborted { with: With::Grpc(code), .. } => code.http(),
@@ -339,6 +350,7 @@ impl Refusal {
             | Self::AsksOfRequests { .. }
             | Self::DeniedByAuthorizer { .. }
             | Self::AuthorizerFailed { .. }
+            | Self::UnknownAuthorizer { .. }
             | Self::BodyTooLong(_)
             | Self::NotSwitched(_)
             | Self::Overload { .. }
@@ -365,7 +377,9 @@ impl Refusal {
             }
             Self::BadRequest(_) => "the client breaks the protocol; the error names how",
             Self::NoRoute(_) => "add a rule that matches, or one without matches for everything else",
-            Self::InvalidBackend(_) => "look at the condition ResolvedRefs of the route",
+            Self::InvalidBackend(_) | Self::UnknownAuthorizer { .. } => {
+                "look at the condition ResolvedRefs of the route"
+            }
             Self::Aborted { .. } => {
                 "the VirtualService that the error names does so on purpose; take the fault out of it"
             }
@@ -378,10 +392,10 @@ impl Refusal {
             }
             Self::DeniedByAuthorizer { .. } => "look at the log of the provider's service",
             Self::AuthorizerFailed { .. } => {
-                "the error names what is wrong; look at the service of the provider in extensionProviders"
+                "the error names what is wrong; look at the service of the provider, or that the route's filter names"
             }
             Self::BodyTooLong(_) => {
-                "raise maxRequestBytes of the provider, or set allowPartialMessage to show it the beginning"
+                "raise maxRequestBytes of the provider, or forwardBody.maxSize of the route's filter"
             }
             Self::Limited(_) => {
                 "the client sends more than the RateLimitPolicy allows; slow it down, or raise the limit"

@@ -3,10 +3,10 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use ambit_model::{
-    authz,
+    authz::{self, Ask},
     claims::Claims,
     limit::Going,
-    route::{Chosen, With},
+    route::With,
     snapshot::Snapshot,
 };
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::{
     accept::arrival::{Arrival, Client},
     access::Record,
-    authorizer::{Authorizers, Heard, Question},
+    authorizer::{Authorizers, Heard, Question, asked_by},
     body::{Answer, Ending, Passed, Source, Streamed},
     caller::{self, debug},
     fault::Faults,
@@ -126,7 +126,8 @@ impl Proxy {
             record.shows(debug::examine(self.shared(), &token));
         }
         let is_stream = request.method() == Method::CONNECT;
-        let replied = self.story(tunnel, request, told.as_ref(), &mut record).await;
+        let mut room = Room::default();
+        let replied = self.story(tunnel, request, told.as_ref(), &mut room, &mut record).await;
         told.iter().for_each(|told| told.interim.close());
         let heads = told.map(|told| told.heads);
         let ending =
@@ -134,12 +135,14 @@ impl Proxy {
         match replied {
             Ok(Reply::Here(mut response)) => {
                 opens_nothing(response.status_mut(), is_stream);
+                room.tell(response.headers_mut());
                 record.tell_explanation(None, response.headers_mut());
                 record.responded(response.status(), response.headers());
                 response.map(|()| Answer::whole("", ending(record)))
             }
             Ok(Reply::Upstream(said)) => {
                 let Said { mut head, body, switch, lease, underway, deadline } = *said;
+                room.tell(&mut head.headers);
                 record.tell_explanation(None, &mut head.headers);
                 record.responded(head.status, &head.headers);
                 let ending = Ending { lease: Some(lease), underway: Some(underway), ..ending(record) };
@@ -151,7 +154,7 @@ impl Proxy {
             }
             Err(refusal) => {
                 wish.into_iter().for_each(upgrade::decline);
-                refused(refusal, is_stream, ending(record))
+                refused(refusal, &room, is_stream, ending(record))
             }
         }
     }
@@ -161,6 +164,7 @@ impl Proxy {
         tunnel: &Tunnel,
         request: Request<Incoming>,
         told: Option<&Told>,
+        room: &mut Room,
         record: &mut Record,
     ) -> Result<Reply, Refusal> {
         let shared = self.shared();
@@ -178,7 +182,7 @@ impl Proxy {
         let claims = caller::identify(rules, &shared.keys, &mut asked.head).await?;
         record.explain(|told, _| told.identified(claims.as_ref()));
         let permit = self.permit(&mesh, &target, tunnel, &mut asked, claims.as_ref(), record).await;
-        let (permit, heard) = permit?;
+        let (permit, mut heard) = permit?;
         record.permitted(&permit);
         let from = tunnel.client.namespace();
         let chosen = choose(&target, &from, &asked.head);
@@ -188,7 +192,19 @@ impl Proxy {
         });
         let chosen = chosen?;
         record.route(chosen.as_ref().map(route_name));
-        let room = self.room(&mesh, &target, tunnel, chosen.as_ref(), &mut asked, record).await?;
+        // After policies, so that nobody is asked about what is denied anyway; before limits, so that who is denied spends
+        // nothing.
+        let ask = chosen.as_ref().map(|chosen| asked_by(chosen, &asked.head)).transpose()?;
+        if let Some(ask) = ask.flatten() {
+            record.explain(|told, _| told.asks(&ask));
+            self.ask(&mesh, &target, tunnel, &ask, &mut asked, &mut heard).await?;
+        }
+        let by = chosen.as_ref().map(|chosen| (&**chosen.origin, &**chosen.rule));
+        let going = Going { port: target.port(), by };
+        let counted =
+            Counted { config: target.config(), client: &tunnel.client, address: asked.address, going };
+        record.explain(|told, _| told.counted(limits::counting(&counted, &asked.head)));
+        limits::find_room(&self.upstream, &mesh, counted, &mut asked.head, room).await?;
         let began = Instant::now();
         self.faults.inject(chosen.as_ref(), began, &shared.metrics, record).await?;
         let plan = match plan(&mesh, &target, chosen, &mut asked.head, tunnel.client.address.ip())? {
@@ -198,12 +214,11 @@ impl Proxy {
             }
             Planned::Answer(mut response) => {
                 record.explain(|told, _| told.answered_here());
-                room.tell(response.headers_mut());
                 heard.respond(response.headers_mut());
                 return Ok(Reply::Here(response));
             }
         };
-        let mut said = self.send(&mesh, *plan, asked, interim, &room, began, record).await?;
+        let mut said = self.send(&mesh, *plan, asked, interim, began, record).await?;
         heard.respond(&mut said.head.headers);
         Ok(Reply::Upstream(Box::new(said)))
     }
@@ -230,35 +245,27 @@ impl Proxy {
                 Judged::Permitted(permit) => return Ok((permit, heard)),
                 Judged::Asks(ask) => {
                     record.explain(|told, _| told.asks(&ask));
-                    let Asked { head, body, spoken, address, .. } = &mut *asked;
-                    let question =
-                        Question { client, target, address: *address, spoken: *spoken, head, body };
-                    // Boxed: few requests are asked about, and every request would have room for it.
-                    Box::pin(self.authorizers.ask(mesh, &ask, question, &mut heard)).await?;
+                    self.ask(mesh, target, tunnel, &ask, asked, &mut heard).await?;
                 }
             }
         }
     }
 
-    /// Finds room for a request in all limits that count it.
-    async fn room(
+    /// Asks one authorizer.
+    async fn ask(
         &self,
         mesh: &Snapshot,
         target: &Target,
         tunnel: &Tunnel,
-        chosen: Option<&Chosen<'_>>,
+        ask: &Ask,
         asked: &mut Asked,
-        record: &mut Record,
-    ) -> Result<Room, Refusal> {
-        let by = chosen.map(|chosen| (&**chosen.origin, &**chosen.rule));
-        let counted = Counted {
-            config: target.config(),
-            client: &tunnel.client,
-            address: asked.address,
-            going: Going { port: target.port(), by },
-        };
-        record.explain(|told, _| told.counted(limits::counting(&counted, &asked.head)));
-        limits::room(&self.upstream, mesh, counted, &mut asked.head).await
+        heard: &mut Heard,
+    ) -> Result<(), Refusal> {
+        let Asked { head, body, spoken, address, .. } = asked;
+        let client = &tunnel.client;
+        let question = Question { client, target, address: *address, spoken: *spoken, head, body };
+        // Boxed: few requests are asked about, and every request would have room for it.
+        Box::pin(self.authorizers.ask(mesh, ask, question, heard)).await
     }
 
     /// Sends a request as `plan` says, whose time runs since `began`, and its copies; then what the filters have to say of the
@@ -270,7 +277,6 @@ impl Proxy {
         plan: Plan<'_>,
         asked: Asked,
         interim: Option<&Interim>,
-        room: &Room,
         began: Instant,
         record: &mut Record,
     ) -> Result<Said, Refusal> {
@@ -315,7 +321,6 @@ impl Proxy {
         let switch = agreed.is_some().then_some(server);
         hygiene::respond(&mut head.headers);
         plan.response(&mut head, &workload.uid);
-        room.tell(&mut head.headers);
         agreed.into_iter().for_each(|agreed| agreed.tell(&mut head));
         Ok(Said { head, body, switch, lease, underway, deadline })
     }
@@ -341,7 +346,7 @@ fn receive(
 }
 
 /// The answer to a request that is refused. A gRPC call is answered with a status of its own kind.
-fn refused(refusal: Refusal, is_stream: bool, mut ending: Ending) -> Response<Answer> {
+fn refused(refusal: Refusal, room: &Room, is_stream: bool, mut ending: Ending) -> Response<Answer> {
     let mut head = Response::new(()).into_parts().0;
     let mut text = Bytes::from_static(refusal.body().as_bytes());
     if let Refusal::DeniedByAuthorizer { denial, .. } = &refusal {
@@ -350,6 +355,8 @@ fn refused(refusal: Refusal, is_stream: bool, mut ending: Ending) -> Response<An
     }
     if let Refusal::Limited(limited) = &refusal {
         limited.tell(&mut head.headers);
+    } else {
+        room.tell(&mut head.headers);
     }
     if ending.record.is_grpc() {
         head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -27,8 +27,9 @@ const STREAMS: u32 = 250;
 const WINDOW: u32 = 1024 * 1024;
 /// Streams that a client resets before we have looked at them; beyond, it is flooding.
 const RESETS: usize = 20;
-/// Streams that we had to reset; beyond, the client is broken.
-const ERRORS: usize = 128;
+/// Streams that we had to reset, and what comes on streams that we have forgotten, while a connection lasts; beyond, the
+/// client is broken. A client whose long bodies are refused makes some, which is why there are not fewer.
+const ERRORS: usize = 1024;
 
 /// Completes when a connection should end as soon as it can: everything ends, or it has been open for about `age`.
 /// Connections that were opened together do not come back together.

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use crate::{
     accept::handed::Listen,
     access::Records,
-    caller::keys::KeyStore,
+    caller::{debug::Looks, keys::KeyStore},
     config,
     limits::Limits,
     metrics::Metrics,
@@ -47,6 +47,8 @@ pub struct Shared {
     pub records: Arc<Records>,
     /// The keys of those who issue tokens.
     pub keys: KeyStore,
+    /// Which debug tokens were looked at.
+    pub looks: Looks,
     /// How endpoints do.
     pub endpoints: Endpoints,
     /// What is kept of services whose use a rule governs.

@@ -2,9 +2,10 @@
 
 use std::io;
 
+use ambit_runtime::task;
 use bytes::Bytes;
-use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use h2::{RecvStream, server::SendResponse};
+use http::{HeaderMap, HeaderValue, Method, Response, header};
 use tokio::net::TcpStream;
 
 use super::asked;
@@ -24,24 +25,35 @@ pub(super) async fn answer(stream: TcpStream) -> io::Result<()> {
         if made.0 != size {
             made = (size, vec![b'x'; size].into());
         }
+        let body = made.1.clone();
         // A client that resets a stream is no concern of ours: it counts its failures itself.
-        drop(give(&request, respond, &made.1));
+        if request.method() == Method::POST {
+            task::spawn("call", async move { drop(call(request.into_body(), respond, body).await) });
+        } else {
+            drop(give(respond, body));
+        }
     }
     Ok(())
 }
 
-/// With POST as gRPC does it: one message, and a status behind it.
-fn give<B>(request: &Request<B>, mut respond: SendResponse<Bytes>, body: &Bytes) -> Result<(), h2::Error> {
-    let is_grpc = request.method() == Method::POST;
+fn head(kind: &'static str) -> Response<()> {
     let mut response = Response::new(());
-    let kind = if is_grpc { "application/grpc" } else { "text/plain" };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    let mut stream = respond.send_response(response, false)?;
-    if !is_grpc {
-        return stream.send_data(body.clone(), true);
+    response
+}
+
+fn give(mut respond: SendResponse<Bytes>, body: Bytes) -> Result<(), h2::Error> {
+    respond.send_response(head("text/plain"), false)?.send_data(body, true)
+}
+
+/// As gRPC does it: a message is read, one is sent, and a status behind it.
+async fn call(mut asked: RecvStream, mut respond: SendResponse<Bytes>, body: Bytes) -> Result<(), h2::Error> {
+    while let Some(piece) = asked.data().await {
+        asked.flow_control().release_capacity(piece?.len())?;
     }
+    let mut stream = respond.send_response(head("application/grpc"), false)?;
     stream.send_data(message_head(body.len()), false)?;
-    stream.send_data(body.clone(), false)?;
+    stream.send_data(body, false)?;
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     stream.send_trailers(trailers)

@@ -258,12 +258,6 @@ impl Cluster {
             .collect()
     }
 
-    /// The pods and workload entries of a namespace.
-    pub fn members_within<'a>(&'a self, namespace: &'a Namespace) -> impl Iterator<Item = Member> + 'a {
-        let pods = self.pods.within(namespace).map(|(name, _)| Member::Pod(name.clone()));
-        pods.chain(self.workload_entries.within(namespace).map(|(name, _)| Member::Entry(name.clone())))
-    }
-
     /// Every pod and workload entry.
     pub fn all_members(&self) -> impl Iterator<Item = Member> {
         let pods = self.pods.iter().map(|(name, _)| Member::Pod(name.clone()));

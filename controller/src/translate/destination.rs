@@ -22,10 +22,10 @@ use super::{
     service::binding_of,
     status::{Condition, WAYPOINT_ACCEPTED},
     waypoint::Binding,
-    workload::{inline_uid, member_uid, slice_uids},
+    workload::{inline_uid, member_uid},
 };
 use crate::cluster::object::{DestinationRule, EndpointPolicy, Selector};
-use crate::cluster::{Cluster, HostOwner};
+use crate::cluster::{Cluster, HostOwner, Member};
 
 const NOT_BOUND: &str = "AncestorNotBound";
 
@@ -129,17 +129,16 @@ fn traffic(cluster: &Cluster, rule: &DestinationRule, owner: &HostOwner) -> Traf
     }
     policies.extend(all.ports.iter().map(|(port, policy)| at(None, Some(*port), policy)));
     policies.push(at(None, None, &all.general));
-    let subsets = rule
-        .subsets
-        .iter()
-        .map(|subset| Subset::new(subset.name.clone(), workloads(cluster, owner, subset.labels.as_ref())));
+    let subsets = rule.subsets.iter().map(|subset| match &subset.labels {
+        Some(labels) => Subset::new(subset.name.clone(), workloads(cluster, owner, labels)),
+        None => Subset::of_all(subset.name.clone()),
+    });
     Traffic { policies, subsets: subsets.collect() }
 }
 
-/// The workloads behind a service that have these labels.
-fn workloads(cluster: &Cluster, owner: &HostOwner, labels: Option<&Selector>) -> Vec<Uid> {
+/// The workloads behind a service that have these labels. An endpoint of an EndpointSlice that is no pod has none.
+fn workloads(cluster: &Cluster, owner: &HostOwner, labels: &Selector) -> Vec<Uid> {
     let namespace = &owner.name().namespace;
-    let matches = |of: &crate::cluster::object::Labels| labels.is_none_or(|labels| labels.matches(of));
     let (selector, inline) = match owner {
         HostOwner::Service(name) => {
             (cluster.services.get(name).and_then(|service| service.selector.as_ref()), Vec::new())
@@ -147,26 +146,21 @@ fn workloads(cluster: &Cluster, owner: &HostOwner, labels: Option<&Selector>) ->
         HostOwner::ServiceEntry(name) => match cluster.service_entries.get(name) {
             None => (None, Vec::new()),
             Some(entry) => {
-                let written = entry.endpoints.iter().filter(|endpoint| matches(&endpoint.labels));
+                let written = entry.endpoints.iter().filter(|endpoint| labels.matches(&endpoint.labels));
                 let uids = written.map(|endpoint| inline_uid(cluster, name, &endpoint.address));
                 (entry.selector.as_ref(), uids.collect())
             }
         },
     };
     // Without a selector somebody writes down which they are; whoever is none of them is not asked in any case.
-    let members = match (selector, owner, labels) {
-        (Some(selector), _, _) => cluster.members(namespace, selector),
-        (None, HostOwner::ServiceEntry(_), _) => Vec::new(),
-        (None, HostOwner::Service(_), Some(labels)) => cluster.members(namespace, labels),
-        (None, HostOwner::Service(_), None) => cluster.members_within(namespace).collect(),
+    let members = match (selector, owner) {
+        (Some(selector), _) => cluster.members(namespace, selector),
+        (None, HostOwner::ServiceEntry(_)) => Vec::new(),
+        (None, HostOwner::Service(_)) => cluster.members(namespace, labels),
     };
-    // What is no pod has no labels.
-    let written = match (owner, labels) {
-        (HostOwner::Service(name), None) => slice_uids(cluster, name),
-        (HostOwner::Service(_) | HostOwner::ServiceEntry(_), _) => Vec::new(),
-    };
-    let members = members.into_iter().filter(|member| cluster.labels_of(member).is_some_and(matches));
-    members.map(|member| member_uid(cluster, &member)).chain(inline).chain(written).collect()
+    let matches = |member: &Member| cluster.labels_of(member).is_some_and(|of| labels.matches(of));
+    let members = members.into_iter().filter(matches);
+    members.map(|member| member_uid(cluster, &member)).chain(inline).collect()
 }
 
 /// What is said of a rule.

@@ -19,6 +19,7 @@ use ambit_model::{
 };
 
 use super::{
+    destination::governing,
     route::{Referrer, Refusal, all_ports, permit, port_of, refusal, told_of_lost},
     service,
 };
@@ -245,6 +246,18 @@ pub fn reach(
     port_of(cluster, referrer, field, target, port)?;
     let service = ServiceKey::new(target.name().namespace.clone(), host);
     Ok(Destination::Service { service, port, subset: subset.clone() })
+}
+
+/// Why a service that is reached answers none of the requests: the subset that is named is defined nowhere.
+pub fn undefined(cluster: &Cluster, reference: &Reference, to: &Destination) -> Option<Refusal> {
+    let Destination::Service { service, subset: Some(subset), .. } = to else { return None };
+    let rule = governing(cluster, service);
+    if rule.is_some_and(|rule| rule.subsets.iter().any(|one| one.name == *subset)) {
+        return None;
+    }
+    let (field, host) = (&reference.field, &service.hostname);
+    let what = format!("{field}: {host} has no subset {subset}; define it in the DestinationRule of {host}");
+    Some(refusal("BackendNotFound", what))
 }
 
 /// Who defines the service of a host for a namespace: itself, else who is preferred among all.

@@ -7,7 +7,7 @@ use super::{
     route_status::{ACCEPTED, RESOLVED_REFS, not_accepted, resolved_waypoints, told},
     service,
     status::Condition,
-    virtual_service::{Place, place, reach},
+    virtual_service::{Place, place, reach, undefined},
 };
 use crate::cluster::object::{VirtualContent, VirtualService};
 use crate::cluster::{Cluster, HostOwner};
@@ -100,7 +100,10 @@ fn resolved_refs(cluster: &Cluster, object: &VirtualService, found: &[At]) -> Co
     for At { owner, place } in found {
         for port in place.clients.values().flatten() {
             let failed = object.references().into_iter();
-            let failed = failed.filter_map(|one| reach(cluster, object, owner, one, *port).err());
+            let failed = failed.filter_map(|one| match reach(cluster, object, owner, one, *port) {
+                Ok(to) => undefined(cluster, one, &to),
+                Err(refusal) => Some(refusal),
+            });
             for one in failed {
                 if !refused.contains(&one) {
                     refused.push(one);

@@ -69,16 +69,6 @@ fn slice_uid(cluster: &Cluster, slice: &Name, ip: IpAddr) -> Uid {
     format!("{cluster_id}/discovery.k8s.io/EndpointSlice/{}/{}/{ip}", slice.namespace, slice.name).into()
 }
 
-/// By what the mesh knows the endpoints of a Service that are no pods.
-pub fn slice_uids(cluster: &Cluster, service: &Name) -> Vec<Uid> {
-    let sources = cluster.slices_of_service(service).flat_map(|slice| slice_sources(slice));
-    let uids = sources.filter_map(|source| match source {
-        WorkloadSource::Slice { slice, ip } => Some(slice_uid(cluster, &slice, ip)),
-        WorkloadSource::Pod(_) | WorkloadSource::Entry(_) | WorkloadSource::Inline { .. } => None,
-    });
-    uids.collect()
-}
-
 /// A pod that has ended or has no address is no workload; one that is not ready is an unhealthy one.
 fn of_pod(cluster: &Cluster, pod: &Pod) -> Option<Workload> {
     if pod.phase.is_terminal() || pod.ips.is_empty() {

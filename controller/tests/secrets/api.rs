@@ -28,8 +28,8 @@ struct Shared {
     state: Mutex<State>,
     /// Moves with every version, and when watches are cut.
     changed: watch::Sender<(u64, u64)>,
-    under_way: AtomicUsize,
-    most_under_way: AtomicUsize,
+    writes_under_way: AtomicUsize,
+    most_writes_under_way: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -66,8 +66,8 @@ impl Api {
         Self(Arc::new(Shared {
             state: Mutex::default(),
             changed: watch::Sender::new((0, 0)),
-            under_way: AtomicUsize::new(0),
-            most_under_way: AtomicUsize::new(0),
+            writes_under_way: AtomicUsize::new(0),
+            most_writes_under_way: AtomicUsize::new(0),
         }))
     }
 
@@ -142,8 +142,9 @@ impl Api {
         writes.count()
     }
 
-    pub(crate) fn most_under_way(&self) -> usize {
-        self.0.most_under_way.load(SeqCst)
+    /// How many writes there ever were at the same time. Reads are not counted: watches begin whenever they do.
+    pub(crate) fn most_writes_under_way(&self) -> usize {
+        self.0.most_writes_under_way.load(SeqCst)
     }
 
     /// Completes when `holds` does.
@@ -193,17 +194,16 @@ impl Api {
     }
 
     async fn answer(&self, request: Request<Body>) -> Answer {
-        let under_way = self.0.under_way.fetch_add(1, SeqCst) + 1;
         let (parts, body) = request.into_parts();
-        if parts.method != Method::GET {
-            self.0.most_under_way.fetch_max(under_way, SeqCst);
-        }
+        let writes = usize::from(parts.method != Method::GET);
+        let under_way = self.0.writes_under_way.fetch_add(writes, SeqCst) + writes;
+        self.0.most_writes_under_way.fetch_max(under_way, SeqCst);
         // Others come in between, as with a real one.
         tokio::task::yield_now().await;
         let body = body.collect().await.unwrap().to_bytes();
         let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let answer = self.carry_out(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or(""), body);
-        self.0.under_way.fetch_sub(1, SeqCst);
+        self.0.writes_under_way.fetch_sub(writes, SeqCst);
         answer
     }
 

@@ -1,7 +1,7 @@
 //! A cluster from YAML, and what the mesh knows of it.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unused_macros, reason = "each test binary uses a part of it")]
 #![allow(unreachable_pub, reason = "each test binary includes this file as a module of its own")]
 
 use std::path::Path;
@@ -18,6 +18,45 @@ use ambit_model::name::ServiceKey;
 use ambit_model::service::Service;
 use ambit_model::service_config::ServiceConfig;
 use ambit_model::workload::Workload;
+
+/// A waypoint, as services know it.
+pub const GATE: &str = "shop/gate";
+
+/// Namespace `shop`, whose services use the waypoint `gate`, which is there; more documents may follow. With what else the
+/// Gateway's metadata says.
+macro_rules! shop_at_gate {
+    () => {
+        shop_at_gate!("")
+    };
+    ($more:literal) => {
+        concat!(
+            "
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: istio-waypoint}
+spec: {controllerName: istio.io/mesh-controller}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/use-waypoint: gate}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: gate, namespace: shop",
+            $more,
+            "}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+status: {addresses: [{value: 10.5.0.1}]}
+---
+"
+        )
+    };
+}
+
+/// What a page of the documentation holds in its fences of YAML, in its order.
+pub fn fenced(page: &str) -> Vec<&str> {
+    page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+}
 
 /// The objects of a YAML text, all of which must be understood.
 pub fn objects(yaml: &str) -> Vec<Object> {

@@ -3,7 +3,7 @@
 use ambit_lab::Program;
 use anyhow::{Context as _, ensure};
 
-use super::{CLIENT, WEB, waypoint_metrics, yaml};
+use super::{CLIENT, ROUTE, WEB, waypoint_metrics, yaml};
 use crate::observe;
 use crate::pages::Page;
 use crate::telling::Evidence;
@@ -43,7 +43,7 @@ fn checks(town: &Town, outcome: &str) -> anyhow::Result<f64> {
 
 /// The page, from its authorizer to its policy, and back.
 pub fn authorizer(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
-    let [authorizer, providers, policy] = yaml(EXTERNAL_AUTHORIZATION)?;
+    let [authorizer, providers, policy, route] = yaml(EXTERNAL_AUTHORIZATION)?;
     town.write("authorizer.yaml", &authorizer)?;
     town.write("mesh.yaml", &providers)?;
     let pod = town.stop().until(SOON, "a pod of ext-authz", || {
@@ -65,6 +65,14 @@ pub fn authorizer(town: &mut Town, seen: &mut Evidence<'_>) -> anyhow::Result<()
         Ok(Some(told(town)?).filter(|message| message.contains(IN_GRPC)))
     })?;
     ensure!(EXTERNAL_AUTHORIZATION.0.contains(&message), "the page does not say {message:?}");
+    town.remove("policy.yaml")?;
+    town.write(ROUTE, &route)?;
+    decides(town, &pod, "HTTP")?;
+    seen.did("Removed the policy, and applied an HTTPRoute whose filter ExternalAuth names the authorizer.");
+    seen.saw("Again 403 without the header, and 200 with it; /healthz, which another rule takes: 200.");
+    town.write("policy.yaml", &policy)?;
+    town.remove(ROUTE)?;
+    decides(town, &pod, "gRPC")?;
     is_gone(town, seen)?;
     town.remove("policy.yaml")?;
     stop.until(SOON, "an answer without an authorizer", || {

@@ -13,5 +13,6 @@ mod readme;
 mod reboot;
 mod requests;
 mod rights;
+mod rules;
 mod scene;
 mod trace;

@@ -1,4 +1,5 @@
-//! A waypoint on a real cluster: a policy denies one path of a service, to clients on every node, and is taken back.
+//! A waypoint on a real cluster: a policy denies one path of a service, to clients on every node, and is taken back; and
+//! what pages say of [`rules`] holds there.
 
 use std::time::Duration;
 
@@ -8,11 +9,15 @@ use ambit_e2e::telling::{Evidence, Telling};
 use ambit_e2e::wait::Stop;
 use anyhow::{Context as _, ensure};
 
+use crate::rules;
 use crate::scene::{self, Scene};
 
-const DESK: &str = "desk";
-const NODES: [&str; 2] = ["n1", "n2"];
-const SOON: Duration = Duration::from_secs(60);
+/// The namespace of the story.
+pub(crate) const DESK: &str = "desk";
+/// The nodes, and the clients on them, which are called like them.
+pub(crate) const NODES: [&str; 2] = ["n1", "n2"];
+/// How long news may take.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 const OPEN: &str = "/open";
 const DENIED: &str = "/drawer/1";
 const DENY: &str = r#"
@@ -27,10 +32,18 @@ spec:
 
 type Tell = fn(&Scene<'_>, &mut Evidence<'_>) -> anyhow::Result<()>;
 
-const STEPS: [(&str, Tell); 3] = [
+const STEPS: [(&str, Tell); 8] = [
     ("A waypoint serves a namespace with pods on two nodes", serve),
     ("A policy denies one path, on both nodes, and no other", deny),
     ("Without it, the path answers again", allow),
+    (
+        "A VirtualService leads to a subset of a DestinationRule, and both are told what became of them",
+        rules::subset,
+    ),
+    ("Another one shares requests out", rules::shares),
+    ("A fault meets whom it names", rules::faults),
+    ("What no waypoint does is refused with the field's name", rules::refused),
+    ("A request is explained to the bearer of a token", rules::explain),
 ];
 
 #[test]
@@ -99,7 +112,7 @@ fn allow(scene: &Scene<'_>, _: &mut Evidence<'_>) -> anyhow::Result<()> {
 }
 
 /// Waits until a path is answered so.
-fn answers(scene: &Scene<'_>, node: &str, path: &str, expected: &str) -> anyhow::Result<()> {
+pub(crate) fn answers(scene: &Scene<'_>, node: &str, path: &str, expected: &str) -> anyhow::Result<()> {
     scene.until(DESK, SOON, &format!("{expected} for {path} on {node}"), || {
         Ok(status(scene, node, path).ok().filter(|status| status == expected).map(drop))
     })

@@ -149,5 +149,15 @@ pub const MANAGED_BY_AMBIT: &str = "ambit";
 /// Label of the ConfigMaps with roots and revocation lists, `true`.
 pub const CONFIG: &str = "istio.io/config";
 
+/// Ours. Begins the annotations of DestinationRule that are about success rates; no other may begin so.
+pub const SUCCESS_RATE: &str = "ambit.io/success-rate-";
+/// Ours. Annotation of DestinationRule, a number above zero: by how many standard deviations an endpoint's success rate may
+/// be below the mean of all before it is set aside. Without it, success rates are not looked at.
+pub const SUCCESS_RATE_STDEV_FACTOR: &str = "ambit.io/success-rate-stdev-factor";
+/// Ours. Annotation beside [`SUCCESS_RATE_STDEV_FACTOR`]: how many endpoints must have had enough requests.
+pub const SUCCESS_RATE_MINIMUM_HOSTS: &str = "ambit.io/success-rate-minimum-hosts";
+/// Ours. Annotation beside [`SUCCESS_RATE_STDEV_FACTOR`]: how many requests in an interval are enough.
+pub const SUCCESS_RATE_REQUEST_VOLUME: &str = "ambit.io/success-rate-request-volume";
+
 /// Ours. Annotation of cert-manager's CertificateRequest: the identity that the certificate is for.
 pub const CERTIFICATE_IDENTITY: &str = "ambit.io/identity";

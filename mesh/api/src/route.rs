@@ -109,6 +109,9 @@ pub struct Filter {
     /// Which pages of other origins may ask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cors: Option<CorsFilter>,
+    /// Who is asked whether the request may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_auth: Option<ExternalAuthFilter>,
     /// Fields that this version does not know, or not what they hold.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,
@@ -294,6 +297,81 @@ pub struct CorsFilter {
     /// How long the answer to the question holds, in seconds; absent is 5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_age: Option<u32>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// Who is asked whether a request may be, and how: the field that `protocol` names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExternalAuthFilter {
+    /// How.
+    pub protocol: AuthProtocol,
+    /// Who.
+    pub backend_ref: BackendRef,
+    /// What of a request is told in gRPC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<GrpcAuth>,
+    /// What of a request is told in HTTP, and what of the answer is heeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpAuth>,
+    /// How much of its body is shown; absent is nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forward_body: Option<ForwardBody>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// How somebody is asked whether a request may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum AuthProtocol {
+    /// By a request like the one that it is about.
+    #[default]
+    Http,
+    /// By Envoy's external authorization.
+    Grpc,
+}
+
+/// What is told in gRPC.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GrpcAuth {
+    /// Which headers of the request; none is all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_headers: Vec<String>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// What is told in HTTP, and heeded of its answer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HttpAuth {
+    /// In front of the request's path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Which headers of the request, beside host and `Authorization`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_headers: Vec<String>,
+    /// Which headers of an answer that allows go to the application; none is all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_response_headers: Vec<String>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// How much of a body is shown.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ForwardBody {
+    /// So many bytes at most; absent or 0 is nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_size: Option<u32>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,

@@ -150,26 +150,44 @@ pub fn pick<'s>(
     }
 }
 
-/// Chooses as [`pick`] does, but by `turn` in place of chance: as turns go on, each gets its share exactly, and none of them
-/// twice in a row while others wait.
+/// Chooses as [`pick`] does, but by turns in place of chance: as turns go on, each gets its share exactly, and none of them
+/// twice in a row while others wait. `turn` gives each number once; whoever is passed over has used one up.
+///
+/// Where all have the same weight and none is nearer than another, every turn is one endpoint's, and only those are looked
+/// at that are passed over and the one that is found. Weights and places need a look at all.
 pub fn pick_in_turn<'s>(
     wanted: &Wanted<'_>,
     endpoints: &'s Endpoints,
     excluded: &dyn Fn(&Workload) -> bool,
-    turn: u64,
+    turn: &mut dyn FnMut() -> u64,
 ) -> Option<Pick<'s>> {
     let eligible =
         |endpoint: &'s Endpoint| wanted.eligible(endpoint).filter(|pick| !excluded(&pick.endpoint.workload));
     let picks = || endpoints.as_slice().iter().filter_map(eligible);
-    let mut dice = |total: u64| strided(turn, total);
     match wanted.preferences.balancing.mode {
-        Mode::Standard | Mode::Passthrough | Mode::Strict => weighted(picks(), &mut dice),
+        // Who takes turns at the same time may leave this one without the only endpoint that is eligible.
+        Mode::Standard | Mode::Passthrough | Mode::Strict => walked(endpoints, eligible, turn)
+            .or_else(|| weighted(picks(), &mut |total| strided(turn(), total))),
         Mode::Failover => {
             let rank = |pick: &Pick<'_>| wanted.rank(&pick.endpoint.workload);
             let best = picks().map(|pick| rank(&pick)).max()?;
-            weighted(picks().filter(|pick| rank(pick) == best), &mut dice)
+            weighted(picks().filter(|pick| rank(pick) == best), &mut |total| strided(turn(), total))
         }
     }
+}
+
+/// The endpoint whose turn it is, or that of the next turn if it is not eligible, and so on through all of them.
+fn walked<'s>(
+    endpoints: &'s Endpoints,
+    eligible: impl Fn(&'s Endpoint) -> Option<Pick<'s>>,
+    turn: &mut dyn FnMut() -> u64,
+) -> Option<Pick<'s>> {
+    if !endpoints.are_equal() {
+        return None;
+    }
+    let all = endpoints.as_slice();
+    let count = u64::try_from(all.len()).ok()?;
+    all.iter().find_map(|_| all.get(usize::try_from(strided(turn(), count)).ok()?).and_then(&eligible))
 }
 
 /// A number below `total` for each turn, every one of them once in `total` turns, far from the one before.

@@ -1,8 +1,10 @@
 //! References to proxies in the path: waypoints and network gateways.
 
+use std::fmt;
+
 use serde::Serialize;
 
-use crate::{address::NetworkAddress, name::ServiceKey};
+use crate::{address::NetworkAddress, answer::Missing, name::ServiceKey};
 
 /// Where a waypoint or network gateway is found, and its HBONE port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -12,6 +14,26 @@ pub struct GatewayAddress {
     pub destination: GatewayDestination,
     /// The port that terminates HBONE, 15008 in practice.
     pub hbone_mtls_port: u16,
+}
+
+impl GatewayAddress {
+    /// What to ask for, if nothing is known of it.
+    pub fn missing(&self) -> Missing {
+        match &self.destination {
+            GatewayDestination::Hostname(key) => Missing::Service(key.clone()),
+            GatewayDestination::Address(address) => Missing::Address(address.clone()),
+        }
+    }
+}
+
+/// Whom it names, without the port.
+impl fmt::Display for GatewayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.destination {
+            GatewayDestination::Hostname(key) => key.fmt(f),
+            GatewayDestination::Address(address) => address.fmt(f),
+        }
+    }
 }
 
 /// The two ways to name a gateway.

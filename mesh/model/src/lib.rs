@@ -15,6 +15,7 @@
 //! | [`snapshot`] | what does this process know, at one instant? |
 //! | [`answer`] | how does a decision say that it lacks a fact? |
 //! | [`balance`] | which endpoint? |
+//! | [`reach`] | which instance of a proxy, and which way to another network? |
 //! | [`authn`] | which tokens does a request bring, and do they hold? |
 //! | [`authz`] | may this connection, or this request, be? |
 //! | [`claims`] | what does a verified token say of its bearer? |
@@ -34,6 +35,7 @@ pub mod gateway;
 pub mod identity;
 pub mod limit;
 pub mod name;
+pub mod reach;
 pub mod route;
 pub mod service;
 pub mod service_config;

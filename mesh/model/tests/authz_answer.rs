@@ -6,8 +6,8 @@ use std::{sync::Arc, time::Duration};
 
 use ambit_model::{
     authz::{
-        Answer, Authorizer, AuthorizerParts, CheckProtocol, HeaderChange, HttpCheck, InvalidAnswer,
-        LARGEST_DENIAL, MOST_CHANGES, OnFailure, Text, change,
+        Answer, Authorizer, AuthorizerParts, CheckProtocol, GrpcCheck, HeaderChange, HttpCheck,
+        InvalidAnswer, LARGEST_DENIAL, MOST_CHANGES, OnFailure, Text, change,
     },
     service::Service,
 };
@@ -148,7 +148,7 @@ fn who_writes_a_service_of_that_name_elsewhere_is_not_the_authorizer() {
             timeout: Duration::from_secs(1),
             on_failure: OnFailure::Allow,
             body: None,
-            protocol: CheckProtocol::Grpc,
+            protocol: CheckProtocol::Grpc(GrpcCheck::default()),
         };
         Authorizer::new(parts).unwrap()
     };

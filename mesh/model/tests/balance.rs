@@ -168,8 +168,10 @@ fn turns_give_each_of_few_among_many_its_share() {
         |workload: &Workload| !workload.name.as_str().ends_with("000") && workload.name.as_str() > "web-0004";
     let mut shares: BTreeMap<String, u32> = BTreeMap::new();
     let mut before = None;
-    for turn in 0..500 {
-        let pick = balance::pick_in_turn(&wanted, endpoints, &few, turn).expect("an endpoint");
+    let mut turns = 0..;
+    for _ in 0..500 {
+        let mut turn = || turns.next().expect("a turn");
+        let pick = balance::pick_in_turn(&wanted, endpoints, &few, &mut turn).expect("an endpoint");
         let name = pick.endpoint.workload.name.to_string();
         assert_ne!(before.as_ref(), Some(&name), "the same twice in a row");
         *shares.entry(name.clone()).or_default() += 1;
@@ -186,10 +188,52 @@ fn turns_heed_weights() {
     let endpoints = mesh.endpoints(&ServiceKey::parse(WEB).expect("a key")).expect("endpoints");
     let wanted = Wanted::of(&service, 80, Purpose::Standard, Caller::from(&client));
     let heavy = (0..50).filter(|turn| {
-        let pick = balance::pick_in_turn(&wanted, endpoints, &|_| false, *turn).expect("an endpoint");
+        let pick = balance::pick_in_turn(&wanted, endpoints, &|_| false, &mut || *turn).expect("an endpoint");
         pick.endpoint.workload.name.as_str() == "web-0000"
     });
     assert_eq!(heavy.count(), 40);
+}
+
+#[test]
+fn a_turn_looks_at_those_alone_that_it_passes_over() {
+    const PODS: usize = 1000;
+    let mesh = snapshot((0..PODS).map(web_pod), [web()]);
+    let service = web().build();
+    let client = client();
+    let endpoints = mesh.endpoints(&ServiceKey::parse(WEB).expect("a key")).expect("endpoints");
+    let wanted = Wanted::of(&service, 80, Purpose::Standard, Caller::from(&client));
+    let looks = |excluded: &dyn Fn(&Workload) -> bool| {
+        let looked = std::cell::Cell::new(0);
+        let counting = |workload: &Workload| {
+            looked.set(looked.get() + 1);
+            excluded(workload)
+        };
+        let mut turns = 0..;
+        for _ in 0..PODS {
+            let mut turn = || turns.next().expect("a turn");
+            balance::pick_in_turn(&wanted, endpoints, &counting, &mut turn).expect("an endpoint");
+        }
+        looked.get()
+    };
+    assert_eq!(looks(&|_| false), PODS);
+    assert!(
+        looks(&|workload| workload.name.as_str() < "web-0500") <= 2 * PODS,
+        "half of them are passed over"
+    );
+}
+
+#[test]
+fn whose_turns_others_take_is_found_all_the_same() {
+    let mesh = snapshot((0..10).map(web_pod), [web()]);
+    let service = web().build();
+    let client = client();
+    let endpoints = mesh.endpoints(&ServiceKey::parse(WEB).expect("a key")).expect("endpoints");
+    let wanted = Wanted::of(&service, 80, Purpose::Standard, Caller::from(&client));
+    let one = |workload: &Workload| workload.name.as_str() != "web-0007";
+    // Somebody else takes every turn but the same one.
+    let pick = balance::pick_in_turn(&wanted, endpoints, &one, &mut || 0).expect("an endpoint");
+    assert_eq!(pick.endpoint.workload.name.as_str(), "web-0007");
+    assert!(balance::pick_in_turn(&wanted, endpoints, &|_| true, &mut || 0).is_none());
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub const LONGEST_LIFE: Duration = Duration::from_secs(3600);
 const TYPE: &str = "ambit-debug+jwt";
 const ALGORITHM: &str = "ES256";
 /// The longest token that is looked at, in bytes: a chain of five RSA certificates, encoded twice, is shorter.
-const LONGEST: usize = 16 * 1024;
+pub const LONGEST: usize = 16 * 1024;
 /// The longest chain that is looked at.
 const CERTIFICATES: usize = 8;
 /// Each half of a signature on P-256, in bytes (RFC 7518, 3.4).

@@ -3,14 +3,12 @@
 //! Connections are whoever calls [`ask`]'s business. What an authorizer says is believed in full or not at all: an answer
 //! with one header that cannot be written is none.
 
-use std::{
-    net::SocketAddr,
-    task::{Context, Poll},
-    time::SystemTime,
-};
+use std::{net::SocketAddr, time::SystemTime};
 
 use ambit_model::{
-    authz::{Answer, BodyForm, Changes, HeaderChange, InvalidAnswer, LARGEST_DENIAL, MOST_CHANGES},
+    authz::{
+        Answer, BodyForm, Changes, GrpcCheck, HeaderChange, InvalidAnswer, LARGEST_DENIAL, MOST_CHANGES,
+    },
     identity::Identity,
 };
 use ambit_proto::{
@@ -25,11 +23,9 @@ use ambit_proto::{
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request,
-};
-use http_body_util::{BodyExt as _, Collected};
-use tower::Service;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, Version, header, request};
+
+use crate::unary::{CallError, SendRequest, Sender};
 
 /// In a check with a body: whether the body is only the beginning of it (Envoy's).
 pub const PARTIAL_BODY: HeaderName = HeaderName::from_static("x-envoy-auth-partial-body");
@@ -53,6 +49,8 @@ pub struct Check<'a> {
     pub service: &'a str,
     /// Its head.
     pub head: &'a request::Parts,
+    /// What of its head is told.
+    pub told: &'a GrpcCheck,
     /// In which version it came.
     pub version: Version,
     /// When it came.
@@ -76,34 +74,12 @@ pub struct Shown<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// The call failed.
-    #[error("the call ended with {code}: {message}")]
-    Call {
-        /// The code of gRPC.
-        code: tonic::Code,
-        /// What was said about it, by whoever said it.
-        message: String,
-    },
+    #[error(transparent)]
+    Call(#[from] CallError),
     /// What came is no answer.
     #[error(transparent)]
     Answer(#[from] InvalidAnswer),
 }
-
-impl From<tonic::Status> for CheckError {
-    fn from(status: tonic::Status) -> Self {
-        Self::Call { code: status.code(), message: status.message().to_owned() }
-    }
-}
-
-/// Why a request was not answered.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct SendError(pub String);
-
-/// A response, or none, in a while.
-pub type Sent<'s> = BoxFuture<'s, Result<Response<Collected<Bytes>>, SendError>>;
-
-/// Sends one request of HTTP/2, and reads all of its response.
-pub type SendRequest<'s> = dyn Fn(Request<Bytes>) -> Sent<'s> + Send + Sync + 's;
 
 /// Asks an authorizer whose authority is `origin`, with `send`.
 ///
@@ -117,31 +93,9 @@ pub fn ask<'s>(
     let client = AuthorizationClient::with_origin(Sender(send), origin);
     let mut client = client.max_decoding_message_size(LARGEST_ANSWER);
     Box::pin(async move {
-        let response = client.check(question).await?;
+        let response = client.check(question).await.map_err(CallError::from)?;
         Ok(answer_of(response.into_inner())?)
     })
-}
-
-/// What the generated client sends with.
-struct Sender<'s>(&'s SendRequest<'s>);
-
-impl<'s> Service<Request<tonic::body::Body>> for Sender<'s> {
-    type Response = Response<Collected<Bytes>>;
-    type Error = SendError;
-    type Future = Sent<'s>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<tonic::body::Body>) -> Sent<'s> {
-        let send = self.0;
-        Box::pin(async move {
-            let (head, body) = request.into_parts();
-            let message = body.collect().await.map_err(|status| SendError(status.to_string()))?;
-            send(Request::from_parts(head, message.to_bytes())).await
-        })
-    }
 }
 
 fn request_of(check: &Check<'_>) -> CheckRequest {
@@ -156,7 +110,7 @@ fn request_of(check: &Check<'_>) -> CheckRequest {
         Some((BodyForm::Bytes, bytes)) => raw_body = bytes.to_vec(),
         None => {}
     }
-    let mut headers = joined(&head.headers);
+    let mut headers = joined(&head.headers, check.told);
     let pseudo =
         [(":authority", host), (":method", head.method.as_str()), (":path", path), (":scheme", scheme)];
     headers.extend(pseudo.map(|(name, value)| (name.to_owned(), value.to_owned())));
@@ -194,9 +148,10 @@ fn request_of(check: &Check<'_>) -> CheckRequest {
 }
 
 /// Lines of one name are one value, as lists in HTTP are (RFC 9110, 5.2).
-fn joined(headers: &HeaderMap) -> std::collections::HashMap<String, String> {
+fn joined(headers: &HeaderMap, told: &GrpcCheck) -> std::collections::HashMap<String, String> {
     let values = |name| headers.get_all(name).iter().map(lossy).collect::<Vec<_>>().join(",");
-    headers.keys().map(|name| (name.to_string(), values(name))).collect()
+    let shown = headers.keys().filter(|name| told.shows(name));
+    shown.map(|name| (name.to_string(), values(name))).collect()
 }
 
 fn lossy(value: &HeaderValue) -> String {

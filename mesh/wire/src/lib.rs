@@ -1,7 +1,7 @@
 //! How mesh processes speak: TLS, certificates, HBONE, xDS, ZDS.
 //!
 //! Layers: `tls` ← `cert` ← {`ca`, `hbone`, `debug_token`}; `tls` ← `xds`; `discovery` = `xds` + `codec`;
-//! `tls` ← `otlp`; `copy`, `ext_authz`, `limiter`, `proxy_protocol` and `zds` stand alone. This crate alone knows protobuf.
+//! `tls` ← `otlp`; `unary` ← {`ext_authz`, `limiter`}; `copy`, `proxy_protocol` and `zds` stand alone. This crate alone knows protobuf.
 
 pub mod ca;
 pub mod cert;
@@ -17,5 +17,6 @@ pub mod otlp;
 pub mod proxy_protocol;
 pub mod spawn;
 pub mod tls;
+pub mod unary;
 pub mod xds;
 pub mod zds;

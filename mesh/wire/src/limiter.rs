@@ -1,18 +1,23 @@
-//! What a rate limit service is asked, and what it answers: `envoy.service.ratelimit.v3`, as gRPC messages.
+//! What a rate limit service is asked, and what it answers: `envoy.service.ratelimit.v3`, as a client.
 //!
-//! Whoever sends them takes care of time and size. An answer is believed as far as it makes sense: a verdict that is
-//! not known is none, and a header that nobody may set is left out.
+//! Connections are whoever calls [`ask`]'s business, and so are time and size. An answer is believed as far as it makes
+//! sense: a verdict that is not known is none, and a header that nobody may set is left out.
 
 use std::time::Duration;
 
-use ambit_model::route::HeaderEdit;
-use ambit_proto::ratelimit as pb;
+use ambit_model::{limit::Standing, route::HeaderEdit};
+use ambit_proto::ratelimit::{self as pb, rate_limit_service_client::RateLimitServiceClient};
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderName, HeaderValue};
+use futures_util::future::BoxFuture;
+use http::{HeaderName, HeaderValue, Uri};
 use pb::rate_limit_response::{Code, DescriptorStatus};
 use prost::Message;
 
-/// Where it is asked.
+use crate::unary::{CallError, SendRequest, Sender};
+
+/// How long a whole answer may be, in bytes: a status for each of some descriptors, and a few headers.
+pub const LARGEST_ANSWER: usize = 64 * 1024;
+/// Where it is asked, for doubles in tests.
 pub const PATH: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 /// The most headers of an answer that are heeded.
 const HEADERS: usize = 32;
@@ -24,6 +29,8 @@ const PREFIX: usize = 5;
 pub struct Answer {
     /// Why there is no room for it; `None`: there is.
     pub over: Option<Over>,
+    /// How the limit stands that is nearest to its end, of those that have room and say how they stand.
+    pub nearest: Option<Standing>,
     /// What its client is told.
     pub for_client: Vec<(HeaderName, HeaderValue)>,
     /// What the application is told.
@@ -41,7 +48,7 @@ pub struct Over {
     pub reset: Option<Duration>,
 }
 
-/// Why an answer is none.
+/// Why an answer is none, or a question.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAnswer {
     /// It is not one gRPC message that is not compressed.
@@ -55,14 +62,45 @@ pub enum InvalidAnswer {
     Verdict(i32),
 }
 
-/// The question whether there is room for one request.
-pub fn encode_question(domain: &str, descriptors: &[Vec<(&str, String)>]) -> Bytes {
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// The call failed.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// What came is no answer.
+    #[error("its answer {0}")]
+    Answer(#[from] InvalidAnswer),
+}
+
+/// Asks a limit service whose authority is `origin`, with `send`, whether there is room for one request. It is told that
+/// nobody waits for longer than `patience`.
+///
+/// The future is boxed: of its own type the compiler does not see that any thread may run it.
+pub fn ask<'s>(
+    domain: &str,
+    descriptors: &[Vec<(&str, String)>],
+    origin: Uri,
+    patience: Duration,
+    send: &'s SendRequest<'s>,
+) -> BoxFuture<'s, Result<Answer, AskError>> {
+    let mut question = tonic::Request::new(question(domain, descriptors));
+    question.set_timeout(patience);
+    let client = RateLimitServiceClient::with_origin(Sender(send), origin);
+    let mut client = client.max_decoding_message_size(LARGEST_ANSWER);
+    Box::pin(async move {
+        let response = client.should_rate_limit(question).await.map_err(CallError::from)?;
+        Ok(answer_of(response.into_inner())?)
+    })
+}
+
+fn question(domain: &str, descriptors: &[Vec<(&str, String)>]) -> pb::RateLimitRequest {
     let descriptor = |entries: &Vec<(&str, String)>| pb::RateLimitDescriptor { entries: entries_of(entries) };
-    framed(&pb::RateLimitRequest {
+    pb::RateLimitRequest {
         domain: domain.to_owned(),
         descriptors: descriptors.iter().map(descriptor).collect(),
         hits_addend: 1,
-    })
+    }
 }
 
 fn entries_of(entries: &[(&str, String)]) -> Vec<pb::rate_limit_descriptor::Entry> {
@@ -83,9 +121,7 @@ pub fn decode_question(body: &[u8]) -> Result<(String, Vec<Vec<(String, String)>
     Ok((message.domain, message.descriptors.into_iter().map(descriptor).collect()))
 }
 
-/// Reads an answer.
-pub fn decode_answer(body: &[u8]) -> Result<Answer, InvalidAnswer> {
-    let message: pb::RateLimitResponse = unframed(body)?;
+fn answer_of(message: pb::RateLimitResponse) -> Result<Answer, InvalidAnswer> {
     let over = match Code::try_from(message.overall_code) {
         Ok(Code::Ok) => None,
         Ok(Code::OverLimit) => Some(over(&message.statuses)),
@@ -93,12 +129,13 @@ pub fn decode_answer(body: &[u8]) -> Result<Answer, InvalidAnswer> {
     };
     Ok(Answer {
         over,
+        nearest: nearest(&message.statuses),
         for_client: usable(&message.response_headers_to_add),
         for_application: usable(&message.request_headers_to_add),
     })
 }
 
-/// The answer of a limit service, as [`decode_answer`] reads it.
+/// The answer of a limit service, as [`ask`] reads it, for doubles in tests.
 pub fn encode_answer(answer: &Answer) -> Bytes {
     let code = if answer.over.is_some() { Code::OverLimit } else { Code::Ok };
     let status = |over: Over| DescriptorStatus {
@@ -108,6 +145,12 @@ pub fn encode_answer(answer: &Answer) -> Bytes {
             .map(|limit| pb::rate_limit_response::RateLimit { requests_per_unit: limit }),
         limit_remaining: over.remaining,
         duration_until_reset: over.reset.and_then(|reset| reset.try_into().ok()),
+    };
+    let standing = |standing: Standing| DescriptorStatus {
+        code: Code::Ok.into(),
+        current_limit: Some(pb::rate_limit_response::RateLimit { requests_per_unit: standing.limit }),
+        limit_remaining: standing.remaining,
+        duration_until_reset: standing.reset.and_then(|reset| reset.try_into().ok()),
     };
     let headers = |list: &[(HeaderName, HeaderValue)]| {
         let header = |(name, value): &(HeaderName, HeaderValue)| pb::HeaderValue {
@@ -119,7 +162,7 @@ pub fn encode_answer(answer: &Answer) -> Bytes {
     };
     framed(&pb::RateLimitResponse {
         overall_code: code.into(),
-        statuses: answer.over.map(status).into_iter().collect(),
+        statuses: answer.over.map(status).into_iter().chain(answer.nearest.map(standing)).collect(),
         response_headers_to_add: headers(&answer.for_client),
         request_headers_to_add: headers(&answer.for_application),
     })
@@ -130,10 +173,23 @@ fn over(statuses: &[DescriptorStatus]) -> Over {
     let told = reached.map(|status| Over {
         limit: status.current_limit.map(|limit| limit.requests_per_unit),
         remaining: status.limit_remaining,
-        // A negative one is none.
-        reset: status.duration_until_reset.and_then(|reset| reset.try_into().ok()),
+        reset: reset_of(status),
     });
     told.max_by_key(|over| over.reset).unwrap_or_default()
+}
+
+fn nearest(statuses: &[DescriptorStatus]) -> Option<Standing> {
+    let standing = |status: &DescriptorStatus| {
+        let limit = status.current_limit.as_ref()?.requests_per_unit;
+        let has_room = status.code == i32::from(Code::Ok);
+        has_room.then(|| Standing { limit, remaining: status.limit_remaining, reset: reset_of(status) })
+    };
+    statuses.iter().filter_map(standing).reduce(Standing::nearer)
+}
+
+/// A negative one is none.
+fn reset_of(status: &DescriptorStatus) -> Option<Duration> {
+    status.duration_until_reset.and_then(|reset| reset.try_into().ok())
 }
 
 /// Headers that may be set: the same as a filter of a route may.
@@ -181,8 +237,25 @@ mod tests {
         let over = (option::of(any::<u32>()), any::<u32>(), option::of(0..1_000_000_u64)).prop_map(
             |(limit, remaining, reset)| Over { limit, remaining, reset: reset.map(Duration::from_millis) },
         );
-        (option::of(over), vec(header(), 0..3), vec(header(), 0..3))
-            .prop_map(|(over, for_client, for_application)| Answer { over, for_client, for_application })
+        let nearest = (any::<u32>(), any::<u32>(), option::of(0..1_000_000_u64)).prop_map(
+            |(limit, remaining, reset)| Standing {
+                limit,
+                remaining,
+                reset: reset.map(Duration::from_millis),
+            },
+        );
+        (option::of(over), option::of(nearest), vec(header(), 0..3), vec(header(), 0..3)).prop_map(
+            |(over, nearest, for_client, for_application)| Answer {
+                over,
+                nearest,
+                for_client,
+                for_application,
+            },
+        )
+    }
+
+    fn decode_answer(body: &[u8]) -> Result<Answer, InvalidAnswer> {
+        answer_of(unframed(body)?)
     }
 
     proptest! {
@@ -198,7 +271,7 @@ mod tests {
         ) {
             let asked: Vec<Vec<_>> = descriptors.iter()
                 .map(|one| one.iter().map(|(key, value)| (key.as_str(), value.clone())).collect()).collect();
-            prop_assert_eq!(decode_question(&encode_question(&domain, &asked)), Ok((domain, descriptors)));
+            prop_assert_eq!(decode_question(&framed(&question(&domain, &asked))), Ok((domain, descriptors)));
         }
 
         /// Foreign bytes never panic.
@@ -235,6 +308,23 @@ mod tests {
         compressed[0] = 1;
         assert_eq!(decode_answer(&compressed), Err(InvalidAnswer::Frame));
         assert!(matches!(decode_answer(&[0, 0, 0, 0, 1, 0xff]), Err(InvalidAnswer::Message(_))));
+    }
+
+    #[test]
+    fn of_several_limits_the_one_is_told_that_is_nearest_to_its_end() {
+        let status = |limit: Option<u32>, remaining, seconds| DescriptorStatus {
+            code: Code::Ok.into(),
+            current_limit: limit.map(|limit| pb::rate_limit_response::RateLimit { requests_per_unit: limit }),
+            limit_remaining: remaining,
+            duration_until_reset: Some(prost_types::Duration { seconds, nanos: 0 }),
+        };
+        let told = |statuses: &[DescriptorStatus]| nearest(statuses).map(|one| (one.limit, one.reset));
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let all = [status(Some(9), 5, 1), status(None, 0, 1), status(Some(4), 3, 1), status(Some(3), 3, 60)];
+        assert_eq!(told(&all), Some((3, seconds(60))), "one without a limit is none");
+        assert_eq!(told(&all[..1]), Some((9, seconds(1))));
+        assert_eq!(told(&[status(Some(9), 5, -1)]), Some((9, None)));
+        assert_eq!(told(&[]), None);
     }
 
     #[test]

@@ -2,18 +2,20 @@
 
 use std::time::SystemTime;
 
-use ambit_model::authz::Answer;
-use ambit_wire::ext_authz::{self, Check, SendError, Sent};
-use http::Response;
+use ambit_model::authz::{Answer, GrpcCheck};
+use ambit_wire::{
+    ext_authz::{self, Check},
+    unary::Sent,
+};
 
 use super::{Asking, Authorizers, Failure, Question};
-use crate::upstream::pool::Version;
 
 impl Authorizers {
     pub(super) async fn grpc(
         &self,
         asking: &Asking<'_>,
         question: &Question<'_>,
+        told: &GrpcCheck,
         now: SystemTime,
     ) -> Result<Answer, Failure> {
         let form = asking.authorizer.parts().body.map(|shared| shared.form);
@@ -25,18 +27,12 @@ impl Authorizers {
             own: &self.shared().settings.identity,
             service: question.target.service().map_or("", |service| service.hostname.as_str()),
             head: question.head,
+            told,
             version: question.spoken,
             time: now,
             body,
         };
-        let send = |request| -> Sent<'_> {
-            let address = question.address;
-            Box::pin(async move {
-                let answer = self.exchange(asking, address, Version::Http2, request).await;
-                let (head, body) = answer.map_err(|failure| SendError(failure.to_string()))?;
-                Ok(Response::from_parts(head, body))
-            })
-        };
+        let send = |request| -> Sent<'_> { self.upstream.call(&asking.exchange, request) };
         Ok(ext_authz::ask(&check, asking.origin.clone(), &send).await?)
     }
 }

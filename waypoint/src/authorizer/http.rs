@@ -15,10 +15,11 @@ impl Authorizers {
         check: &HttpCheck,
     ) -> Result<Answer, Failure> {
         let head = head(check, question.head, asking.shown.as_ref())?;
-        let version = version(&asking.goal, Spoken::HTTP_11, &head);
+        let version = version(&asking.exchange.goal, Spoken::HTTP_11, &head);
         let body = asking.shown.as_ref().map(|beginning| beginning.bytes.clone()).unwrap_or_default();
         let request = Request::from_parts(head, body);
-        let (head, body) = self.exchange(asking, question.address, version, request).await?;
+        let answer = self.upstream.inquire(&asking.exchange, version, request).await?;
+        let (head, body) = answer.into_parts();
         Ok(Answer::of_http(check, head.status, &head.headers, body.to_bytes().into())?)
     }
 }
@@ -39,6 +40,9 @@ fn head(check: &HttpCheck, asked: &Parts, shown: Option<&Beginning>) -> Result<P
     for (name, value) in &check.added_headers {
         headers.insert(name, value.clone());
     }
+    // An authorizer may want it of every question, as Envoy and Gateway API have it.
+    let length = shown.map_or(0, |beginning| beginning.bytes.len());
+    headers.insert(header::CONTENT_LENGTH, length.into());
     headers.remove(PARTIAL_BODY);
     if let Some(beginning) = shown {
         let partial = if beginning.is_whole { "false" } else { "true" };
@@ -86,10 +90,12 @@ mod tests {
         );
         let mut names: Vec<_> = got.headers.keys().map(|name| name.as_str()).collect();
         names.sort_unstable();
-        assert_eq!(names, ["authorization", "cookie", "x-mesh", "x-team"]);
+        assert_eq!(names, ["authorization", "content-length", "cookie", "x-mesh", "x-team"]);
+        assert_eq!(got.headers["content-length"], "0", "its own, not the request's");
         assert_eq!(got.headers.get("x-mesh").map(HeaderValue::as_bytes), Some(&b"ours"[..]));
         let beginning = Beginning { bytes: Bytes::from_static(b"a"), is_whole: false };
         let got = head(&check, &asked, Some(&beginning)).expect("a head");
         assert_eq!(got.headers.get(PARTIAL_BODY).map(HeaderValue::as_bytes), Some(&b"true"[..]));
+        assert_eq!(got.headers["content-length"], "1");
     }
 }

@@ -1,10 +1,11 @@
-//! External authorizers: whom CUSTOM policies ask before anything else is judged.
+//! External authorizers: whom CUSTOM policies ask before anything else is judged, and whom a rule of a route asks
+//! after all policies.
 //!
 //! | an authorizer | the request |
 //! |---|---|
 //! | allows | goes on, changed as it says; routes and other policies see it so |
 //! | denies | is answered as it says |
-//! | does not answer in time, or with what is no answer | is denied with the provider's `statusOnError`; goes on if it has `failOpen` |
+//! | does not answer in time, or with what is no answer | is denied with the provider's `statusOnError`, or 500 if a route asks; goes on if it has `failOpen` |
 //!
 //! A worker has [`UNDERWAY`] checks under way at a time, of which [`SHOWING`] show a body. What comes beyond is turned away,
 //! `failOpen` or not: who can make us busy must not get past a policy by it.
@@ -18,16 +19,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ::http::{HeaderMap, Request, Uri, Version as Spoken, request::Parts, response};
+use ::http::{HeaderMap, Uri, Version as Spoken, request::Parts};
 use ambit_model::{
     authz::{self, Answer, Ask, Authorizer, CheckProtocol, HeaderChange, InvalidAnswer, Longer, OnFailure},
-    name::Label,
-    route::Timeout,
+    name::{Label, PolicyKey},
+    route::{Chosen, ExternalAuth},
     snapshot::Snapshot,
 };
 use ambit_wire::ext_authz::{CheckError, LARGEST_ANSWER, Shown};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Collected, Limited};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::{Instant, timeout_at},
@@ -35,18 +34,16 @@ use tokio::{
 
 use crate::{
     accept::arrival::Client,
-    body::{Beginning, Source, Streamed},
+    body::{Beginning, Streamed},
     metrics::CheckOutcome,
-    plan::Target,
+    plan::{Target, route_name},
     refusal::Refusal,
     shared::Shared,
     upstream::{
         Upstream,
-        attempt::{Answered, Sending},
         choose::Goal,
         destinations::Terms,
-        endpoints::Affinity,
-        pool::Version,
+        exchange::{Exchange, Unanswered, origin},
     },
 };
 
@@ -83,6 +80,29 @@ pub struct Question<'a> {
     pub body: &'a mut Streamed,
 }
 
+/// Whom the rule wants asked that was `chosen` for a request, if it wants anybody. Pure.
+///
+/// # Errors
+/// It names somebody who cannot be asked.
+pub fn asked_by(chosen: &Chosen<'_>, head: &Parts) -> Result<Option<Ask>, Refusal> {
+    let route = &chosen.origin.key;
+    match chosen.rule.filters.asks(head) {
+        None => Ok(None),
+        Some(ExternalAuth::Nobody { reason }) => {
+            let (route, reason) = (route_name(chosen), reason.to_string());
+            Err(Refusal::UnknownAuthorizer { route, reason })
+        }
+        Some(ExternalAuth::Asks(authorizer)) => {
+            let parts = authorizer.parts();
+            Ok(Some(Ask {
+                provider: format!("{}:{}", parts.hostname, parts.port).into(),
+                authorizer: Some(authorizer.clone()),
+                policy: PolicyKey::new(route.namespace(), route.name()),
+            }))
+        }
+    }
+}
+
 /// Who was asked about one request, and let it go on. Only asking adds to it.
 #[derive(Debug, Default)]
 pub struct Heard {
@@ -109,14 +129,10 @@ enum Failure {
     NoService(String),
     #[error("{0} is no host")]
     NoHost(String),
-    #[error("no complete answer within {0:?}")]
-    TimedOut(Duration),
-    #[error("the answer broke off, or is too long: {0}")]
-    Broke(String),
     #[error("the question cannot be written: {0}")]
     Unwritable(#[from] ::http::Error),
     #[error(transparent)]
-    Upstream(#[from] Refusal),
+    Unanswered(#[from] Unanswered),
     #[error(transparent)]
     Answer(#[from] InvalidAnswer),
     #[error(transparent)]
@@ -125,13 +141,11 @@ enum Failure {
 
 /// What a check needs beside the question.
 struct Asking<'a> {
-    mesh: &'a Snapshot,
     authorizer: &'a Authorizer,
-    goal: Goal,
+    exchange: Exchange<'a>,
     /// `hostname:port`.
     origin: Uri,
     shown: Option<Beginning>,
-    until: Instant,
 }
 
 impl Authorizers {
@@ -224,56 +238,19 @@ impl Authorizers {
         shown: Option<Beginning>,
     ) -> Result<Answer, Failure> {
         let parts = authorizer.parts();
-        let until = Instant::now() + parts.timeout;
+        let (patience, until) = (parts.timeout, Instant::now() + parts.timeout);
         let service = authorizer.service(mesh.services_named(parts.hostname.as_str()));
         let service = service.ok_or_else(|| Failure::NoService(parts.hostname.to_string()))?.clone();
-        let origin = format!("http://{}:{}", parts.hostname, parts.port);
-        let origin = origin.parse().map_err(|_| Failure::NoHost(parts.hostname.to_string()))?;
+        let origin = origin(parts.hostname.as_str(), parts.port);
+        let origin = origin.map_err(|_| Failure::NoHost(parts.hostname.to_string()))?;
         let goal = Goal::Service { service, port: parts.port, terms: Terms::default() };
-        let asking = Asking { mesh, authorizer, goal, origin, shown, until };
+        let asked = question.address;
+        let exchange = Exchange { mesh, goal, asked, patience, until, largest: LARGEST_ANSWER };
+        let asking = Asking { authorizer, exchange, origin, shown };
         match &parts.protocol {
-            CheckProtocol::Grpc => self.grpc(&asking, question, SystemTime::now()).await,
+            CheckProtocol::Grpc(grpc) => self.grpc(&asking, question, grpc, SystemTime::now()).await,
             CheckProtocol::Http(http) => self.http(&asking, question, http).await,
         }
-    }
-
-    /// Sends a question and reads all of its answer, until the time for both is over.
-    async fn exchange(
-        &self,
-        asking: &Asking<'_>,
-        address: SocketAddr,
-        version: Version,
-        request: Request<Bytes>,
-    ) -> Result<(response::Parts, Collected<Bytes>), Failure> {
-        let (head, body) = request.into_parts();
-        let sending = Sending {
-            goal: asking.goal.clone(),
-            asked: address,
-            affinity: Affinity::default(),
-            head,
-            body: Source::Whole(body),
-            version,
-            switch: None,
-            hearing: None,
-            retry: None,
-            attempt: Timeout::Default,
-            deadline: Some(asking.until),
-        };
-        let sent = self.upstream.send(asking.mesh, sending, &mut ()).await;
-        let late = || Failure::TimedOut(asking.authorizer.parts().timeout);
-        let Answered { response, lease, underway, .. } =
-            sent.map_err(
-                |refusal| {
-                    if matches!(refusal, Refusal::TimedOut(_)) { late() } else { refusal.into() }
-                },
-            )?;
-        let (head, body) = response.into_parts();
-        let collected = timeout_at(asking.until, Limited::new(body, LARGEST_ANSWER).collect()).await;
-        let collected = collected.map_err(|_| late())?;
-        let collected = collected.map_err(|error| Failure::Broke(error.to_string()))?;
-        lease.give_back();
-        drop(underway);
-        Ok((head, collected))
     }
 }
 

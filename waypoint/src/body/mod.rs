@@ -3,6 +3,7 @@
 //! | of | is | in |
 //! |---|---|---|
 //! | a request, as it comes; its beginning can be looked at | [`Streamed`] | `outgoing.rs` |
+//! | a request, when nobody reads it any more | read for a while | `received.rs` |
 //! | a request, before it is known how often it is sent | [`Source`] | |
 //! | a request, for one attempt | [`Outgoing`] | |
 //! | a request that may be repeated | kept, up to [`KEPT`] | `kept.rs` |
@@ -11,6 +12,7 @@
 mod answer;
 mod kept;
 mod outgoing;
+mod received;
 
 use std::{
     io,

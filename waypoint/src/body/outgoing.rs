@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::{BodyError, Copied, Idle, Kept, Passed, Reader};
+use super::{BodyError, Copied, Idle, Kept, Passed, Reader, received::Received};
 use crate::io::{BodyUnderWay, Heads};
 
 /// The body of a request, before it is known how often it is sent.
@@ -88,7 +88,7 @@ pub enum Outgoing {
 /// A body as it comes.
 #[derive(Debug)]
 pub struct Streamed {
-    body: Incoming,
+    body: Received,
     idle: Idle,
     passed: Passed,
     _under_way: Option<BodyUnderWay>,
@@ -106,9 +106,11 @@ pub struct Beginning {
 }
 
 impl Streamed {
-    /// Counts in `passed` what has come, and gives up when nothing comes for `idle`. `heads` hears how long it is read.
+    /// Counts in `passed` what has come, and gives up when nothing comes for `idle`. `heads` hears how long it is read,
+    /// where a client speaks HTTP/1.
     pub fn new(body: Incoming, idle: Duration, passed: Passed, heads: Option<&Heads>) -> Self {
         let _under_way = heads.filter(|_| !body.is_end_stream()).map(Heads::body);
+        let body = Received::new(body, heads.is_none());
         Self { body, idle: Idle::new(idle), passed, _under_way, ahead: VecDeque::new() }
     }
 
@@ -167,7 +169,7 @@ impl Streamed {
     }
 
     fn poll_come(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
+        match self.body.poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.idle.moved();
                 if let Some(Ok(frame)) = &frame {

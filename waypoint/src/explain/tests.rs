@@ -136,3 +136,35 @@ fn it_is_never_longer_than_it_may_be_and_says_what_is_left_out() {
     assert_eq!(told["leftOut"]["attempts"], 100 - attempts.len());
     assert!(attempts.last().is_none_or(|last| last.starts_with("99")), "{attempts:?}");
 }
+
+#[test]
+fn an_attempt_says_what_becomes_of_its_endpoint() {
+    let mut explanation = Explanation::of(&identity("gate"));
+    explanation.fell(Standing::Ready);
+    let after = |explanation: &mut Explanation, standing| {
+        explanation.attempt(&workload("web-1"), address(), Duration::ZERO);
+        explanation.answered(Ok(StatusCode::OK), Duration::ZERO);
+        explanation.fell(standing);
+    };
+    let half = Duration::from_secs(30);
+    for standing in [
+        Standing::Ready,
+        Standing::Resting(Duration::from_millis(1500)),
+        Standing::Aside(Reason::Failures, half),
+        Standing::Aside(Reason::SuccessRate, half),
+    ] {
+        after(&mut explanation, standing);
+    }
+    let (_, told) = told(explanation, None);
+    let health: Vec<_> =
+        told["attempts"].as_array().unwrap().iter().map(|one| one["health"].clone()).collect();
+    assert_eq!(
+        health,
+        [
+            Value::Null,
+            "passed over for 1.5s, as it asks".into(),
+            "set aside for 30.0s: it failed too often in a row".into(),
+            "set aside for 30.0s: the others' requests go well more often".into(),
+        ]
+    );
+}

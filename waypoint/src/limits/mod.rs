@@ -8,7 +8,7 @@ mod ask;
 use std::{net::SocketAddr, time::Duration};
 
 use ambit_model::{
-    limit::{Caller, GlobalLimit, Going, Lookup, OnError, RateLimit, Table},
+    limit::{Caller, GlobalLimit, Going, Lookup, OnError, RateLimit, Standing, Table},
     service_config::ServiceConfig,
     snapshot::Snapshot,
 };
@@ -45,16 +45,34 @@ impl Default for Limits {
     }
 }
 
-/// There was room for a request. Made here and nowhere else.
+/// There was room for a request: what its client is told of that. Without a limit that counts it, nothing.
 #[derive(Debug, Default)]
 pub struct Room {
+    /// How the limit stands that is nearest to its end.
+    nearest: Option<Standing>,
     for_client: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Room {
-    /// Adds to a response what limit services want the client to know.
+    /// Adds to a response how much room there is left, and what limit services want the client to know. It takes the place
+    /// of what an application says of its own limits.
     pub fn tell(&self, headers: &mut HeaderMap) {
+        if let Some(Standing { limit, remaining, reset }) = self.nearest {
+            tell_numbers(
+                [
+                    (LIMIT, Some(limit.into())),
+                    (REMAINING, Some(remaining.into())),
+                    (RESET, reset.map(seconds)),
+                ],
+                headers,
+            );
+        }
         tell(&self.for_client, headers);
+    }
+
+    fn stands(&mut self, one: Option<Standing>) {
+        let known = [self.nearest, one].into_iter().flatten();
+        self.nearest = known.reduce(Standing::nearer);
     }
 }
 
@@ -78,18 +96,16 @@ impl Limited {
 
     /// Tells the client when to come again. The names are those of Envoy, from a draft (RateLimit header fields 03).
     pub fn tell(&self, headers: &mut HeaderMap) {
-        let numbers = [
-            (LIMIT, self.limit.map(u64::from)),
-            (REMAINING, Some(u64::from(self.remaining))),
-            (RESET, self.reset.map(seconds)),
-            // Who comes at once comes in vain.
-            (header::RETRY_AFTER, self.wait.map(|wait| seconds(wait).max(1))),
-        ];
-        for (name, number) in numbers {
-            if let Some(number) = number {
-                headers.insert(name, number.into());
-            }
-        }
+        tell_numbers(
+            [
+                (LIMIT, self.limit.map(u64::from)),
+                (REMAINING, Some(u64::from(self.remaining))),
+                (RESET, self.reset.map(seconds)),
+                // Who comes at once comes in vain.
+                (header::RETRY_AFTER, self.wait.map(|wait| seconds(wait).max(1))),
+            ],
+            headers,
+        );
         tell(&self.for_client, headers);
     }
 }
@@ -97,6 +113,14 @@ impl Limited {
 /// Rounded up: a second too early is too early.
 fn seconds(time: Duration) -> u64 {
     time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0))
+}
+
+fn tell_numbers<const N: usize>(numbers: [(HeaderName, Option<u64>); N], headers: &mut HeaderMap) {
+    for (name, number) in numbers {
+        if let Some(number) = number {
+            headers.insert(name, number.into());
+        }
+    }
 }
 
 fn tell(list: &[(HeaderName, HeaderValue)], headers: &mut HeaderMap) {
@@ -118,21 +142,22 @@ pub struct Counted<'a> {
     pub going: Going<'a>,
 }
 
-/// Finds room for a request, and tells the application what limit services want it to know.
-pub async fn room(
+/// Finds room for a request, and tells the application what limit services want it to know. What its client is told goes
+/// into `room`, and stays there if it is refused later.
+pub async fn find_room(
     upstream: &Upstream,
     mesh: &Snapshot,
     counted: Counted<'_>,
     head: &mut Parts,
-) -> Result<Room, Refusal> {
+    room: &mut Room,
+) -> Result<(), Refusal> {
     let Counted { config, client, address, going } = counted;
     let caller = Caller { identity: client.identity.as_ref(), address: client.address.ip() };
     let shared = upstream.shared();
     let lookups = lookups(config, &going, &caller, head);
     if !lookups.is_empty() {
-        shared.limits.take(&lookups, shared.settings.started.elapsed(), &shared.metrics)?;
+        room.stands(shared.limits.take(&lookups, shared.settings.started.elapsed(), &shared.metrics)?);
     }
-    let mut room = Room::default();
     for (limit, global) in globals(config, &going) {
         let descriptors = global.descriptors_of(&caller, head);
         if descriptors.is_empty() {
@@ -141,9 +166,10 @@ pub async fn room(
         let answer = ask::ask(upstream, mesh, global, &descriptors, address).await;
         let Some(answer) = judged(limit, global, answer, &shared.metrics)? else { continue };
         tell(&answer.for_application, &mut head.headers);
+        room.stands(answer.nearest);
         room.for_client.extend(answer.for_client);
     }
-    Ok(room)
+    Ok(())
 }
 
 /// Which limits count a request, as their authors know them. Pure.
@@ -219,7 +245,12 @@ fn judged(
 }
 
 impl Limits {
-    fn take(&self, lookups: &[Lookup], now: Duration, metrics: &Metrics) -> Result<(), Refusal> {
+    fn take(
+        &self,
+        lookups: &[Lookup],
+        now: Duration,
+        metrics: &Metrics,
+    ) -> Result<Option<Standing>, Refusal> {
         let taken = {
             let mut table = self.table.hold();
             let taken = table.take(lookups, now);
@@ -230,7 +261,7 @@ impl Limits {
             Ok(taken) => {
                 metrics.limited(LimitKind::Local, LimitOutcome::Allowed);
                 metrics.counted_together(taken.together);
-                Ok(())
+                Ok(taken.nearest)
             }
             Err(excess) => {
                 metrics.limited(LimitKind::Local, LimitOutcome::Limited);

@@ -1,10 +1,6 @@
 //! One request, sent until it is answered or may not be sent again.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use ambit_model::{
     name::Uid,
@@ -16,7 +12,7 @@ use ambit_model::{
     traffic::{Connections, FailureKind},
     workload::Workload,
 };
-use http::{HeaderMap, Request, Response, header, request::Parts};
+use http::{HeaderMap, Request, Response, request::Parts};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
@@ -24,9 +20,11 @@ use super::{
     Upstream,
     choose::{Choice, Endpoint, Goal},
     destinations::{Destination, Place, What},
-    endpoints::{Affinity, Underway},
+    endpoints::{Affinity, Standing, Underway},
     health::Outcome as Judged,
+    judge::Verdict,
     pool::{Lease, Unanswered, Version},
+    rest,
 };
 use crate::{body::Source, hygiene, interim::Hearing, refusal::Refusal, shared::dice, websocket::Switch};
 
@@ -91,8 +89,7 @@ pub struct Answered {
 struct Ended {
     outcome: retry::Outcome,
     /// What it says of the endpoint.
-    judged: Judged,
-    took: Duration,
+    verdict: Verdict,
     result: Result<Answered, Refusal>,
 }
 
@@ -106,6 +103,9 @@ pub trait Witness {
 
     /// The attempt has ended with the head of a response, or without.
     fn answered(&mut self, outcome: Result<&Response<Incoming>, &Refusal>);
+
+    /// From now on the endpoint gets less, or nothing.
+    fn fell(&mut self, _: Standing) {}
 
     /// Whether there is another attempt.
     fn next(&mut self, _: Next) {}
@@ -140,9 +140,12 @@ impl Upstream {
         loop {
             let chosen = self.choose(mesh, &sending.choice(kept.as_ref()), &tried)?;
             witness.attempt(&chosen.workload, chosen.hop.address(), repeated);
-            let Ended { outcome, judged, took, mut result } = self.once(&chosen, &mut sending, witness).await;
-            self.judge(mesh, &sending.choice(kept.as_ref()), &chosen, judged, took);
+            let Ended { outcome, verdict, mut result } = self.once(&chosen, &mut sending, witness).await;
+            let fell = self.judge(mesh, &sending.choice(kept.as_ref()), &chosen, &verdict);
             witness.answered(result.as_ref().map(|answered| &answered.response));
+            if let Some(fell) = fell {
+                witness.fell(fell);
+            }
             if let Ok(answered) = &mut result {
                 answered.underway.hold(place.take());
             }
@@ -215,10 +218,12 @@ impl Upstream {
             None => attempt.await,
         };
         let (outcome, result) = ended;
-        let judged = judged(outcome, result.as_ref().ok().map(|(response, _)| response.headers()));
+        let response = result.as_ref().ok().map(|(response, _)| response);
+        let rest = response.and_then(|response| rest::asked(response.status(), response.headers()));
+        let verdict = Verdict { outcome: judged(outcome), rest, took: began.elapsed() };
         let workload = chosen.workload.clone();
         let result = result.map(|(response, lease)| Answered { response, lease, underway, workload });
-        Ended { outcome, judged, took: began.elapsed(), result }
+        Ended { outcome, verdict, result }
     }
 
     async fn exchange(
@@ -270,21 +275,18 @@ impl Upstream {
     }
 }
 
-/// What an outcome says of the endpoint.
-fn judged(outcome: retry::Outcome, headers: Option<&HeaderMap>) -> Judged {
+/// What an outcome says of the endpoint. 429 is about a client, and not about the endpoint.
+fn judged(outcome: retry::Outcome) -> Judged {
     let status = match outcome {
         retry::Outcome::NotConnected | retry::Outcome::Broken | retry::Outcome::TimedOut => {
-            return Judged::Failed { kind: FailureKind::Unreachable, rest: None };
+            return Judged::Failed(FailureKind::Unreachable);
         }
         retry::Outcome::Refused | retry::Outcome::Begun => return Judged::Answered,
         retry::Outcome::Status(status) => status,
     };
-    // As a date it is not heeded: clocks differ. With 429 it is about a client, and not about the endpoint.
-    let after = headers.and_then(|headers| headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok());
     match status.as_u16() {
-        503 => Judged::Failed { kind: FailureKind::Gateway, rest: after.map(Duration::from_secs) },
-        502 | 504 => Judged::Failed { kind: FailureKind::Gateway, rest: None },
-        500..=599 => Judged::Failed { kind: FailureKind::Server, rest: None },
+        502..=504 => Judged::Failed(FailureKind::Gateway),
+        500..=599 => Judged::Failed(FailureKind::Server),
         _ => Judged::Answered,
     }
 }

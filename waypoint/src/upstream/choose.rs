@@ -1,13 +1,13 @@
 //! Which endpoint, and how it is reached.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use ambit_model::{
     balance::{Preferences, Purpose, Wanted},
     name::Uid,
+    reach::Asker,
     service::Service,
     snapshot::Snapshot,
-    traffic::Outliers,
     workload::Workload,
 };
 
@@ -16,7 +16,6 @@ use super::{
     destinations::{Destination, Terms},
     dial::Hop,
     endpoints::{Affinity, Doing, Question},
-    health::Outcome,
 };
 use crate::{refusal::Refusal, shared::dice};
 
@@ -139,7 +138,9 @@ impl Upstream {
         let shared = self.shared();
         let nowhere = self.nowhere();
         let own = shared.own_workload(mesh).map_or(&nowhere, |own| own);
-        Hop::across(mesh, (own.into(), shared.namespace()), workload, service, asked, &mut dice())
+        let asker =
+            Asker { caller: own.into(), namespace: shared.namespace(), asked: asked.ip(), tried: &[] };
+        Hop::across(mesh, workload, service, &asker, &mut dice())
     }
 
     /// In place of the own workload, where it is not known.
@@ -147,38 +148,8 @@ impl Upstream {
         Workload { network: self.shared().settings.network.clone(), ..Workload::default() }
     }
 
-    /// Tells an endpoint that was chosen what came of it, `took` after it was begun.
-    pub fn judge(
-        &self,
-        mesh: &Snapshot,
-        choice: &Choice<'_>,
-        chosen: &Endpoint,
-        outcome: Outcome,
-        took: Duration,
-    ) {
-        let shared = self.shared();
-        let usual = Outliers::default();
-        let policy = choice.goal.terms().and_then(|terms| terms.policy.as_ref());
-        let outliers = policy.map_or(&usual, |policy| &policy.outliers);
-        let times = (took, shared.settings.started.elapsed());
-        let before = chosen.doing.health();
-        chosen.doing.ended(outcome, times, outliers, || {
-            self.ask(mesh, choice, &[], |question| {
-                let known = choice.goal.service().and_then(|service| mesh.endpoints(&service.key()))?;
-                let (aside, all) = shared.endpoints.aside(question, known);
-                Some(outliers.admit_one_more(aside, all))
-            })
-            .flatten()
-            .unwrap_or(true)
-        });
-        let now = times.1;
-        if before.is_trusted(now) && !chosen.doing.health().is_trusted(now) {
-            shared.metrics.ejections.inc();
-        }
-    }
-
     /// Puts the question which endpoint of a service; `None`: it is for no service.
-    fn ask<T>(
+    pub(super) fn ask<T>(
         &self,
         mesh: &Snapshot,
         choice: &Choice<'_>,

@@ -16,7 +16,7 @@ use ambit_model::{
     service::Service,
     service_config::ServiceConfig,
     snapshot::{Endpoint, Endpoints as Known},
-    traffic::{Connections, Maglev, Subset, TrafficPolicy},
+    traffic::{Compared, Connections, Maglev, Members, Subset, SuccessRate, TrafficPolicy, Window},
     workload::Health,
 };
 use hashbrown::HashMap;
@@ -63,7 +63,7 @@ impl Terms {
 
     /// Whether `uid` may be asked.
     pub fn admit(&self, uid: &Uid) -> bool {
-        self.subset.as_ref().is_none_or(|subset| subset.workloads.binary_search(uid).is_ok())
+        self.subset.as_ref().is_none_or(|subset| subset.members.admit(uid))
     }
 
     /// How much is sent at once; `None`: nothing is said.
@@ -85,6 +85,7 @@ pub struct Destination {
     turn: AtomicU64,
     table: Mutex<Option<Table>>,
     seen: Mutex<Option<Known>>,
+    rates: Mutex<Window>,
     gate: Gate,
 }
 
@@ -93,7 +94,7 @@ pub struct Destination {
 struct Table {
     /// Of which it was made.
     of: Known,
-    subset: Option<Arc<[Uid]>>,
+    subset: Members,
     maglev: Arc<Maglev>,
 }
 
@@ -134,18 +135,13 @@ impl Destination {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let members = || known.as_slice().iter().map(|one| &one.workload.uid).filter(|uid| terms.admit(uid));
         // A subset comes by another way than the endpoints, before them or after them.
-        let subset = terms.subset.as_ref().map(|subset| &subset.workloads);
-        let is_same = |of: &Option<Arc<[Uid]>>| match (of, subset) {
-            (None, None) => true,
-            (Some(of), Some(subset)) => Arc::ptr_eq(of, subset),
-            (Some(_), None) | (None, Some(_)) => false,
-        };
+        let subset = terms.subset.as_ref().map_or(&Members::All, |subset| &subset.members);
         let maglev = match &*table {
-            Some(table) if table.of.is(known) && is_same(&table.subset) => return table.maglev.clone(),
+            Some(table) if table.of.is(known) && table.subset.is(subset) => return table.maglev.clone(),
             Some(table) if table.maglev.is_of(members()) => table.maglev.clone(),
             Some(_) | None => Arc::new(Maglev::new(members().cloned().collect())),
         };
-        *table = Some(Table { of: known.clone(), subset: subset.cloned(), maglev: maglev.clone() });
+        *table = Some(Table { of: known.clone(), subset: subset.clone(), maglev: maglev.clone() });
         maglev
     }
 
@@ -159,6 +155,11 @@ impl Destination {
         let healthy = |endpoint: &&Endpoint| endpoint.workload.health == Health::Healthy;
         known.as_slice().iter().filter(healthy).for_each(|endpoint| meet(endpoint, first));
         *seen = Some(known.clone());
+    }
+
+    /// Counts what came of a request to `uid`; what an interval has shown, if one is over.
+    pub fn rated(&self, uid: &Uid, went_well: bool, now: Duration, by: &SuccessRate) -> Option<Compared> {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner).count(uid, went_well, now, by)
     }
 
     /// Takes a place for one request or connection, as `limits` say; waits for one for no longer than `patience`.

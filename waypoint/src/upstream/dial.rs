@@ -4,27 +4,23 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambit_model::{
     address::Target,
-    balance::{self, Caller, Dice, Purpose, Wanted},
-    gateway::GatewayDestination,
+    balance::{self, Dice},
     identity::Identity,
-    name::{Hostname, Namespace},
+    reach::{self, Across, Asker},
     service::{IpFamilies, Service},
-    snapshot::{GatewayEnd, Snapshot},
+    snapshot::Snapshot,
     workload::{Tunnel, Workload},
 };
 use ambit_runtime::task;
 use ambit_wire::{
     cert::Certificate,
     hbone::{
-        self, Connect, Connection, Key, OpenError, Pool, TunnelStream,
+        self, Connect, Connection, Key, OpenError, Pool, SecureError, TunnelStream,
         headers::{self, Baggage},
         pool::PoolError,
     },
     spawn::Spawner,
-    tls::{
-        handshake::{self, HandshakeError},
-        rejected::Rejected,
-    },
+    tls::{handshake::HandshakeError, rejected::Rejected},
 };
 use http::{HeaderMap, HeaderValue};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -57,8 +53,8 @@ pub enum Hop {
         gateway: SocketAddr,
         /// Who may be there.
         expected_gateway: Arc<[Identity]>,
-        /// The service and its port, by which the other network knows it.
-        service: (Hostname, u16),
+        /// What is asked of both ends: the service, as the other network knows it.
+        target: Target,
         /// Who may be at the other end.
         expected: Arc<[Identity]>,
     },
@@ -78,45 +74,20 @@ impl Hop {
         })
     }
 
-    /// The way to `workload`, which is on another network than `caller`: an endpoint of `service` for `port` of it. `None`:
-    /// it names no gateway, or one that is not known here. Pure but for the dice.
+    /// The way to `workload`, an endpoint of `service` for `port` of it, which is on another network than the asker.
+    /// `None`: it names no gateway, or one that is not known here. Pure but for the dice.
     pub fn across(
         mesh: &Snapshot,
-        (caller, namespace): (Caller<'_>, &Namespace),
         workload: &Workload,
-        (service, port): (&Service, u16),
-        asked: SocketAddr,
+        service: (&Service, u16),
+        asker: &Asker<'_>,
         dice: &mut dyn Dice,
     ) -> Option<Self> {
-        let gateway = workload.network_gateway.as_ref()?;
-        let at = gateway.hbone_mtls_port;
-        let (instance, at, names) = match mesh.gateway(gateway, namespace)? {
-            GatewayEnd::Workload(workload) => (workload, at, &[][..]),
-            GatewayEnd::Service(service) => {
-                let endpoints = mesh.endpoints(&service.key())?;
-                let wanted = Wanted::of(service, at, Purpose::Standard, caller);
-                let pick = balance::pick(&wanted, endpoints, &|_| false, dice)?;
-                (&pick.endpoint.workload, pick.port, &service.subject_alt_names[..])
-            }
-        };
-        // Named by an address, it is that one, whatever the family of the request (protocols 5.4).
-        let address = match &gateway.destination {
-            GatewayDestination::Address(address) if instance.addresses.contains(&address.ip) => {
-                Some(address.ip)
-            }
-            GatewayDestination::Address(_) | GatewayDestination::Hostname(_) => {
-                balance::address(instance, asked.ip(), IpFamilies::Automatic)
-            }
-        };
-        // A gateway on a network that is not ours, either, is not reached.
-        let address = address.filter(|_| instance.network == *caller.network)?;
-        let far = service.subject_alt_names.iter().filter_map(|name| name.as_str().parse().ok());
-        Some(Self::Across {
-            gateway: SocketAddr::new(address, at),
-            expected_gateway: instance.accepted_identities(names),
-            service: (service.hostname.clone(), port),
-            expected: far.collect(),
-        })
+        let way = reach::across(mesh, workload, service, asker, dice).ok()?;
+        // Gateways of networks are published with their addresses; names are not resolved here.
+        let Target::Ip(gateway) = way.gateway else { return None };
+        let Across { expected_gateway, target, expected, .. } = way;
+        Some(Self::Across { gateway, expected_gateway, target, expected })
     }
 
     /// The application's address; on another network, that of the gateway.
@@ -179,9 +150,8 @@ impl Dial {
                 let stream = self.tunnel(at, expected, connect, limit).await?;
                 Ok(Onward::Tunnel(stream, None))
             }
-            Hop::Across { gateway, expected_gateway, service: (host, port), expected } => {
-                let connect =
-                    Connect { authority: Target::Host(host.clone(), *port), headers: self.headers() };
+            Hop::Across { gateway, expected_gateway, target, expected } => {
+                let connect = Connect { authority: target.clone(), headers: self.headers() };
                 let mut outer = connect.clone();
                 outer.headers.insert(headers::X_ISTIO_SOURCE, HeaderValue::from_static("waypoint"));
                 let outer = self.tunnel(*gateway, expected_gateway, outer, limit).await?;
@@ -205,6 +175,7 @@ impl Dial {
         let certificate = self.certificate().await?;
         let config = certificate.client_config(expected.clone());
         let connection = self.secured(hbone::stream::TunnelIo::from(outer), config, gateway).await?;
+        self.tunnels.adopt(self.key(gateway, expected), &connection);
         if let Ok(network) = self.shared.settings.network.as_str().parse() {
             connect.headers.insert(headers::X_FORWARDED_NETWORK, network);
         }
@@ -221,8 +192,7 @@ impl Dial {
         connect: Connect,
         limit: Duration,
     ) -> Result<TunnelStream, Refusal> {
-        let key =
-            Key { source: self.shared.settings.identity.clone(), expected: expected.clone(), to, from: None };
+        let key = self.key(to, expected);
         let dial = |key: Key| async move {
             self.shared.metrics.pool.dials.inc();
             let dialled = Box::pin(self.secure(&key, limit)).await;
@@ -236,6 +206,10 @@ impl Dial {
             Err(PoolError::Dial(refusal)) => Err(Refusal::clone(&refusal)),
             Err(PoolError::Open(error)) => Err(unopened(to, &error)),
         }
+    }
+
+    fn key(&self, to: SocketAddr, expected: &Arc<[Identity]>) -> Key {
+        Key { source: self.shared.settings.identity.clone(), expected: expected.clone(), to, from: None }
     }
 
     async fn certificate(&self) -> Result<Arc<Certificate>, Refusal> {
@@ -260,11 +234,9 @@ impl Dial {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let settings = &self.shared.settings;
-        let tls = handshake::connect(config, stream, settings.limits.handshake).await;
-        let (tls, _) = tls.map_err(|error| tls_refusal(to, &error))?;
-        let chain = tls.session().peer.clone();
-        let connected = hbone::connect(tls, chain, &settings.hbone, &self.spawner).await;
-        connected.map_err(|error| Refusal::Connect { to, reason: error.to_string() })
+        let secured =
+            hbone::secure(stream, config, settings.limits.handshake, &settings.hbone, &self.spawner).await;
+        secured.map_err(|error| unsecured(to, &error))
     }
 
     async fn tcp(&self, to: SocketAddr, limit: Duration) -> Result<TcpStream, Refusal> {
@@ -304,12 +276,15 @@ fn unopened(to: SocketAddr, error: &OpenError) -> Refusal {
     }
 }
 
-fn tls_refusal(with: SocketAddr, error: &HandshakeError) -> Refusal {
+fn unsecured(with: SocketAddr, error: &SecureError) -> Refusal {
     match error {
-        HandshakeError::Rejected(Rejected::Revoked) => Refusal::Revoked(with),
-        HandshakeError::Rejected(_)
-        | HandshakeError::TooSlow(_)
-        | HandshakeError::NotHttp2
-        | HandshakeError::Io(_) => Refusal::Tls { with, reason: error.to_string() },
+        SecureError::Tls(HandshakeError::Rejected(Rejected::Revoked)) => Refusal::Revoked(with),
+        SecureError::Tls(
+            HandshakeError::Rejected(_)
+            | HandshakeError::TooSlow(_)
+            | HandshakeError::NotHttp2
+            | HandshakeError::Io(_),
+        ) => Refusal::Tls { with, reason: error.to_string() },
+        SecureError::Http2(_) => Refusal::Connect { to: with, reason: error.to_string() },
     }
 }

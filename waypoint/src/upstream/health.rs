@@ -5,6 +5,11 @@
 //!  trusted ─────────────────────► set aside ──────────────────► on trial ── success ─► trusted
 //!                                     ▲                             │
 //!                                     └──────────── failure ────────┘ (longer each time)
+//!
+//!             too low a success rate            time is over
+//!  trusted ─────────────────────► set aside ──────────────────► trusted
+//!                                     ▲                             │
+//!                                     └──── too low once more ──────┘ (longer each time)
 //! ```
 
 use std::time::Duration;
@@ -17,12 +22,36 @@ pub enum Outcome {
     /// It answered, with nothing that counts against it.
     Answered,
     /// It failed.
-    Failed {
-        /// How.
-        kind: FailureKind,
-        /// For how long it asked to be left alone (Retry-After).
-        rest: Option<Duration>,
-    },
+    Failed(FailureKind),
+}
+
+impl Outcome {
+    /// Whether it went well, as far as success rates are made of it.
+    pub fn went_well(self, outliers: &Outliers) -> Option<bool> {
+        match self {
+            Self::Answered => Some(true),
+            Self::Failed(kind) => outliers.rates(kind).then_some(false),
+        }
+    }
+}
+
+/// Why one is set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It failed several times in a row.
+    Failures,
+    /// Its requests go well less often than those of the others.
+    SuccessRate,
+}
+
+impl Reason {
+    /// The value of labels.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Failures => "failures",
+            Self::SuccessRate => "success_rate",
+        }
+    }
 }
 
 /// How far an endpoint is trusted. `now` is the time since any moment, always the same one.
@@ -32,6 +61,8 @@ pub enum Health {
     Trusted {
         /// Failures in a row.
         failures: Run,
+        /// How many times in a row it was set aside for its success rate, until one that was not too low.
+        stood_out: u32,
     },
     /// It gets none, unless all others are set aside too.
     Aside {
@@ -39,17 +70,19 @@ pub enum Health {
         until: Duration,
         /// How many times in a row it was set aside.
         times: u32,
+        /// Why it is.
+        why: Reason,
     },
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self::Trusted { failures: Run::default() }
+        Self::Trusted { failures: Run::default(), stood_out: 0 }
     }
 }
 
 impl Health {
-    /// Whether it gets requests. After its time one that was set aside is on trial: the next outcome decides.
+    /// Whether it gets requests. After its time one that was set aside for failures is on trial: the next outcome decides.
     pub fn is_trusted(self, now: Duration) -> bool {
         match self {
             Self::Trusted { .. } => true,
@@ -57,41 +90,66 @@ impl Health {
         }
     }
 
-    /// How it is after `outcome`, judged by `outliers`. It is set aside only if it `may_be`, which is asked then alone.
+    /// How it is after `outcome`, judged by `outliers`. It is set aside only if it `may_be`.
     #[must_use]
-    pub fn after(
-        self,
-        outcome: Outcome,
-        now: Duration,
-        outliers: &Outliers,
-        may_be: impl FnOnce() -> bool,
-    ) -> Self {
-        match (self, outcome) {
+    pub fn after(self, outcome: Outcome, now: Duration, outliers: &Outliers, may_be: bool) -> Self {
+        let counted = match outcome {
+            Outcome::Failed(kind) if outliers.count(kind) => Some(kind),
+            Outcome::Failed(_) | Outcome::Answered => None,
+        };
+        match (self.awake(now), counted) {
             // What was under way when it was set aside says nothing new.
-            (Self::Aside { until, .. }, _) if now < until => self,
-            (_, Outcome::Answered) => Self::default(),
-            (_, Outcome::Failed { kind, rest }) => {
-                let rest = rest.filter(|_| outliers.heeds_retry_after).map(|rest| rest.min(outliers.longest));
-                let counts = outliers.count(kind);
-                if !counts && rest.is_none() {
-                    return Self::default();
-                }
-                let (stays, times) = match self {
-                    Self::Trusted { failures } => {
-                        let failures = failures.and(kind, outliers.apart);
-                        (Self::Trusted { failures }, outliers.are(failures).then_some(1))
-                    }
-                    Self::Aside { times, .. } => (self, counts.then_some(times.saturating_add(1))),
-                };
-                let wait = times.map(|times| outliers.aside_for(times)).max(rest);
-                match wait {
-                    Some(wait) if may_be() => {
-                        Self::Aside { until: now.saturating_add(wait), times: times.unwrap_or_default() }
-                    }
-                    Some(_) | None => stays,
+            (aside @ Self::Aside { until, .. }, _) if now < until => aside,
+            (Self::Aside { .. }, None) => Self::default(),
+            (Self::Trusted { stood_out, .. }, None) => Self::Trusted { failures: Run::default(), stood_out },
+            (Self::Trusted { failures, stood_out }, Some(kind)) => {
+                let failures = failures.and(kind, outliers.apart);
+                if outliers.are(failures) && may_be {
+                    Self::aside(1, Reason::Failures, now, outliers)
+                } else {
+                    Self::Trusted { failures, stood_out }
                 }
             }
+            (Self::Aside { times, .. }, Some(_)) if may_be => {
+                Self::aside(times.saturating_add(1), Reason::Failures, now, outliers)
+            }
+            (aside @ Self::Aside { .. }, Some(_)) => aside,
         }
+    }
+
+    /// How it is after an interval in which its success rate was too low. It is set aside only if it `may_be`.
+    #[must_use]
+    pub fn stands_out(self, now: Duration, outliers: &Outliers, may_be: bool) -> Self {
+        match self.awake(now) {
+            Self::Trusted { stood_out, .. } if may_be => {
+                Self::aside(stood_out.saturating_add(1), Reason::SuccessRate, now, outliers)
+            }
+            // One on trial has failed already; the next outcome decides.
+            other @ (Self::Trusted { .. } | Self::Aside { .. }) => other,
+        }
+    }
+
+    /// How it is after an interval in which its success rate was as good as the others'.
+    #[must_use]
+    pub fn keeps_up(self, now: Duration) -> Self {
+        match self.awake(now) {
+            Self::Trusted { failures, .. } => Self::Trusted { failures, stood_out: 0 },
+            aside @ Self::Aside { .. } => aside,
+        }
+    }
+
+    /// One failure says nothing of a rate: after its time, who was set aside for that is trusted.
+    fn awake(self, now: Duration) -> Self {
+        match self {
+            Self::Aside { until, times, why: Reason::SuccessRate } if now >= until => {
+                Self::Trusted { failures: Run::default(), stood_out: times }
+            }
+            other @ (Self::Trusted { .. } | Self::Aside { .. }) => other,
+        }
+    }
+
+    fn aside(times: u32, why: Reason, now: Duration, outliers: &Outliers) -> Self {
+        Self::Aside { until: now.saturating_add(outliers.aside_for(times)), times, why }
     }
 }
 
@@ -100,10 +158,10 @@ mod tests {
     use super::*;
 
     const S: Duration = Duration::from_secs(1);
-    const GONE: Outcome = Outcome::Failed { kind: FailureKind::Unreachable, rest: None };
+    const GONE: Outcome = Outcome::Failed(FailureKind::Unreachable);
 
     fn after(health: Health, outcome: Outcome, now: Duration) -> Health {
-        health.after(outcome, now, &Outliers::default(), || true)
+        health.after(outcome, now, &Outliers::default(), true)
     }
 
     fn fail(health: Health, times: u32, now: Duration) -> Health {
@@ -119,7 +177,7 @@ mod tests {
         assert!(aside.is_trusted(6 * S), "then it is on trial");
         let forgiven = after(nearly, Outcome::Answered, S);
         assert!(fail(forgiven, 4, S).is_trusted(S), "only those in a row count");
-        let kept = nearly.after(GONE, S, &Outliers::default(), || false);
+        let kept = nearly.after(GONE, S, &Outliers::default(), false);
         assert!(kept.is_trusted(S), "a floor of endpoints is kept");
         assert!(!after(kept, GONE, S).is_trusted(S), "and it goes when there is room");
     }
@@ -144,12 +202,13 @@ mod tests {
         let aside = fail(Health::default(), 5, S);
         assert_eq!(fail(aside, 10, S), aside);
         assert_eq!(after(aside, Outcome::Answered, S), aside, "nor does a success");
+        assert_eq!(aside.stands_out(S, &Outliers::default(), true), aside, "nor its success rate");
     }
 
     #[test]
     fn a_trial_that_fails_keeps_the_floor() {
         let aside = fail(Health::default(), 5, Duration::ZERO);
-        let kept = aside.after(GONE, 6 * S, &Outliers::default(), || false);
+        let kept = aside.after(GONE, 6 * S, &Outliers::default(), false);
         assert!(kept.is_trusted(6 * S));
         let Health::Aside { until, .. } = after(kept, GONE, 6 * S) else { panic!("{kept:?}") };
         assert_eq!(until, 16 * S, "and how often it was is not forgotten");
@@ -157,9 +216,9 @@ mod tests {
 
     #[test]
     fn answers_count_where_a_rule_says_so() {
-        let server = Outcome::Failed { kind: FailureKind::Server, rest: None };
+        let server = Outcome::Failed(FailureKind::Server);
         let judged = |outliers: &Outliers, outcome, times: u32| {
-            let after = |health: Health, _| health.after(outcome, S, outliers, || true);
+            let after = |health: Health, _| health.after(outcome, S, outliers, true);
             (0..times).fold(Health::default(), after).is_trusted(S)
         };
         assert!(judged(&Outliers::default(), server, 100), "without a rule an answer is an answer");
@@ -167,21 +226,28 @@ mod tests {
         assert!(judged(&counted, server, 2) && !judged(&counted, server, 3));
         let gateway = Outliers { gateway: Some(3), ..Outliers::default() };
         assert!(judged(&gateway, server, 100));
-        assert!(!judged(&gateway, Outcome::Failed { kind: FailureKind::Gateway, rest: None }, 3));
+        assert!(!judged(&gateway, Outcome::Failed(FailureKind::Gateway), 3));
     }
 
     #[test]
-    fn who_asks_to_be_left_alone_is_where_a_rule_says_so() {
-        let asked = |rest: u32| Outcome::Failed { kind: FailureKind::Gateway, rest: Some(rest * S) };
-        assert_eq!(after(Health::default(), asked(30), S), Health::default());
-        let heeds = Outliers { heeds_retry_after: true, server: Some(3), ..Outliers::default() };
-        let judged = |health: Health, rest| health.after(asked(rest), S, &heeds, || true);
-        let aside = judged(Health::default(), 30);
-        assert!(!aside.is_trusted(30 * S) && aside.is_trusted(31 * S));
-        assert!(judged(Health::default(), 9_000).is_trusted(121 * S), "no longer than anybody is set aside");
-        assert!(Health::default().after(asked(30), S, &heeds, || false).is_trusted(S));
-        // It is a failure, too, however short it asks for.
-        let third = judged(judged(judged(Health::default(), 0), 0), 0);
-        assert!(!third.is_trusted(S + S) && third.is_trusted(6 * S), "{third:?}");
+    fn a_success_rate_that_stays_too_low_sets_aside_for_longer_each_time() {
+        let outliers = Outliers::default();
+        let low = |health: Health, now| health.stands_out(now, &outliers, true);
+        let first = low(Health::default(), S);
+        assert!(!first.is_trusted(6 * S - Duration::from_millis(1)) && first.is_trusted(6 * S));
+        // Neither a success nor a failure afterwards decides, for neither says anything of a rate.
+        let awake = after(after(first, GONE, 6 * S), Outcome::Answered, 6 * S);
+        assert!(awake.is_trusted(6 * S) && fail(first, 4, 6 * S).is_trusted(6 * S));
+        let Health::Aside { until, times: 2, why: Reason::SuccessRate } = low(awake, 10 * S) else {
+            panic!("{awake:?}")
+        };
+        assert_eq!(until, 20 * S);
+        let Health::Aside { until, .. } = low(awake.keeps_up(10 * S), 10 * S) else { panic!("{awake:?}") };
+        assert_eq!(until, 15 * S, "an interval in which it was not too low is a new beginning");
+        assert!(Health::default().stands_out(S, &outliers, false).is_trusted(S), "a floor is kept");
+        let on_trial = fail(Health::default(), 5, S);
+        assert_eq!(low(on_trial, 6 * S), on_trial);
+        let failing = fail(awake, 5, 6 * S);
+        assert!(matches!(failing, Health::Aside { times: 1, why: Reason::Failures, .. }), "{failing:?}");
     }
 }

@@ -6,8 +6,11 @@ pub mod choose;
 pub mod destinations;
 pub mod dial;
 pub mod endpoints;
+pub mod exchange;
 pub mod health;
+pub mod judge;
 pub mod pool;
+pub mod rest;
 
 use std::sync::Arc;
 

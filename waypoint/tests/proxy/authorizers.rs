@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use ambit_fixtures::mesh::{pod, service};
 use ambit_model::{
     authz::{
-        self, Action, AuthorizerParts, BodyForm, CheckProtocol, Clause, Condition, Content, HttpCheck,
-        Longer, Match, OnFailure, PathMatch, Policy, RequestMatch, Rule, Scope, SharedBody, Text,
+        self, Action, AuthorizerParts, BodyForm, CheckProtocol, Clause, Condition, Content, GrpcCheck,
+        HttpCheck, Longer, Match, OnFailure, PathMatch, Policy, RequestMatch, Rule, Scope, SharedBody, Text,
     },
     name::PolicyKey,
     route,
@@ -17,11 +17,11 @@ use http_body_util::Full;
 
 use crate::world::*;
 
-const OPA: &str = "127.0.0.5:9000";
+pub const OPA: &str = "127.0.0.5:9000";
 /// Soon enough for a test, late enough for a busy machine.
-const SHORT: Duration = Duration::from_millis(500);
+pub const SHORT: Duration = Duration::from_millis(500);
 
-fn parts_of(protocol: CheckProtocol) -> AuthorizerParts {
+pub fn parts_of(protocol: CheckProtocol) -> AuthorizerParts {
     AuthorizerParts {
         namespace: "shop".into(),
         hostname: "opa".into(),
@@ -33,11 +33,11 @@ fn parts_of(protocol: CheckProtocol) -> AuthorizerParts {
     }
 }
 
-fn grpc() -> AuthorizerParts {
-    parts_of(CheckProtocol::Grpc)
+pub fn grpc() -> AuthorizerParts {
+    parts_of(CheckProtocol::Grpc(GrpcCheck::default()))
 }
 
-fn http() -> AuthorizerParts {
+pub fn http() -> AuthorizerParts {
     let names = |list: &[&str]| list.iter().map(|name| Text::Exact((*name).into())).collect::<Vec<_>>();
     parts_of(CheckProtocol::Http(Box::new(HttpCheck {
         path_prefix: "/check".into(),
@@ -66,7 +66,7 @@ fn ask(parts: AuthorizerParts) -> Arc<Policy> {
     policy("ask", Content::Custom { provider: "opa".into(), authorizer, rules })
 }
 
-fn on_header(name: &str, action: Action, header: &str, value: &str) -> Arc<Policy> {
+pub fn on_header(name: &str, action: Action, header: &str, value: &str) -> Arc<Policy> {
     let key = format!("request.headers[{header}]").parse().unwrap();
     let condition = Condition { key, values: vec![Text::Exact(value.into())], not_values: Vec::new() };
     let request = RequestMatch { conditions: vec![condition], ..RequestMatch::default() };
@@ -78,7 +78,7 @@ fn with(policies: Vec<Arc<Policy>>) -> Parts {
 }
 
 /// `shop/web`, and `shop/opa` beside it.
-async fn web(world: &World, parts: AuthorizerParts) -> App {
+pub async fn web(world: &World, parts: AuthorizerParts) -> App {
     let app = world.web().await;
     world.publish(
         [pod("shop/opa-1").at("127.0.0.5").plain().behind("shop/opa", &[(9000, 9000)])],
@@ -88,7 +88,7 @@ async fn web(world: &World, parts: AuthorizerParts) -> App {
     app
 }
 
-fn get_with(path: &str, headers: &[(&str, &str)]) -> Request<Full<bytes::Bytes>> {
+pub fn get_with(path: &str, headers: &[(&str, &str)]) -> Request<Full<bytes::Bytes>> {
     let mut request = get(path);
     for (name, value) in headers {
         request.headers_mut().insert(http::HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
@@ -142,7 +142,7 @@ fn who_allows_in_http_is_told_what_is_named_and_heeded_in_what_is_named() {
             ("GET", "/check/change", "web")
         );
         let names: Vec<_> = asked.headers.keys().map(String::as_str).collect();
-        assert_eq!(names, ["authorization", "host", "x-team"]);
+        assert_eq!(names, ["authorization", "content-length", "host", "x-team"]);
         let heard = app.last();
         assert_eq!((heard.header("x-user"), heard.header("x-secret")), (Some("ann"), None));
         assert_eq!(heard.header("x-inner"), None);

@@ -16,7 +16,7 @@ use ambit_model::{
 use crate::world::*;
 
 /// `shop/web` with three endpoints, each with an application of its own.
-async fn three(world: &World) -> Vec<App> {
+pub async fn three(world: &World) -> Vec<App> {
     let mut apps = Vec::new();
     for number in 2..5 {
         apps.push(App::start(&format!("127.0.0.{number}:8080")).await);
@@ -38,18 +38,18 @@ fn uid(number: u8) -> Uid {
 }
 
 /// Rules of `shop/web`, and routes beside them.
-fn governed(policy: TrafficPolicy, subsets: Vec<Subset>, parts: Parts) -> Parts {
+pub fn governed(policy: TrafficPolicy, subsets: Vec<Subset>, parts: Parts) -> Parts {
     let policies = vec![PolicyAt { subset: None, port: None, policy: Arc::new(policy) }];
     Parts { traffic: vec![(key("shop/web"), Arc::new(Traffic { policies, subsets }))], ..parts }
 }
 
-fn balanced(algorithm: Algorithm) -> TrafficPolicy {
+pub fn balanced(algorithm: Algorithm) -> TrafficPolicy {
     let balancing = Balancing { algorithm, ..Balancing::default() };
     TrafficPolicy { balancing, ..TrafficPolicy::default() }
 }
 
 /// Who answers `count` requests with `headers`, and how often.
-async fn answers(tunnel: &Tunnel, headers: &[(&str, &str)], count: usize) -> BTreeMap<String, usize> {
+pub async fn answers(tunnel: &Tunnel, headers: &[(&str, &str)], count: usize) -> BTreeMap<String, usize> {
     let mut answers = BTreeMap::new();
     for _ in 0..count {
         let mut request = get("/");
@@ -258,8 +258,7 @@ fn who_fails_is_left_alone_but_not_more_of_them_than_a_rule_allows() {
 fn who_asks_to_be_left_alone_is() {
     world(async |world| {
         let apps = three(&world).await;
-        let outliers =
-            Outliers { server: Some(100), heeds_retry_after: true, most_percent: 50, ..Outliers::default() };
+        let outliers = Outliers { server: Some(100), most_percent: 50, ..Outliers::default() };
         let policy = TrafficPolicy { outliers, ..balanced(Algorithm::RoundRobin) };
         world.configure("shop/web", governed(policy, vec![], Parts::default()));
         let _waypoint = world.start().await;
@@ -329,5 +328,38 @@ fn another_network_is_reached_through_its_gateway_with_a_tunnel_in_a_tunnel() {
             (tunnel.get(WEB, "/").await.body == "no healthy upstream").then_some(())
         })
         .await;
+    });
+}
+
+#[test]
+fn an_inner_tunnel_ends_when_the_far_end_is_revoked() {
+    const HOST: &str = "web.shop.svc.cluster.local";
+    world(async |world| {
+        let app = App::start("127.0.0.2:8080").await;
+        let far = TunnelEnd::start(&world.ca, &identity("web"), "127.0.0.8:15008", "127.0.0.2:8080").await;
+        let _gateway =
+            TunnelEnd::start(&world.ca, &identity("edge"), "127.0.0.7:15008", "127.0.0.8:15008").await;
+        let name = format!("shop/{HOST}");
+        let web = pod("shop/web-1").network("far").account("web").behind(&name, &[(80, 8080)]);
+        world.publish(
+            [
+                pod("shop/edge-1").network("near").at("127.0.0.7").account("edge"),
+                web.network_gateway("near/127.0.0.7"),
+            ],
+            [http_service(&name, "near/10.1.0.1").alt_names(&[&identity("web").to_string()])],
+        );
+        world.configure(&name, Parts::default());
+        let lists = world.path("crl.pem");
+        std::fs::write(&lists, world.ca.revocation_lists(&[], &[])).unwrap();
+        let env = [("NETWORK", "near"), ("CRL_PATH", lists.to_str().unwrap())];
+        let waypoint = world.start_with(&env).await;
+        let tunnel = world.tunnel().await;
+        for _ in 0..2 {
+            assert_eq!(tunnel.get(WEB, "/").await.status, 200);
+        }
+        assert_eq!(app.connections(), 1, "it is kept for the next request");
+        std::fs::write(&lists, world.ca.revocation_lists(&[&far.certificate], &[])).unwrap();
+        until("a refusal", async || (tunnel.get(WEB, "/").await.status == 503).then_some(())).await;
+        waypoint.line(&["flag=\"UF\"", "revoked"]).await;
     });
 }

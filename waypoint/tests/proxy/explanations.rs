@@ -16,7 +16,10 @@ use ambit_model::{
     identity::{Identity, TrustDomain},
     limit::{self, LocalLimit, Rate, RateLimit},
     name::PolicyKey,
-    route::{Filter, Filters, Fraction, HeaderEdit, Match, Mirror, Path, Rule, Text as Compared, retry},
+    route::{
+        Delay, Fault, Filter, Filters, Fraction, HeaderEdit, Match, Mirror, Path, Rule, Text as Compared,
+        retry,
+    },
     service_config::Parts,
 };
 use ambit_wire::debug_token;
@@ -39,18 +42,18 @@ fn signer() -> Identity {
 }
 
 /// One that this waypoint believes.
-fn token(world: &World) -> String {
+pub fn token(world: &World) -> String {
     signed(&world.ca, &signer(), "shop/gate", SystemTime::now())
 }
 
-fn with(token: &str, path: &str) -> Request<Full<bytes::Bytes>> {
+pub fn with(token: &str, path: &str) -> Request<Full<bytes::Bytes>> {
     let mut request = get(path);
     request.headers_mut().insert("x-ambit-debug", token.parse().unwrap());
     request
 }
 
 /// The status, and the explanation.
-async fn explained(tunnel: &Tunnel, request: Request<Full<bytes::Bytes>>) -> (u16, Value) {
+pub async fn explained(tunnel: &Tunnel, request: Request<Full<bytes::Bytes>>) -> (u16, Value) {
     let told = tunnel.ask(WEB, request).await;
     let text = told.header("x-ambit-explanation").expect("an explanation");
     assert!(text.len() <= 4096);
@@ -100,6 +103,49 @@ fn who_has_no_token_of_the_mesh_learns_nothing() {
         }
         assert_eq!(app.heard().len(), 7);
         assert!(app.heard().iter().all(|heard| heard.header("x-ambit-debug").is_none()));
+    });
+}
+
+#[test]
+fn whoever_floods_takes_no_explanation_from_who_was_believed() {
+    world(async |world| {
+        let app = world.web().await;
+        let waypoint = world.start().await;
+        let tunnel = world.tunnel().await;
+        let (known, new) = (token(&world), signed(&world.ca, &signer(), "shop", SystemTime::now()));
+        explained(&tunnel, with(&known, "/")).await;
+        let over = ["outcome=\"over_budget\""];
+        until("the budget is spent", async || {
+            for _ in 0..100 {
+                tunnel.ask(WEB, with("nonsense", "/")).await;
+            }
+            (waypoint.counted("ambit_debug_tokens_total", &over).await > 0).then_some(())
+        })
+        .await;
+        explained(&tunnel, with(&known, "/")).await;
+        // Ten in a second are looked at again, so it may be its turn; then nothing is to be seen here.
+        let before = waypoint.counted("ambit_debug_tokens_total", &over).await;
+        let told = tunnel.ask(WEB, with(&new, "/")).await;
+        let is_refused = waypoint.counted("ambit_debug_tokens_total", &over).await > before;
+        assert_eq!((told.status, told.header("x-ambit-explanation").is_none()), (200, is_refused));
+        assert!(app.heard().iter().all(|heard| heard.header("x-ambit-debug").is_none()));
+    });
+}
+
+#[test]
+fn a_delay_on_purpose_is_explained() {
+    world(async |world| {
+        let _app = world.web().await;
+        let delay = Delay { share: Fraction::ALL, time: Duration::from_millis(20) };
+        let fault = Fault::new(Some(delay), None).unwrap();
+        let filters = Filters::new(vec![Filter::Fault(fault)]).unwrap();
+        world.configure(
+            "shop/web",
+            parts(vec![Rule { filters, backends: vec![to("shop/web", 1)], ..Rule::default() }]),
+        );
+        let _waypoint = world.start().await;
+        let (status, told) = explained(&world.tunnel().await, with(&token(&world), "/")).await;
+        assert_eq!((status, &told["delayedMs"], &told["filters"]), (200, &json!(20.0), &json!(["Fault"])));
     });
 }
 

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use ambit_fixtures::mesh::{pod, service};
 use ambit_model::{
     authz::{Action, Clause, Content, Match as Asks, PathMatch, Policy, RequestMatch, Rule as Judges, Text},
-    limit::{Attribute, Entry, EntryValue, GlobalLimit, LocalLimit, OnError, Rate, RateLimit, Scope, header},
+    limit::{
+        Attribute, Entry, EntryValue, GlobalLimit, LocalLimit, OnError, Rate, RateLimit, Scope, Standing,
+        header,
+    },
     name::PolicyKey,
     route::{Destination, Match, Path, RouteKey, Rule},
     service::AppProtocol,
@@ -86,6 +89,69 @@ fn what_is_beyond_a_limit_is_told_when_to_come_again() {
         waypoint.until_counted(outcomes, &["limit=\"local\"", "outcome=\"limited\""], 2).await;
         waypoint.until_counted("ambit_rate_limit_buckets", &[], 1).await;
         waypoint.until_counted("istio_requests_total", &["response_flags=\"RL\""], 2).await;
+    });
+}
+
+/// The three headers of a response.
+fn standing(told: &Told) -> [Option<&str>; 3] {
+    ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"].map(|name| told.header(name))
+}
+
+#[test]
+fn every_client_is_told_of_the_limit_that_is_nearest_to_its_end() {
+    world(async |world| {
+        let app = world.web().await;
+        let admin = Match::path(Path::prefix("/admin").unwrap());
+        let counted = Match::path(Path::prefix("/counted").unwrap());
+        let locals =
+            vec![local(100, Vec::new(), vec![counted, admin.clone()]), local(3, Vec::new(), vec![admin])];
+        world.configure("shop/web", with(vec![limit("p", of_service(), locals)]));
+        let _waypoint = world.start().await;
+        let tunnel = world.tunnel().await;
+        assert_eq!(standing(&tunnel.get(WEB, "/free").await), [None, None, None]);
+        let told = tunnel.get(WEB, "/counted").await;
+        assert_eq!((told.status, told.header("retry-after")), (200, None));
+        assert_eq!(&standing(&told)[..2], [Some("100"), Some("99")]);
+        // A hundred in a day: one comes back in less than fifteen minutes.
+        let reset: u64 = standing(&told)[2].unwrap().parse().unwrap();
+        assert!((1..=864).contains(&reset));
+        for (left, status) in [("2", 200), ("1", 200), ("0", 200), ("0", 429)] {
+            let told = tunnel.get(WEB, "/admin").await;
+            assert_eq!((told.status, &standing(&told)[..2]), (status, &[Some("3"), Some(left)][..]));
+        }
+        assert_eq!(standing(&tunnel.get(WEB, "/counted").await)[1], Some("95"));
+        // What fails after it was counted is told, too.
+        drop(app);
+        let told = tunnel.get(WEB, "/counted").await;
+        assert_eq!((told.status, standing(&told)[1]), (503, Some("94")));
+    });
+}
+
+#[test]
+fn what_a_limit_service_says_is_left_is_told_if_it_is_less() {
+    world(async |world| {
+        let _app = world.web().await;
+        let left = |remaining| {
+            let reset = Some(Duration::from_secs(7));
+            Answer { nearest: Some(Standing { limit: 50, remaining, reset }), ..Answer::default() }
+        };
+        let limiter = Limiter::start(LIMITER, Temper::Says(left(49))).await;
+        world.publish(
+            [pod("shop/limiter-1").at("127.0.0.6").plain().behind("shop/limiter", &[(8081, 8081)])],
+            [service("shop/limiter").vip("10.1.0.6").ports(&[(8081, 8081)])],
+        );
+        let to = Destination::Service { service: key("shop/limiter"), port: 8081, subset: None };
+        let global = GlobalLimit::new(to, "shop", PATIENT, OnError::Refuse, descriptors()).unwrap();
+        let local = vec![local(10, Vec::new(), Vec::new())];
+        let both = RateLimit { global: Some(Arc::new(global)), ..limit("b", of_service(), local) };
+        world.configure("shop/web", with(vec![both]));
+        let _waypoint = world.start().await;
+        let tunnel = world.tunnel().await;
+        assert_eq!(&standing(&tunnel.get(WEB, "/").await)[..2], [Some("10"), Some("9")]);
+        limiter.set(Temper::Says(left(2)));
+        assert_eq!(standing(&tunnel.get(WEB, "/").await), [Some("50"), Some("2"), Some("7")]);
+        limiter.set(Temper::Says(Answer::default()));
+        assert_eq!(standing(&tunnel.get(WEB, "/").await)[1], Some("7"), "it says nothing of how it stands");
     });
 }
 
@@ -284,12 +350,12 @@ fn a_service_counts_and_tells_client_and_application() {
 fn silences() -> [(Temper, &'static str); 6] {
     [
         (Temper::Resets, "broke off"),
-        (Temper::Noise(b"nonsense".to_vec()), "is not one plain gRPC message"),
-        (Temper::Noise(Vec::new()), "is not one plain gRPC message"),
+        (Temper::Noise(b"nonsense".to_vec()), "the call ended with"),
+        (Temper::Noise(Vec::new()), "the call ended with"),
         // An empty message: no verdict.
         (Temper::Noise(vec![0, 0, 0, 0, 0]), "has no verdict"),
         (Temper::Noise(vec![0; 100_000]), "broke off"),
-        (Temper::Fails("14"), "gRPC status"),
+        (Temper::Fails("14"), "the call ended with The service is currently unavailable"),
     ]
 }
 
@@ -345,7 +411,7 @@ fn a_service_that_hangs_is_not_waited_for_longer_than_is_said() {
         counted_elsewhere(&world, Duration::from_millis(101), OnError::Refuse);
         waypoint.until_known("\"failOpen\": false").await;
         assert_eq!(tunnel.get(WEB, "/").await.status, 500);
-        waypoint.line(&["flag=\"RLSE\"", "no response within"]).await;
+        waypoint.line(&["flag=\"RLSE\"", "no complete answer within"]).await;
         assert_eq!((app.heard().len(), limiter.asked().len()), (1, 2));
     });
 }

@@ -11,8 +11,11 @@
     reason = "a test: whatever fails here fails it"
 )]
 
+mod asking_routes;
 mod authorizers;
 mod bytes;
+mod conformance;
+mod early;
 mod endpoints;
 mod explanations;
 mod faults;
@@ -22,6 +25,7 @@ mod interim;
 mod limits;
 mod policies;
 mod requests;
+mod resilience;
 mod resting;
 mod routes;
 mod traces;

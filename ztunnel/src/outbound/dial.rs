@@ -9,16 +9,12 @@ use ambit_model::{address::Target, identity::Identity, workload::Workload};
 use ambit_runtime::task;
 use ambit_wire::{
     hbone::{
-        self, Connect, Connection, Key, OpenError, Pool, TunnelStream,
+        self, Connect, Connection, Key, OpenError, Pool, SecureError, TunnelStream,
         headers::{self, Baggage, Forwarded, Traceparent},
         pool::PoolError,
     },
     spawn::Spawner,
-    tls::{
-        handshake::{self, HandshakeError},
-        rejected::Rejected,
-        verify::peer_identity,
-    },
+    tls::{handshake::HandshakeError, rejected::Rejected, verify::peer_identity},
 };
 use http::HeaderMap;
 use tokio::{
@@ -211,22 +207,21 @@ impl Dial {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let settings = &self.pod.tunnel.settings;
-        let limit = settings.limits.handshake;
-        let (tls, _identity) =
-            handshake::connect(config, stream, limit).await.map_err(|error| match error {
-                HandshakeError::Rejected(Rejected::Revoked) => {
-                    self.pod.tunnel.metrics.revoked(Direction::Outbound);
-                    Refusal::Revoked(to.to_string())
-                }
+        let secured =
+            hbone::secure(stream, config, settings.limits.handshake, &settings.hbone, &self.spawner).await;
+        secured.map_err(|error| match error {
+            SecureError::Tls(HandshakeError::Rejected(Rejected::Revoked)) => {
+                self.pod.tunnel.metrics.revoked(Direction::Outbound);
+                Refusal::Revoked(to.to_string())
+            }
+            SecureError::Tls(
                 HandshakeError::Rejected(_)
                 | HandshakeError::TooSlow(_)
                 | HandshakeError::NotHttp2
-                | HandshakeError::Io(_) => Refusal::Tls { with: to, reason: error.to_string() },
-            })?;
-        let chain = tls.session().peer.clone();
-        hbone::connect(tls, chain, &settings.hbone, &self.spawner)
-            .await
-            .map_err(|error| Refusal::Http2 { with: to, reason: error.to_string() })
+                | HandshakeError::Io(_),
+            ) => Refusal::Tls { with: to, reason: error.to_string() },
+            SecureError::Http2(_) => Refusal::Http2 { with: to, reason: error.to_string() },
+        })
     }
 
     /// The inner of two tunnels: TLS to the pod itself through the gateway's stream (protocols 4.9).
@@ -242,6 +237,8 @@ impl Dial {
         let certificate = self.pod.certificate(source).await?;
         let config = certificate.client_config(expect.clone());
         let connection = self.secure(hbone::stream::TunnelIo::from(outer), config, gateway).await?;
+        let key = Key { source: source.identity(), expected: expect.clone(), to: gateway, from: None };
+        self.pool.adopt(key, &connection);
         let settings = &self.pod.tunnel.settings;
         if let Ok(network) = settings.network.as_str().parse() {
             connect.headers.insert(headers::X_FORWARDED_NETWORK, network);

@@ -9,11 +9,12 @@ use ambit_model::{
     address::{NetworkAddress, Target},
     answer::{Answer, Asked, Missing},
     balance::{self, Caller, Dice, Purpose, Wanted},
-    gateway::{GatewayAddress, GatewayDestination, WeightedWaypoint},
+    gateway::{GatewayAddress, WeightedWaypoint},
     identity::Identity,
-    name::{Hostname, Label, Network, Uid},
+    name::{Hostname, Network, Uid},
+    reach::{self, Asker, NoWay},
     service::{IpFamilies, Mode, Service},
-    snapshot::{Addressed, GatewayEnd, Snapshot},
+    snapshot::{Addressed, Snapshot},
     workload::{Tunnel, Workload},
 };
 
@@ -83,6 +84,15 @@ pub enum Hop {
     Address(SocketAddr),
     /// A name that is resolved when connecting, and the port.
     Name(Hostname, u16),
+}
+
+impl From<Target> for Hop {
+    fn from(place: Target) -> Self {
+        match place {
+            Target::Ip(address) => Self::Address(address),
+            Target::Host(name, port) => Self::Name(name, port),
+        }
+    }
 }
 
 /// Decides where `call` goes.
@@ -185,17 +195,17 @@ fn direct(
     families: IpFamilies,
     service: Option<&Arc<Service>>,
 ) -> Result<Plan, Stop> {
-    let hop = hop(workload, call, families)?;
+    let at = |port| {
+        let place = reach::place(workload, port, call.to.ip(), families);
+        place.ok_or(Refusal::NoRoute("the endpoint has no address"))
+    };
+    let target = at(port)?;
     let route = match workload.tunnel {
-        Tunnel::None => Route::Plain { to: hop(port) },
-        Tunnel::Hbone => Route::Tunnel {
-            target: match hop(port) {
-                Hop::Address(address) => Target::Ip(address),
-                Hop::Name(name, port) => Target::Host(name, port),
-            },
-            to: hop(HBONE_PORT),
-            expect: expected(workload, service.map(|service| &service.subject_alt_names[..])),
-        },
+        Tunnel::None => Route::Plain { to: target.into() },
+        Tunnel::Hbone => {
+            let names = service.map(|service| &service.subject_alt_names[..]).unwrap_or_default();
+            Route::Tunnel { to: at(HBONE_PORT)?.into(), target, expect: workload.accepted_identities(names) }
+        }
     };
     Ok(Plan { route, service: service.cloned(), workload: Some(workload.clone()) })
 }
@@ -210,18 +220,18 @@ fn through_waypoint(
     service: Option<&Arc<Service>>,
     dice: &mut dyn Dice,
 ) -> Result<Plan, Stop> {
-    let unknown = || Refusal::UnknownWaypoint(name_of(waypoint));
-    let (proxy, hop, alt_names) = resolve(mesh, asked, call, waypoint, Purpose::Waypoint, unknown, dice)?;
-    if proxy.network != call.source.network {
+    let found = reach::instance(mesh, waypoint, Purpose::Waypoint, &asker(call), dice);
+    let proxy = found.map_err(|no_way| without_way(asked, no_way, Refusal::UnknownWaypoint))?;
+    if proxy.workload.network != call.source.network {
         let service = service.ok_or(Refusal::NoRoute("only services are reached across networks"))?;
-        return to_network(mesh, asked, call, service, proxy, dice);
+        return to_network(mesh, asked, call, service, proxy.workload, dice);
     }
     let route = Route::Tunnel {
-        to: hop.ok_or_else(unknown)?,
+        to: proxy.at.ok_or_else(|| Refusal::UnknownWaypoint(waypoint.to_string()))?.into(),
         target: Target::Ip(call.to),
-        expect: expected(proxy, alt_names),
+        expect: proxy.expected,
     };
-    Ok(Plan { route, service: service.cloned(), workload: Some(proxy.clone()) })
+    Ok(Plan { route, service: service.cloned(), workload: Some(proxy.workload.clone()) })
 }
 
 /// To a workload of another network, through the gateway that it names (protocols 4.9).
@@ -233,61 +243,38 @@ fn to_network(
     workload: &Arc<Workload>,
     dice: &mut dyn Dice,
 ) -> Result<Plan, Stop> {
-    let gateway = workload
-        .network_gateway
-        .as_ref()
-        .ok_or(Refusal::NoRoute("the endpoint is on another network and names no gateway"))?;
-    let unknown = || Refusal::UnknownGateway(name_of(gateway));
-    let (instance, hop, alt_names) = resolve(mesh, asked, call, gateway, Purpose::Standard, unknown, dice)?;
+    let found = reach::across(mesh, workload, (service, call.to.port()), &asker(call), dice);
+    let way = found.map_err(|no_way| without_way(asked, no_way, Refusal::UnknownGateway))?;
     let route = Route::TunnelInTunnel {
-        gateway: hop.ok_or_else(unknown)?,
-        expect_gateway: expected(instance, alt_names),
-        target: Target::Host(service.hostname.clone(), call.to.port()),
-        expect: spiffe_names(&service.subject_alt_names).collect(),
+        gateway: way.gateway.into(),
+        expect_gateway: way.expected_gateway,
+        target: way.target,
+        expect: way.expected,
     };
     Ok(Plan { route, service: Some(service.clone()), workload: Some(workload.clone()) })
 }
 
-/// A gateway reference, resolved: the instance, where to connect (nowhere when it is on another
-/// network itself), and further names that it may bear.
-type Instance<'s> = (&'s Arc<Workload>, Option<Hop>, Option<&'s [Label]>);
+/// What becomes of a call for which there is no way: it waits for what is not known yet, or is refused.
+fn without_way(asked: &Asked, no_way: NoWay<'_>, unknown: impl Fn(String) -> Refusal) -> Stop {
+    match no_way {
+        NoWay::NoGateway => {
+            Refusal::NoRoute("the endpoint is on another network and names no gateway").into()
+        }
+        NoWay::Unknown(gateway) => match asked.yet(|| gateway.missing()) {
+            Some(missing) => Stop::Ask(missing),
+            None => unknown(gateway.to_string()).into(),
+        },
+        NoWay::NoInstance(gateway) => unknown(gateway.to_string()).into(),
+    }
+}
 
-fn resolve<'s>(
-    mesh: &'s Snapshot,
-    asked: &Asked,
-    call: &Call<'_>,
-    gateway: &GatewayAddress,
-    purpose: Purpose,
-    unknown: impl Fn() -> Refusal,
-    dice: &mut dyn Dice,
-) -> Result<Instance<'s>, Stop> {
-    let port = gateway.hbone_mtls_port;
-    let Some(end) = mesh.gateway(gateway, &call.source.namespace) else {
-        ask(asked, || match &gateway.destination {
-            GatewayDestination::Hostname(key) => Missing::Service(key.clone()),
-            GatewayDestination::Address(address) => Missing::Address(address.clone()),
-        })?;
-        return Err(unknown().into());
-    };
-    let (instance, port, families, alt_names) = match end {
-        GatewayEnd::Workload(workload) => (workload, port, IpFamilies::Automatic, None),
-        GatewayEnd::Service(service) => {
-            let (workload, port) =
-                endpoint_of(mesh, call, service, port, purpose, dice).ok_or_else(&unknown)?;
-            (workload, port, service.ip_families, Some(&service.subject_alt_names[..]))
-        }
-    };
-    let hop = match &gateway.destination {
-        // Named by an address: that very one, whatever the family of the request (protocols 5.4),
-        // unless the address is a service's, behind which any instance will do.
-        GatewayDestination::Address(address) if instance.addresses.contains(&address.ip) => {
-            Some(Hop::Address(SocketAddr::new(address.ip, port)))
-        }
-        GatewayDestination::Address(_) | GatewayDestination::Hostname(_) => {
-            hop(instance, call, families).ok().map(|hop| hop(port))
-        }
-    };
-    Ok((instance, hop, alt_names))
+fn asker<'a>(call: &Call<'a>) -> Asker<'a> {
+    Asker {
+        caller: Caller::from(call.source),
+        namespace: &call.source.namespace,
+        asked: call.to.ip(),
+        tried: call.tried,
+    }
 }
 
 fn endpoint_of<'s>(
@@ -303,19 +290,6 @@ fn endpoint_of<'s>(
     let tried = |workload: &Workload| call.tried.contains(&workload.uid);
     let pick = balance::pick(&wanted, endpoints, &tried, dice)?;
     Some((&pick.endpoint.workload, pick.port))
-}
-
-/// Where `workload` is connected to, but for the port.
-fn hop(workload: &Workload, call: &Call<'_>, families: IpFamilies) -> Result<impl Fn(u16) -> Hop, Refusal> {
-    let address = balance::address(workload, call.to.ip(), families);
-    if address.is_none() && workload.hostname.is_empty() {
-        return Err(Refusal::NoRoute("the endpoint has no address"));
-    }
-    let name = workload.hostname.clone();
-    Ok(move |port| match address {
-        Some(ip) => Hop::Address(SocketAddr::new(ip, port)),
-        None => Hop::Name(name.clone(), port),
-    })
 }
 
 /// The waypoint of a service: one of the weighted ones, else the one.
@@ -337,22 +311,6 @@ fn waypoint_of<'s>(service: &'s Service, dice: &mut dyn Dice) -> Option<&'s Gate
 /// Whether the caller is itself an instance of `waypoint`, which must not be sent back to itself.
 fn is_instance_of(mesh: &Snapshot, call: &Call<'_>, waypoint: &GatewayAddress) -> bool {
     mesh.stands_behind(call.source, waypoint, &call.source.namespace)
-}
-
-fn expected(workload: &Workload, alt_names: Option<&[Label]>) -> Arc<[Identity]> {
-    workload.accepted_identities(alt_names.unwrap_or_default())
-}
-
-/// Those of a service's alternative names that are SPIFFE identities; others name nobody here.
-fn spiffe_names(names: &[Label]) -> impl Iterator<Item = Identity> {
-    names.iter().filter_map(|name| name.as_str().parse().ok())
-}
-
-fn name_of(gateway: &GatewayAddress) -> String {
-    match &gateway.destination {
-        GatewayDestination::Hostname(key) => key.to_string(),
-        GatewayDestination::Address(address) => address.to_string(),
-    }
 }
 
 fn ask(asked: &Asked, missing: impl FnOnce() -> Missing) -> Result<(), Stop> {

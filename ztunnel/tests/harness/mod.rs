@@ -139,6 +139,13 @@ impl World {
         Ztunnel::start_in(self.dir.path(), env, &pod.net)
     }
 
+    /// Another program of the mesh, ready.
+    pub async fn other_with(&self, program: &std::path::Path, env: Env) -> Ztunnel {
+        let other = Ztunnel::start_other(program, self.dir.path(), env);
+        other.until_ready().await;
+        other
+    }
+
     /// A pod outside of the mesh: a namespace with an address, known to nobody.
     pub fn stranger(&self) -> PodNet {
         self.node.pod()

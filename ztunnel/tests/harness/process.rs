@@ -25,6 +25,9 @@ use tokio::{
 
 use super::{PodNet, until, until_true};
 
+/// The program that is tested.
+pub const TUNNEL: &str = env!("CARGO_BIN_EXE_ztunnel");
+
 /// The environment of a process: nothing else is inherited.
 #[derive(Clone, Default)]
 pub struct Env(BTreeMap<String, String>);
@@ -75,15 +78,20 @@ pub struct Ztunnel {
 impl Ztunnel {
     /// Starts the binary in the namespace of this thread.
     pub fn start(dir: &Path, env: Env) -> Self {
-        Self::launch(dir, env, None)
+        Self::launch(Path::new(TUNNEL), dir, env, None)
+    }
+
+    /// Starts another program of the mesh there, whose log and pages are like a tunnel's.
+    pub fn start_other(program: &Path, dir: &Path, env: Env) -> Self {
+        Self::launch(program, dir, env, None)
     }
 
     /// Starts the binary inside a pod.
     pub fn start_in(dir: &Path, env: Env, pod: &Arc<PodNet>) -> Self {
-        pod.inside(|| Self::launch(dir, env, Some(pod.clone())))
+        pod.inside(|| Self::launch(Path::new(TUNNEL), dir, env, Some(pod.clone())))
     }
 
-    fn launch(dir: &Path, mut env: Env, inside: Option<Arc<PodNet>>) -> Self {
+    fn launch(program: &Path, dir: &Path, mut env: Env, inside: Option<Arc<PodNet>>) -> Self {
         static NUMBER: AtomicU16 = AtomicU16::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let log = dir.join(format!("ztunnel-{number}.log"));
@@ -94,7 +102,7 @@ impl Ztunnel {
         env.set("AMBIT_ADMIN_ADDR", admin.to_string());
         env.set("AMBIT_METRICS_ADDR", metrics.to_string());
         env.set("AMBIT_READINESS_ADDR", readiness.to_string());
-        let child = Command::new(env!("CARGO_BIN_EXE_ztunnel"))
+        let child = Command::new(program)
             .env_clear()
             .envs(&env.0)
             .current_dir(dir)

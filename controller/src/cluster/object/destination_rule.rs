@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use ambit_api::destination_rule as api;
+use ambit_api::{destination_rule as api, labels};
 use ambit_model::{
     name::{Hostname, Label, Namespace},
     service::{LoadBalancing, Mode, Scope},
@@ -11,7 +11,11 @@ use ambit_model::{
 use http::HeaderName;
 
 use super::{
-    Meta, Rejection, Selector, mesh_config::parse_istio_duration, peer_authentication::refuse_unknown, port,
+    Meta, Rejection, Selector,
+    mesh_config::parse_istio_duration,
+    peer_authentication::refuse_unknown,
+    port,
+    success_rate::{Rate, annotation},
 };
 
 /// The most subsets, and the most ports with settings of their own: each is looked through for each request.
@@ -22,6 +26,9 @@ const LONGEST_EJECTION: Duration = Duration::from_secs(300);
 const ERRORS: u32 = 5;
 const EJECTION: Duration = Duration::from_secs(30);
 const MOST_EJECTED: u8 = 10;
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Times are told to waypoints in milliseconds.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
 /// How much a new endpoint gets at first of which nothing is said (`WarmupConfiguration`).
 const LEAST_AT_FIRST: u8 = 10;
 
@@ -106,6 +113,7 @@ impl EndpointPolicy {
 impl DestinationRule {
     pub(super) fn parse(namespace: Namespace, object: api::DestinationRule) -> Result<Self, Rejection> {
         let meta = Meta::parse(namespace, object.metadata);
+        let rate = Rate::parse(&meta.annotations)?;
         let spec = object.spec;
         refuse_unknown("spec", &spec.unknown)?;
         if spec.host.is_empty() || spec.host.trim_start_matches("*.").contains('*') {
@@ -113,16 +121,25 @@ impl DestinationRule {
             return Err(Rejection::new("spec.host", what, "name a service, or *.example.com for many"));
         }
         let policy = spec.traffic_policy.as_ref();
-        let policy = policy.map(|policy| parse_policies("spec.trafficPolicy", policy)).transpose()?;
+        let policy = policy.map(|policy| parse_policies("spec.trafficPolicy", policy, rate)).transpose()?;
         refuse_many("spec.subsets", spec.subsets.len())?;
         let mut subsets: Vec<Subset> = Vec::with_capacity(spec.subsets.len());
         for (at, subset) in spec.subsets.into_iter().enumerate() {
             let field = format!("spec.subsets[{at}]");
-            let subset = parse_subset(&field, subset)?;
+            let subset = parse_subset(&field, subset, rate)?;
             if subsets.iter().any(|other| other.name == subset.name) {
                 return Err(Rejection::new(field, "has the name of another", "rename it"));
             }
             subsets.push(subset);
+        }
+        let policies = subsets.iter().filter_map(|subset| subset.policy.as_ref()).chain(&policy);
+        if rate.is_some() && !policies.flat_map(EndpointPolicies::all).any(|one| one.outliers.is_some()) {
+            let remedy = "write outlierDetection, be it empty";
+            return Err(Rejection::new(
+                annotation(labels::SUCCESS_RATE_STDEV_FACTOR),
+                "has no outlierDetection to belong to",
+                remedy,
+            ));
         }
         let export_to = spec.export_to.iter().map(|name| Label::from(name.as_str())).collect();
         Ok(Self {
@@ -149,8 +166,14 @@ impl DestinationRule {
     pub fn asks_for_tls(&self) -> bool {
         let of_subsets = self.subsets.iter().filter_map(|subset| subset.policy.as_ref());
         let policies = of_subsets.chain([&self.policy]);
-        let all = policies.flat_map(|policies| policies.ports.values().chain([&policies.general]));
-        all.into_iter().any(|policy| policy.tls == Some(Tls::Own))
+        policies.flat_map(EndpointPolicies::all).any(|policy| policy.tls == Some(Tls::Own))
+    }
+}
+
+impl EndpointPolicies {
+    /// Those of ports, and the one for every port.
+    fn all(&self) -> impl Iterator<Item = &EndpointPolicy> {
+        self.ports.values().chain([&self.general])
     }
 }
 
@@ -161,24 +184,28 @@ fn refuse_many(field: &str, count: usize) -> Result<(), Rejection> {
     Err(Rejection::new(field, format!("has {count} entries"), format!("write {MOST} at most")))
 }
 
-fn parse_subset(field: &str, subset: api::Subset) -> Result<Subset, Rejection> {
+fn parse_subset(field: &str, subset: api::Subset, rate: Option<Rate>) -> Result<Subset, Rejection> {
     refuse_unknown(field, &subset.unknown)?;
     if subset.name.is_empty() {
         return Err(Rejection::new(format!("{field}.name"), "is missing", "name the subset"));
     }
     let policy = subset.traffic_policy.as_ref();
     let policy =
-        policy.map(|policy| parse_policies(&format!("{field}.trafficPolicy"), policy)).transpose()?;
+        policy.map(|policy| parse_policies(&format!("{field}.trafficPolicy"), policy, rate)).transpose()?;
     Ok(Subset { name: subset.name.into(), labels: Selector::new(subset.labels), policy })
 }
 
-fn parse_policies(field: &str, policy: &api::TrafficPolicy) -> Result<EndpointPolicies, Rejection> {
+fn parse_policies(
+    field: &str,
+    policy: &api::TrafficPolicy,
+    rate: Option<Rate>,
+) -> Result<EndpointPolicies, Rejection> {
     refuse_unknown(field, &policy.unknown)?;
     let general = parse_policy(
         field,
         policy.load_balancer.as_ref(),
         policy.connection_pool.as_ref(),
-        policy.outlier_detection.as_ref(),
+        policy.outlier_detection.as_ref().map(|outliers| (outliers, rate)),
         policy.tls.as_ref(),
     )?;
     refuse_many(&format!("{field}.portLevelSettings"), policy.port_level_settings.len())?;
@@ -191,7 +218,7 @@ fn parse_policies(field: &str, policy: &api::TrafficPolicy) -> Result<EndpointPo
             &field,
             one.load_balancer.as_ref(),
             one.connection_pool.as_ref(),
-            one.outlier_detection.as_ref(),
+            one.outlier_detection.as_ref().map(|outliers| (outliers, rate)),
             one.tls.as_ref(),
         )?;
         if ports.insert(number, policy).is_some() {
@@ -205,12 +232,13 @@ fn parse_policy(
     field: &str,
     balancer: Option<&api::LoadBalancer>,
     pool: Option<&api::ConnectionPool>,
-    outliers: Option<&api::OutlierDetection>,
+    outliers: Option<(&api::OutlierDetection, Option<Rate>)>,
     tls: Option<&api::ClientTls>,
 ) -> Result<EndpointPolicy, Rejection> {
     let balancer = balancer.map(|one| parse_balancer(&format!("{field}.loadBalancer"), one));
     let pool = pool.map(|one| parse_pool(&format!("{field}.connectionPool"), one));
-    let outliers = outliers.map(|one| parse_outliers(&format!("{field}.outlierDetection"), one));
+    let outliers =
+        outliers.map(|(one, rate)| parse_outliers(&format!("{field}.outlierDetection"), one, rate));
     Ok(EndpointPolicy {
         balancing: balancer.transpose()?.map(Arc::new),
         connections: pool.transpose()?.map(Arc::new),
@@ -401,7 +429,11 @@ fn parse_pool(field: &str, pool: &api::ConnectionPool) -> Result<Connections, Re
     })
 }
 
-fn parse_outliers(field: &str, outliers: &api::OutlierDetection) -> Result<Outliers, Rejection> {
+fn parse_outliers(
+    field: &str,
+    outliers: &api::OutlierDetection,
+    rate: Option<Rate>,
+) -> Result<Outliers, Rejection> {
     refuse_unknown(field, &outliers.unknown)?;
     if outliers.min_health_percent.is_some_and(|percent| percent > 0) {
         let remedy = "leave it out: where all endpoints are set aside, all are asked";
@@ -417,7 +449,11 @@ fn parse_outliers(field: &str, outliers: &api::OutlierDetection) -> Result<Outli
     let time = |name: &str, text: &Option<String>| {
         text.as_ref().map(|text| parse_istio_duration(format!("{field}.{name}"), text)).transpose()
     };
-    time("interval", &outliers.interval)?;
+    let interval = time("interval", &outliers.interval)?.unwrap_or(INTERVAL);
+    if interval < SHORTEST_INTERVAL {
+        let what = format!("{interval:?} is too short");
+        return Err(Rejection::new(format!("{field}.interval"), what, "write 1ms or more"));
+    }
     let some = |limit: u32| (limit > 0).then_some(limit);
     let apart = outliers.split_external_local_origin_errors == Some(true);
     Ok(Outliers {
@@ -432,6 +468,6 @@ fn parse_outliers(field: &str, outliers: &api::OutlierDetection) -> Result<Outli
         longest: LONGEST_EJECTION,
         most_percent: percent,
         apart,
-        heeds_retry_after: true,
+        success_rate: rate.map(|rate| rate.over(interval)),
     })
 }

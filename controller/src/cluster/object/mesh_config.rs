@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use ambit_api::mesh_config as api;
 use ambit_model::{
     authz::{
-        Authorizer, AuthorizerParts, BodyForm, CHECK_TIMEOUT, CheckProtocol, HttpCheck, InvalidAuthorizer,
-        Longer, OnFailure, SharedBody, Text,
+        Authorizer, AuthorizerParts, BodyForm, CHECK_TIMEOUT, CheckProtocol, GrpcCheck, HttpCheck,
+        InvalidAuthorizer, Longer, OnFailure, SharedBody, Text,
     },
     name::{Label, Namespace},
 };
@@ -78,7 +78,7 @@ fn parse_provider(field: &str, provider: api::ExtensionProvider) -> Result<Provi
         (Some(grpc), None) => {
             let field = format!("{field}.envoyExtAuthzGrpc");
             refuse_unknown(&field, &grpc.unknown)?;
-            authorizer(&field, grpc.asked, CheckProtocol::Grpc)
+            authorizer(&field, grpc.asked, CheckProtocol::Grpc(GrpcCheck::default()))
         }
         (None, Some(http)) => {
             let field = format!("{field}.envoyExtAuthzHttp");

@@ -19,11 +19,13 @@ mod rate_limit;
 mod reference_grant;
 mod request_authentication;
 mod route;
+mod route_auth;
 mod route_filter;
 mod route_rules;
 mod service;
 mod slice;
 mod stream_route;
+mod success_rate;
 mod virtual_filter;
 mod virtual_rule;
 mod virtual_service;
@@ -55,6 +57,7 @@ pub use route::{
     Connections, Parent, ParentTarget, Reference, Referent, Requests, Route, RouteBackend, RouteContent,
     RouteFilter, RouteKind, RouteRule,
 };
+pub use route_auth::AskedBy;
 pub use service::{Port, Service, Target, TrafficDistribution};
 pub use slice::{EndpointSlice, SliceEndpoint, SlicePort};
 pub use virtual_service::{Exported, HostName, VirtualContent, VirtualMatch, VirtualRule, VirtualService};

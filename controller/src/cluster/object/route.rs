@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{
     Kind, Meta, Name, Rejection, Written, grpc_route, http_route, peer_authentication::bare_meta, read,
-    stream_route, virtual_service::HostName,
+    route_auth::AskedBy, stream_route, virtual_service::HostName,
 };
 use crate::cluster::HostOwner;
 
@@ -156,6 +156,23 @@ pub enum RouteFilter {
         /// Of how many requests.
         share: Fraction,
     },
+    /// Another service is asked whether a request may be.
+    ExternalAuth {
+        /// Which.
+        to: Reference,
+        /// How.
+        how: AskedBy,
+    },
+}
+
+impl RouteFilter {
+    /// The object that it names.
+    pub fn reference(&self) -> Option<&Reference> {
+        match self {
+            Self::Mirror { to, .. } | Self::ExternalAuth { to, .. } => Some(to),
+            Self::Plain(_) => None,
+        }
+    }
 }
 
 /// Where some of the traffic goes.
@@ -263,18 +280,15 @@ impl Route {
 
     /// Every object that it names, beside its parents.
     pub fn references(&self) -> Vec<&Reference> {
-        fn mirrors(filters: &[RouteFilter]) -> impl Iterator<Item = &Reference> {
-            filters.iter().filter_map(|filter| match filter {
-                RouteFilter::Mirror { to, .. } => Some(to),
-                RouteFilter::Plain(_) => None,
-            })
+        fn named(filters: &[RouteFilter]) -> impl Iterator<Item = &Reference> {
+            filters.iter().filter_map(RouteFilter::reference)
         }
         fn backends(backends: &[RouteBackend]) -> impl Iterator<Item = &Reference> {
-            backends.iter().flat_map(|one| std::iter::once(&one.to).chain(mirrors(&one.filters)))
+            backends.iter().flat_map(|one| std::iter::once(&one.to).chain(named(&one.filters)))
         }
         match &self.content {
             RouteContent::Requests(Requests { rules, .. }) => {
-                rules.iter().flat_map(|rule| mirrors(&rule.filters).chain(backends(&rule.backends))).collect()
+                rules.iter().flat_map(|rule| named(&rule.filters).chain(backends(&rule.backends))).collect()
             }
             RouteContent::Connections(connections) => backends(&connections.backends).collect(),
             RouteContent::Elsewhere | RouteContent::Undecodable(_) => Vec::new(),

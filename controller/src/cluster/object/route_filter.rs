@@ -16,6 +16,7 @@ use super::{
     Rejection,
     peer_authentication::refuse_unknown,
     route::{RouteFilter, parse_reference, refused},
+    route_auth,
 };
 
 /// Which filters a kind of routes has.
@@ -47,8 +48,11 @@ fn parse(field: &str, filter: &Written, namespace: &Namespace, has: Has) -> Resu
         FilterType::RequestHeaderModifier
         | FilterType::ResponseHeaderModifier
         | FilterType::RequestMirror => true,
-        FilterType::RequestRedirect | FilterType::UrlRewrite | FilterType::Cors => false,
-        FilterType::ExternalAuth | FilterType::ExtensionRef => return wrong("is not supported"),
+        FilterType::RequestRedirect
+        | FilterType::UrlRewrite
+        | FilterType::Cors
+        | FilterType::ExternalAuth => false,
+        FilterType::ExtensionRef => return wrong("is not supported"),
     };
     if has == Has::OfCalls && !of_calls {
         return wrong("is no filter of gRPC calls");
@@ -80,7 +84,11 @@ fn parse(field: &str, filter: &Written, namespace: &Namespace, has: Has) -> Resu
             let field = format!("{field}.cors");
             Filter::Cors(parse_cors(&field, present(&field, &filter.cors)?)?)
         }
-        FilterType::ExternalAuth | FilterType::ExtensionRef => return wrong("is not supported"),
+        FilterType::ExternalAuth => {
+            let field = format!("{field}.externalAuth");
+            return route_auth::parse(&field, present(&field, &filter.external_auth)?, namespace);
+        }
+        FilterType::ExtensionRef => return wrong("is not supported"),
     };
     Ok(RouteFilter::Plain(plain))
 }
@@ -102,6 +110,7 @@ fn only_its_own(field: &str, filter: &Written) -> Result<(), Rejection> {
         ("requestRedirect", filter.request_redirect.is_some(), FilterType::RequestRedirect),
         ("urlRewrite", filter.url_rewrite.is_some(), FilterType::UrlRewrite),
         ("cors", filter.cors.is_some(), FilterType::Cors),
+        ("externalAuth", filter.external_auth.is_some(), FilterType::ExternalAuth),
     ];
     match there.into_iter().find(|(_, there, of)| *there && *of != filter.kind) {
         None => Ok(()),

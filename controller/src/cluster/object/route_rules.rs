@@ -68,10 +68,19 @@ pub(super) fn compile_filters(
     filters: &[RouteFilter],
     resolve: &impl Fn(&Reference) -> Destination,
 ) -> Result<Filters, Rejection> {
-    let compile = |filter: &RouteFilter| match filter {
-        RouteFilter::Plain(filter) => filter.clone(),
-        RouteFilter::Mirror { to, share } => Filter::Mirror(Mirror { to: resolve(to), share: *share }),
+    let compile = |(index, filter): (usize, &RouteFilter)| {
+        Ok(match filter {
+            RouteFilter::Plain(filter) => filter.clone(),
+            RouteFilter::Mirror { to, share } => Filter::Mirror(Mirror { to: resolve(to), share: *share }),
+            RouteFilter::ExternalAuth { to, how } => {
+                let auth = how
+                    .asking(resolve(to))
+                    .map_err(|error| refused(format!("{field}.filters[{index}].externalAuth"), error))?;
+                Filter::ExternalAuth(auth)
+            }
+        })
     };
-    let filters = Filters::new(filters.iter().map(compile).collect());
+    let filters = filters.iter().enumerate().map(compile).collect::<Result<_, Rejection>>()?;
+    let filters = Filters::new(filters);
     filters.map_err(|error| refused(format!("{field}.filters"), error))
 }

@@ -208,15 +208,9 @@ impl VirtualService {
 
     /// Every host that it sends something to.
     pub fn references(&self) -> Vec<&Reference> {
-        fn mirrors(filters: &[RouteFilter]) -> impl Iterator<Item = &Reference> {
-            filters.iter().filter_map(|filter| match filter {
-                RouteFilter::Mirror { to, .. } => Some(to),
-                RouteFilter::Plain(_) => None,
-            })
-        }
         let mut all = Vec::new();
         for rule in self.rules() {
-            all.extend(mirrors(&rule.filters));
+            all.extend(rule.filters.iter().filter_map(RouteFilter::reference));
             all.extend(rule.backends.iter().map(|backend| &backend.to));
         }
         all

@@ -1,4 +1,4 @@
-//! Whom a CUSTOM policy asks, and how: a provider of the mesh's `extensionProviders` that speaks Envoy's external
+//! Whom a CUSTOM policy or a route's filter ExternalAuth asks, and how: somebody who speaks Envoy's external
 //! authorization, in gRPC or in HTTP.
 
 use std::time::Duration;
@@ -95,9 +95,17 @@ pub enum BodyForm {
 #[serde(rename_all = "camelCase")]
 pub enum CheckProtocol {
     /// By `envoy.service.auth.v3.Authorization/Check`.
-    Grpc,
+    Grpc(GrpcCheck),
     /// By a request like the one that it is asked about.
     Http(Box<HttpCheck>),
+}
+
+/// What a check in gRPC has in it. Names are compared in lower case.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GrpcCheck {
+    /// The headers of the request that it has; `None`: all.
+    pub request_headers: Option<Vec<Text>>,
 }
 
 /// What a check in HTTP has in it, and what of its answer is heeded. Names are compared in lower case.
@@ -142,7 +150,7 @@ impl Authorizer {
             return Err(InvalidAuthorizer::BodyLimit);
         }
         match &parts.protocol {
-            CheckProtocol::Grpc => {}
+            CheckProtocol::Grpc(grpc) => grpc.check()?,
             CheckProtocol::Http(http) => http.check()?,
         }
         Ok(Self(parts))
@@ -163,6 +171,20 @@ impl Authorizer {
             let service = (*service).as_ref();
             if namespace.as_str().is_empty() { service.canonical } else { service.namespace == *namespace }
         })
+    }
+}
+
+impl GrpcCheck {
+    /// Whether a check has this header of the request.
+    pub fn shows(&self, name: &HeaderName) -> bool {
+        self.request_headers.as_ref().is_none_or(|list| names_header(list, name))
+    }
+
+    fn check(&self) -> Result<(), InvalidAuthorizer> {
+        match &self.request_headers {
+            Some(list) if list.len() > MOST_HEADERS => Err(InvalidAuthorizer::Headers),
+            Some(_) | None => Ok(()),
+        }
     }
 }
 

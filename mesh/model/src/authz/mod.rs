@@ -54,8 +54,8 @@ pub use answer::{
     Answer, Changes, Denial, HeaderChange, InvalidAnswer, LARGEST_DENIAL, MOST_CHANGES, change, may_be_told,
 };
 pub use authorizer::{
-    Authorizer, AuthorizerParts, BodyForm, CHECK_TIMEOUT, CheckProtocol, HttpCheck, InvalidAuthorizer,
-    LARGEST_SHARE, LONGEST_CHECK, Longer, MOST_HEADERS, OnFailure, SharedBody,
+    Authorizer, AuthorizerParts, BodyForm, CHECK_TIMEOUT, CheckProtocol, GrpcCheck, HttpCheck,
+    InvalidAuthorizer, LARGEST_SHARE, LONGEST_CHECK, Longer, MOST_HEADERS, OnFailure, SharedBody,
 };
 pub use check::{Ask, By, Facts, Opinion, Ruling, Verdict, audited, check, dry_run, explain, judge};
 pub use condition::{Attribute, Condition, InvalidAttribute};

@@ -22,7 +22,7 @@ use thiserror::Error;
 pub use self::{
     bucket::{Bucket, InvalidRate, Rate},
     key::{Attribute, Caller, Key},
-    table::{Bounds, Counter, Excess, Lookup, Table, Taken},
+    table::{Bounds, Counter, Excess, Lookup, Standing, Table, Taken},
 };
 use crate::{
     name::{Label, PolicyKey, ServiceKey},

@@ -91,6 +91,27 @@ struct Buckets {
 pub struct Taken {
     /// Of how many limits it was counted with others than its key's, for want of room.
     pub together: usize,
+    /// How the limit stands that is nearest to its end; `None`: no limit counts it.
+    pub nearest: Option<Standing>,
+}
+
+/// How a limit stands after a request was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// How many may come at once.
+    pub limit: u32,
+    /// How many may come now.
+    pub remaining: u32,
+    /// When as many as ever may, if that is known.
+    pub reset: Option<Duration>,
+}
+
+impl Standing {
+    /// Of two the one that is nearer to its end: with less room, or with as little for longer.
+    pub fn nearer(self, other: Self) -> Self {
+        let room = |one: &Self| (one.remaining, std::cmp::Reverse(one.reset));
+        if room(&other) < room(&self) { other } else { self }
+    }
 }
 
 /// A limit that has no room.
@@ -146,10 +167,14 @@ impl Table {
         if let Some(worst) = worst {
             return Err(worst);
         }
-        let mut taken = Taken { together: 0 };
+        let mut taken = Taken { together: 0, nearest: None };
         for lookup in lookups {
+            let rate = &lookup.counter.rate;
             let (bucket, place) = self.bucket(lookup, now);
-            bucket.take(&lookup.counter.rate);
+            bucket.take(rate);
+            let (limit, remaining) = (rate.burst(), bucket.remaining(rate));
+            let one = Standing { limit, remaining, reset: Some(bucket.until_full(rate)) };
+            taken.nearest = Some(taken.nearest.map_or(one, |nearest| nearest.nearer(one)));
             taken.together += usize::from(place == Place::Together);
         }
         Ok(taken)

@@ -144,6 +144,18 @@ fn a_descriptor_without_a_value_is_left_out() {
 }
 
 #[test]
+fn of_two_limits_the_one_with_less_room_is_nearer_to_its_end() {
+    let standing = |limit, remaining, reset: Option<Duration>| Standing { limit, remaining, reset };
+    let (wide, tight) = (standing(100, 90, Some(SECOND)), standing(5, 4, Some(SECOND)));
+    let (later, unknown) = (standing(9, 4, Some(60 * SECOND)), standing(7, 4, None));
+    for (one, other, nearer) in
+        [(wide, tight, tight), (tight, later, later), (tight, unknown, tight), (tight, tight, tight)]
+    {
+        assert_eq!((one.nearer(other), other.nearer(one)), (nearer, nearer));
+    }
+}
+
+#[test]
 fn a_request_is_taken_by_all_limits_or_by_none() {
     let (wide, narrow) = (local(rate(10, 10), Vec::new()), local(rate(1, 1), vec![by_user()]));
     let limit = limit(Scope::Waypoint, vec![wide.clone(), narrow.clone()]);
@@ -155,7 +167,8 @@ fn a_request_is_taken_by_all_limits_or_by_none() {
             .collect()
     };
     let mut table = Table::default();
-    assert_eq!(table.take(&lookups("ann"), SECOND), Ok(Taken { together: 0 }));
+    let nearest = Some(Standing { limit: 1, remaining: 0, reset: Some(SECOND) });
+    assert_eq!(table.take(&lookups("ann"), SECOND), Ok(Taken { together: 0, nearest }));
     for _ in 0..20 {
         let excess = table.take(&lookups("ann"), SECOND).expect_err("no room");
         assert_eq!(excess.counter.to_string(), "shop/p local[1]");

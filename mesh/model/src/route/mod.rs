@@ -9,6 +9,7 @@
 //! |---|---|
 //! | how is its path spelled? | [`normal::normalize`] |
 //! | which rule? | [`select()`]; `None`: 404, unless the service [has no routes](RouteTable::is_empty) |
+//! | is somebody else asked whether it may be? | [`Filters::asks`] of the rule |
 //! | is it held back, or answered with a failure on purpose? | [`Filters::fault`] of the rule, then [`Fault::draw`] |
 //! | which backend? | [`Rule::draw`] |
 //! | what becomes of its head? | [`Filters::request`] of the rule, then of the backend |
@@ -19,7 +20,7 @@
 //! A connection that is not looked into goes by a [`StreamRoute`].
 //!
 //! Sources: the Go types of Gateway API v1 (`httproute_types.go`, `grpcroute_types.go`), which are its
-//! specification; GEP-1731 and GEP-3388 for retries, GEP-1742 for timeouts, GEP-1767 for CORS, GEP-1619
+//! specification; GEP-1494 for external authorization, GEP-1731 and GEP-3388 for retries, GEP-1742 for timeouts, GEP-1767 for CORS, GEP-1619
 //! for sessions, GEP-1426 for services as parents: host names of routes are not compared, and of the kinds
 //! of routes that a service and port have, one applies. Which, is decided where a table is put together.
 
@@ -39,8 +40,8 @@ use std::{sync::Arc, time::Duration};
 
 pub use budget::{Budget, BudgetPolicy};
 pub use filter::{
-    Abort, Allowed, Cors, CorsParts, Delay, Fault, Filter, Filters, Fraction, Front, Granted, GrpcCode,
-    HeaderEdit, Injected, InvalidCors, InvalidEdit, InvalidFault, InvalidFilters, InvalidFraction,
+    Abort, Allowed, Cors, CorsParts, Delay, ExternalAuth, Fault, Filter, Filters, Fraction, Front, Granted,
+    GrpcCode, HeaderEdit, Injected, InvalidCors, InvalidEdit, InvalidFault, InvalidFilters, InvalidFraction,
     InvalidRewrite, Mirror, NewHost, NewPath, Redirect, RedirectStatus, Rewrite, Scheme, Step, With,
 };
 pub use matching::{HeaderMatch, Match, QueryMatch, Specificity, Wanted};
@@ -180,6 +181,9 @@ impl Rule {
         if self.backends.iter().any(|backend| backend.filters.fault().is_some()) {
             return Err(InvalidRule::FaultOfBackend);
         }
+        if self.backends.iter().any(|backend| backend.filters.auth().is_some()) {
+            return Err(InvalidRule::AuthOfBackend);
+        }
         let of_backends = self.backends.iter().map(|backend| &backend.filters);
         let replaces = of_backends.chain([&self.filters]).any(Filters::replaces_prefix);
         let one_prefix = match self.matches.as_slice() {
@@ -285,6 +289,9 @@ pub enum InvalidRule {
     /// A fault stands where it would be asked for too late.
     #[error("a fault is one of the whole rule, not of a backend")]
     FaultOfBackend,
+    /// Somebody is asked where it would be too late.
+    #[error("ExternalAuth is a filter of the whole rule, not of a backend")]
+    AuthOfBackend,
     /// An attempt may take longer than all of them.
     #[error("backendRequest is at most request")]
     Timeouts,

@@ -7,6 +7,7 @@
 //! | and where the same client is to meet the same endpoint? | [`HashOn::key`], then [`Maglev`] |
 //! | how much is sent at once? | [`TrafficPolicy::connections`] |
 //! | when is one of them left alone for a while? | [`TrafficPolicy::outliers`] |
+//! | and when because the others do better? | [`Window::count`], by a [`SuccessRate`] |
 //!
 //! Source: `networking/v1/destination_rule.proto` of Istio's API, with its defaults where a rule is there, and our own
 //! where there is none.
@@ -14,6 +15,7 @@
 mod affinity;
 mod maglev;
 mod outliers;
+mod rates;
 mod warmup;
 
 use std::{sync::Arc, time::Duration};
@@ -22,6 +24,7 @@ pub(crate) use affinity::cookie;
 pub use affinity::{HashOn, Key};
 pub use maglev::{Maglev, hash};
 pub use outliers::{FailureKind, Outliers, Run};
+pub use rates::{Compared, SuccessRate, Tally, Window};
 pub use warmup::Warmup;
 
 use crate::{
@@ -54,8 +57,17 @@ pub struct PolicyAt {
 pub struct Subset {
     /// Its name.
     pub name: Label,
-    /// Which workloads may be among them, in order.
-    pub workloads: Arc<[Uid]>,
+    /// Which workloads may be among them.
+    pub members: Members,
+}
+
+/// Which workloads may be among the endpoints of a subset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Members {
+    /// All that the service has.
+    All,
+    /// These, in order.
+    These(Arc<[Uid]>),
 }
 
 impl Subset {
@@ -63,7 +75,31 @@ impl Subset {
     pub fn new(name: Label, mut workloads: Vec<Uid>) -> Self {
         workloads.sort_unstable();
         workloads.dedup();
-        Self { name, workloads: workloads.into() }
+        Self { name, members: Members::These(workloads.into()) }
+    }
+
+    /// A subset of all endpoints that the service has, whichever they are.
+    pub fn of_all(name: Label) -> Self {
+        Self { name, members: Members::All }
+    }
+}
+
+impl Members {
+    /// Whether `uid` may be among them.
+    pub fn admit(&self, uid: &Uid) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(workloads) => workloads.binary_search(uid).is_ok(),
+        }
+    }
+
+    /// Whether it is the same list, or both are all: a look at the pointers, cheap for each request.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::All, Self::All) => true,
+            (Self::These(one), Self::These(other)) => Arc::ptr_eq(one, other),
+            (Self::All, Self::These(_)) | (Self::These(_), Self::All) => false,
+        }
     }
 }
 

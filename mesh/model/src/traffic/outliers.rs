@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::SuccessRate;
+
 /// When an endpoint is set aside, and for how long (OutlierDetection).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outliers {
@@ -19,8 +21,8 @@ pub struct Outliers {
     pub most_percent: u8,
     /// Whether those that could not be reached count on their own alone, and not among answers.
     pub apart: bool,
-    /// Whether one that answers 503 with Retry-After gets nothing for that long.
-    pub heeds_retry_after: bool,
+    /// When its requests go well less often than those of the others; `None`: they are not compared.
+    pub success_rate: Option<SuccessRate>,
 }
 
 /// Without a rule: whoever cannot be reached five times in a row, for five seconds, up to two minutes. What an
@@ -35,7 +37,7 @@ impl Default for Outliers {
             longest: Duration::from_secs(120),
             most_percent: 100,
             apart: false,
-            heeds_retry_after: false,
+            success_rate: None,
         }
     }
 }
@@ -80,6 +82,11 @@ impl Outliers {
         (among_answers && self.server.is_some())
             || (among_answers && kind != FailureKind::Server && self.gateway.is_some())
             || (kind == FailureKind::Unreachable && self.unreachable.is_some())
+    }
+
+    /// Whether an outcome is one of those of which success rates are made.
+    pub fn rates(&self, kind: FailureKind) -> bool {
+        self.success_rate.is_some() && !(self.apart && kind == FailureKind::Unreachable)
     }
 
     /// Whether `run` is long enough.

@@ -1,10 +1,10 @@
-//! Whom a CUSTOM policy asks: `ambit.waypoint.v1.Authorizer`.
+//! Whom a CUSTOM policy or a filter asks: `ambit.waypoint.v1.Authorizer`.
 
 use std::time::Duration;
 
 use ambit_model::authz::{
-    Authorizer, AuthorizerParts, BodyForm, CheckProtocol, HttpCheck, InvalidAuthorizer, Longer, OnFailure,
-    SharedBody, Text,
+    Authorizer, AuthorizerParts, BodyForm, CheckProtocol, GrpcCheck, HttpCheck, InvalidAuthorizer, Longer,
+    OnFailure, SharedBody, Text,
 };
 use ambit_proto::{security, waypoint as pb};
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -14,7 +14,11 @@ use super::{Interner, InvalidResource, authz::decode_text, authz::encode_text, d
 pub(super) fn decode(message: pb::Authorizer, names: &mut Interner) -> Result<Authorizer, InvalidResource> {
     use pb::authorizer::Protocol;
     let protocol = match message.protocol.ok_or_else(|| unset("protocol"))? {
-        Protocol::Grpc(pb::GrpcCheck {}) => CheckProtocol::Grpc,
+        Protocol::Grpc(grpc) => {
+            let list =
+                grpc.request_headers.map(|list| decode_names("grpc.request_headers", list.names, names));
+            CheckProtocol::Grpc(GrpcCheck { request_headers: list.transpose()? })
+        }
         Protocol::Http(http) => {
             let http = decode_http(http, names).map_err(|error| error.within("http"))?;
             CheckProtocol::Http(Box::new(http))
@@ -50,10 +54,7 @@ fn decode_body(message: pb::SharedBody) -> SharedBody {
 }
 
 fn decode_http(message: pb::HttpCheck, names: &mut Interner) -> Result<HttpCheck, InvalidResource> {
-    let mut texts = |field, list: Vec<security::StringMatch>| {
-        let texts = list.into_iter().map(|one| decode_text(field, one, names));
-        texts.collect::<Result<Vec<Text>, _>>()
-    };
+    let mut texts = |field, list| decode_names(field, list, names);
     Ok(HttpCheck {
         path_prefix: message.path_prefix.into(),
         request_headers: texts("request_headers", message.request_headers)?,
@@ -65,6 +66,14 @@ fn decode_http(message: pb::HttpCheck, names: &mut Interner) -> Result<HttpCheck
             None => None,
         },
     })
+}
+
+fn decode_names(
+    field: &'static str,
+    list: Vec<security::StringMatch>,
+    names: &mut Interner,
+) -> Result<Vec<Text>, InvalidResource> {
+    list.into_iter().map(|one| decode_text(field, one, names)).collect()
 }
 
 fn decode_header(header: pb::Header) -> Result<(HeaderName, HeaderValue), InvalidResource> {
@@ -110,14 +119,15 @@ pub(super) fn encode(authorizer: &Authorizer) -> pb::Authorizer {
             as_bytes: body.form == BodyForm::Bytes,
         }),
         protocol: Some(match &parts.protocol {
-            CheckProtocol::Grpc => Protocol::Grpc(pb::GrpcCheck {}),
+            CheckProtocol::Grpc(grpc) => Protocol::Grpc(pb::GrpcCheck {
+                request_headers: grpc.request_headers.as_deref().map(encode_list),
+            }),
             CheckProtocol::Http(http) => Protocol::Http(encode_http(http)),
         }),
     }
 }
 
 fn encode_http(http: &HttpCheck) -> pb::HttpCheck {
-    let texts = |list: &[Text]| list.iter().map(encode_text).collect();
     // What is not ASCII passed no door: it was read from a text.
     let header = |(name, value): &(HeaderName, HeaderValue)| pb::Header {
         name: name.to_string(),
@@ -125,15 +135,20 @@ fn encode_http(http: &HttpCheck) -> pb::HttpCheck {
     };
     pb::HttpCheck {
         path_prefix: http.path_prefix.to_string(),
-        request_headers: texts(&http.request_headers),
+        request_headers: encode_names(&http.request_headers),
         added_headers: http.added_headers.iter().map(header).collect(),
-        upstream_on_allow: texts(&http.upstream_on_allow),
-        downstream_on_allow: texts(&http.downstream_on_allow),
-        downstream_on_deny: http
-            .downstream_on_deny
-            .as_ref()
-            .map(|names| pb::HeaderList { names: texts(names) }),
+        upstream_on_allow: encode_names(&http.upstream_on_allow),
+        downstream_on_allow: encode_names(&http.downstream_on_allow),
+        downstream_on_deny: http.downstream_on_deny.as_deref().map(encode_list),
     }
+}
+
+fn encode_names(list: &[Text]) -> Vec<security::StringMatch> {
+    list.iter().map(encode_text).collect()
+}
+
+fn encode_list(list: &[Text]) -> pb::HeaderList {
+    pb::HeaderList { names: encode_names(list) }
 }
 
 #[cfg(test)]
@@ -186,7 +201,8 @@ pub(super) mod tests {
                 .prop_map(|status| OnFailure::Deny(StatusCode::from_u16(status).expect("a status"))),
         ];
         let protocol = prop_oneof![
-            Just(CheckProtocol::Grpc),
+            option::of(names())
+                .prop_map(|request_headers| CheckProtocol::Grpc(GrpcCheck { request_headers })),
             http().prop_map(|http| CheckProtocol::Http(Box::new(http))),
         ];
         let place = ("[a-z]{0,3}", "[a-z]{1,4}(\\.[a-z]{1,4}){0,2}", 1..=u16::MAX, 1..600_000_u64);
@@ -220,7 +236,7 @@ pub(super) mod tests {
                 port: 9000,
                 timeout_ms: 1000,
                 status_on_error: 403,
-                protocol: Some(pb::authorizer::Protocol::Grpc(pb::GrpcCheck {})),
+                protocol: Some(pb::authorizer::Protocol::Grpc(pb::GrpcCheck::default())),
                 ..pb::Authorizer::default()
             };
             change(&mut message);

@@ -1,16 +1,16 @@
 //! The filters of routes: `ambit.waypoint.v1.Filter`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use ambit_model::route::{
-    Abort, Cors, CorsParts, Delay, Fault, Filter, Filters, Fraction, GrpcCode, HeaderEdit, InvalidFault,
-    InvalidRewrite, Mirror, NewHost, NewPath, Redirect, RedirectStatus, Rewrite, Scheme, With,
+    Abort, Cors, CorsParts, Delay, ExternalAuth, Fault, Filter, Filters, Fraction, GrpcCode, HeaderEdit,
+    InvalidFault, InvalidRewrite, Mirror, NewHost, NewPath, Redirect, RedirectStatus, Rewrite, Scheme, With,
 };
 use ambit_proto::waypoint as pb;
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::{
-    Interner, InvalidResource, decode_each, decode_enum, decode_port,
+    Interner, InvalidResource, authorizer, decode_each, decode_enum, decode_port,
     route::{decode_destination, encode_destination, millis, unset},
 };
 
@@ -37,6 +37,9 @@ fn decode_filter(message: pb::Filter, names: &mut Interner) -> Result<Filter, In
         Kind::Mirror(one) => decode_mirror(one, names).map(Filter::Mirror).map_err(within("mirror")),
         Kind::Cors(cors) => decode_cors(&cors).map(Filter::Cors),
         Kind::Fault(fault) => decode_fault(fault).map(Filter::Fault).map_err(within("fault")),
+        Kind::ExternalAuth(auth) => {
+            decode_auth(auth, names).map(Filter::ExternalAuth).map_err(within("external_auth"))
+        }
     }
 }
 
@@ -50,6 +53,7 @@ fn encode_filter(filter: &Filter) -> pb::Filter {
         Filter::Mirror(mirror) => Kind::Mirror(encode_mirror(mirror)),
         Filter::Cors(cors) => Kind::Cors(encode_cors(cors)),
         Filter::Fault(fault) => Kind::Fault(encode_fault(fault)),
+        Filter::ExternalAuth(auth) => Kind::ExternalAuth(encode_auth(auth)),
     };
     pb::Filter { kind: Some(kind) }
 }
@@ -225,6 +229,26 @@ fn encode_fault(fault: &Fault) -> pb::Fault {
         pb::Abort { numerator, denominator, with: Some(with) }
     });
     pb::Fault { delay, abort }
+}
+
+fn decode_auth(message: pb::ExternalAuth, names: &mut Interner) -> Result<ExternalAuth, InvalidResource> {
+    use pb::external_auth::Who;
+    match message.who.ok_or_else(|| unset("who"))? {
+        Who::Asks(asked) => {
+            let asked = authorizer::decode(asked, names).map_err(|error| error.within("asks"))?;
+            Ok(ExternalAuth::Asks(Arc::new(asked)))
+        }
+        Who::Invalid(reason) => Ok(ExternalAuth::Nobody { reason: names.name(&reason) }),
+    }
+}
+
+fn encode_auth(auth: &ExternalAuth) -> pb::ExternalAuth {
+    use pb::external_auth::Who;
+    let who = match auth {
+        ExternalAuth::Asks(asked) => Who::Asks(authorizer::encode(asked)),
+        ExternalAuth::Nobody { reason } => Who::Invalid(reason.to_string()),
+    };
+    pb::ExternalAuth { who: Some(who) }
 }
 
 fn texts(list: &[String]) -> Vec<&str> {

@@ -6,7 +6,8 @@ use ambit_model::{
     name::{Label, ServiceKey, Uid},
     service::{LoadBalancing, Mode, Scope},
     traffic::{
-        Algorithm, Balancing, Connections, HashOn, Outliers, PolicyAt, Subset, Traffic, TrafficPolicy, Warmup,
+        Algorithm, Balancing, Connections, HashOn, Members, Outliers, PolicyAt, Subset, SuccessRate, Traffic,
+        TrafficPolicy, Warmup,
     },
 };
 use ambit_proto::waypoint as pb;
@@ -25,7 +26,12 @@ pub(super) fn decode(
     let policies = decode_each("policies", message.policies, |one| decode_at(one, names))?;
     let subsets = decode_each("subsets", message.subsets, |one| {
         let name: Label = named("name", &one.name, names)?;
-        Ok(Subset::new(name, one.workloads.into_iter().map(Uid::from).collect()))
+        match (one.all, one.workloads.is_empty()) {
+            (true, true) => Ok(Subset::of_all(name)),
+            (true, false) => Err(InvalidResource::field("workloads", "are named beside all of them")),
+            // Nothing said is nobody: what is not known here must not widen a subset.
+            (false, _) => Ok(Subset::new(name, one.workloads.into_iter().map(Uid::from).collect())),
+        }
     })?;
     Ok((service, Arc::new(Traffic { policies, subsets })))
 }
@@ -33,7 +39,11 @@ pub(super) fn decode(
 pub(super) fn encode((service, traffic): &(ServiceKey, Arc<Traffic>)) -> pb::Traffic {
     let subset = |subset: &Subset| pb::Subset {
         name: subset.name.to_string(),
-        workloads: subset.workloads.iter().map(ToString::to_string).collect(),
+        workloads: match &subset.members {
+            Members::All => Vec::new(),
+            Members::These(workloads) => workloads.iter().map(ToString::to_string).collect(),
+        },
+        all: subset.members == Members::All,
     };
     pb::Traffic {
         namespace: service.namespace.to_string(),
@@ -236,7 +246,19 @@ fn decode_outliers(message: pb::Outliers) -> Result<Outliers, InvalidResource> {
         longest: Duration::from_millis(message.longest_ms),
         most_percent: decode_percent("outliers.most_percent", message.most_percent)?,
         apart: message.apart,
-        heeds_retry_after: message.heeds_retry_after,
+        success_rate: message.success_rate.map(decode_success_rate).transpose()?,
+    })
+}
+
+fn decode_success_rate(message: pb::SuccessRate) -> Result<SuccessRate, InvalidResource> {
+    if message.factor == 0 || message.interval_ms == 0 {
+        return Err(InvalidResource::field("outliers.success_rate", "has a factor or an interval of zero"));
+    }
+    Ok(SuccessRate {
+        factor: message.factor,
+        least_endpoints: message.least_endpoints,
+        least_requests: message.least_requests,
+        interval: Duration::from_millis(message.interval_ms),
     })
 }
 
@@ -249,7 +271,12 @@ fn encode_outliers(outliers: &Outliers) -> pb::Outliers {
         longest_ms: millis(outliers.longest),
         most_percent: outliers.most_percent.into(),
         apart: outliers.apart,
-        heeds_retry_after: outliers.heeds_retry_after,
+        success_rate: outliers.success_rate.as_ref().map(|rate| pb::SuccessRate {
+            factor: rate.factor,
+            least_endpoints: rate.least_endpoints,
+            least_requests: rate.least_requests,
+            interval_ms: millis(rate.interval),
+        }),
     }
 }
 
@@ -321,25 +348,27 @@ pub(super) mod tests {
                 idle,
             },
         );
-        let outliers = ((number(), number(), number()), time(), time(), 0..=100u8, any::<(bool, bool)>())
-            .prop_map(
-                |(
-                    (unreachable, gateway, server),
-                    base,
-                    longest,
-                    most_percent,
-                    (apart, heeds_retry_after),
-                )| Outliers {
-                    unreachable,
-                    gateway,
-                    server,
-                    base,
-                    longest,
-                    most_percent,
-                    apart,
-                    heeds_retry_after,
-                },
-            );
+        let success_rate = (1..9u32, 0..9u32, 0..9u32, 1..9u64).prop_map(
+            |(factor, least_endpoints, least_requests, interval)| SuccessRate {
+                factor,
+                least_endpoints,
+                least_requests,
+                interval: Duration::from_millis(interval),
+            },
+        );
+        let judged = (0..=100u8, any::<bool>(), option::of(success_rate));
+        let outliers = ((number(), number(), number()), time(), time(), judged).prop_map(
+            |((unreachable, gateway, server), base, longest, (most_percent, apart, success_rate))| Outliers {
+                unreachable,
+                gateway,
+                server,
+                base,
+                longest,
+                most_percent,
+                apart,
+                success_rate,
+            },
+        );
         (balancing(), connections, outliers, any::<bool>()).prop_map(
             |(balancing, connections, outliers, needs_tunnel)| TrafficPolicy {
                 balancing,
@@ -355,12 +384,37 @@ pub(super) mod tests {
             (option::of("v[0-9]"), option::of(1..=u16::MAX), policy()).prop_map(|(subset, port, policy)| {
                 PolicyAt { subset: subset.map(Label::from), port, policy: Arc::new(policy) }
             });
-        let subset = ("v[0-9]", vec("[a-z]{1,3}", 0..4))
-            .prop_map(|(name, uids)| Subset::new(name.into(), uids.into_iter().map(Into::into).collect()));
+        let subset = ("v[0-9]", option::of(vec("[a-z]{1,3}", 0..4))).prop_map(|(name, uids)| match uids {
+            None => Subset::of_all(name.into()),
+            Some(uids) => Subset::new(name.into(), uids.into_iter().map(Into::into).collect()),
+        });
         ("[a-z]{1,4}", "[a-z]{1,4}", vec(at, 0..3), vec(subset, 0..3)).prop_map(
             |(namespace, host, policies, subsets)| {
                 (ServiceKey::new(namespace, host), Arc::new(Traffic { policies, subsets }))
             },
         )
+    }
+
+    fn decoded(subset: pb::Subset) -> Result<Members, InvalidResource> {
+        let message = pb::Traffic {
+            namespace: "shop".to_owned(),
+            hostname: "web".to_owned(),
+            policies: Vec::new(),
+            subsets: vec![subset],
+        };
+        decode(message, &mut Interner::default()).map(|(_, traffic)| traffic.subsets[0].members.clone())
+    }
+
+    #[test]
+    fn a_subset_is_never_wider_than_it_says() {
+        let subset = |workloads: &[&str], all| pb::Subset {
+            name: "v1".to_owned(),
+            workloads: workloads.iter().map(ToString::to_string).collect(),
+            all,
+        };
+        assert_eq!(decoded(subset(&[], true)).expect("all"), Members::All);
+        assert_eq!(decoded(subset(&[], false)).expect("nobody"), Members::These([].into()));
+        assert_eq!(decoded(subset(&["a"], false)).expect("one"), Members::These(["a".into()].into()));
+        assert!(decoded(subset(&["a"], true)).is_err(), "it cannot be both");
     }
 }

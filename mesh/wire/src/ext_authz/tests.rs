@@ -1,7 +1,9 @@
 //! What an authorizer is told, and what its answers mean.
 
-use ambit_model::authz::Denial;
+use ambit_model::authz::{Denial, Text};
 use ambit_proto::{envoy_core as core, envoy_type::HttpStatus, rpc_status as rpc};
+
+use http::Request;
 
 use super::*;
 
@@ -132,6 +134,10 @@ fn head() -> request::Parts {
 }
 
 fn told(form: Option<(BodyForm, bool)>) -> AttributeContext {
+    told_of(form, &GrpcCheck::default())
+}
+
+fn told_of(form: Option<(BodyForm, bool)>, told: &GrpcCheck) -> AttributeContext {
     let (head, bytes) = (head(), Bytes::from_static(b"a\xff"));
     let client = Identity::new("cluster.local", "shop", "client");
     let check = Check {
@@ -141,11 +147,21 @@ fn told(form: Option<(BodyForm, bool)>) -> AttributeContext {
         own: &Identity::new("cluster.local", "shop", "gate"),
         service: "web.shop.svc.cluster.local",
         head: &head,
+        told,
         version: Version::HTTP_11,
         time: SystemTime::UNIX_EPOCH,
         body: form.map(|(form, is_whole)| Shown { bytes: &bytes, form, is_whole }),
     };
     request_of(&check).attributes.expect("attributes")
+}
+
+#[test]
+fn of_headers_those_are_told_that_are_named() {
+    let named = GrpcCheck { request_headers: Some(vec![Text::Exact("Accept".into())]) };
+    let http = told_of(None, &named).request.and_then(|request| request.http).expect("HTTP");
+    let mut names: Vec<_> = http.headers.into_keys().collect();
+    names.sort_unstable();
+    assert_eq!(names, [":authority", ":method", ":path", ":scheme", "accept"]);
 }
 
 #[test]

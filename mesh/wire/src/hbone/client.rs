@@ -13,7 +13,10 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use rustls_pki_types::CertificateDer;
-use tokio::sync::Notify;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Notify,
+};
 use tracing::debug;
 
 use super::{
@@ -22,7 +25,13 @@ use super::{
     stream::{Counted, Load, TunnelStream},
     transport::{self, Transport},
 };
-use crate::{spawn::Spawner, tls::stream::Corked};
+use crate::{
+    spawn::Spawner,
+    tls::{
+        handshake::{self, HandshakeError},
+        stream::Corked,
+    },
+};
 
 /// The largest response head we read: a response carries one line of baggage.
 const MAX_HEADER_LIST: u32 = 16 * 1024;
@@ -40,6 +49,17 @@ pub struct Connect {
 #[derive(Debug, thiserror::Error)]
 #[error("the peer does not speak HTTP/2 as HBONE does")]
 pub struct ConnectError(#[from] h2::Error);
+
+/// Why a tunnel could not be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum SecureError {
+    /// TLS did not come about.
+    #[error(transparent)]
+    Tls(#[from] HandshakeError),
+    /// It did, and HTTP/2 in it did not.
+    #[error(transparent)]
+    Http2(#[from] ConnectError),
+}
 
 /// Why a stream could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +110,22 @@ where
     let idle = Idle { after: settings.idle_release, interval: settings.ping_interval, quiet: Duration::ZERO };
     spawner.spawn("hbone client", drive(connection, corked, keepalive, idle, Arc::clone(&shared)));
     Ok(Connection { requests, shared, limit: settings.max_streams.into() })
+}
+
+/// Begins a tunnel in `stream`: TLS as `config` says, in at most `limit`, and HTTP/2 as [`connect`] does.
+pub async fn secure<S>(
+    stream: S,
+    config: Arc<rustls::ClientConfig>,
+    limit: Duration,
+    settings: &Settings,
+    spawner: &Spawner,
+) -> Result<Connection, SecureError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (tls, _) = handshake::connect(config, stream, limit).await?;
+    let chain = tls.session().peer.clone();
+    Ok(connect(tls, chain, settings, spawner).await?)
 }
 
 /// A handle on an open connection. Cheap to clone.
@@ -180,6 +216,11 @@ impl Connection {
     /// Ends the connection now, with all streams.
     pub fn close(&self) {
         self.shared.close();
+    }
+
+    /// To find it again, as long as it is open.
+    pub(super) fn found_by(&self) -> std::sync::Weak<Shared> {
+        Arc::downgrade(&self.shared)
     }
 
     /// Opens no further streams; those that are open go on, and the connection ends with the last.

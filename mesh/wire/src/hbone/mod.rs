@@ -14,7 +14,7 @@ pub mod server;
 pub mod stream;
 mod transport;
 
-pub use client::{Connect, Connection, OpenError, connect};
+pub use client::{Connect, Connection, OpenError, SecureError, connect, secure};
 pub use pool::{Key, Pool};
 pub use server::{Incoming, serve};
 pub use stream::TunnelStream;

@@ -78,8 +78,10 @@ pub struct Pool<E> {
 #[derive(Debug)]
 struct Slots<E> {
     by_key: HashMap<Key, Slot<E>>,
-    /// Connections that take no more streams but still carry some: ended with the pool.
+    /// Connections that take no more streams from here but still carry some: ended with the pool.
     retired: Vec<(Key, Weak<Shared>)>,
+    /// As soon as there are so many of them, those that have ended are forgotten.
+    enough: usize,
 }
 
 #[derive(Debug)]
@@ -91,13 +93,17 @@ struct Slot<E> {
 /// Where the one who dials tells the others how it went; closed without a word when it gave up.
 type Outcome<E> = watch::Receiver<Option<Result<(), Arc<E>>>>;
 
+/// Below so many connections that were adopted nobody looks which of them have ended.
+const FEW: usize = 64;
+
 /// How often a request that its peer had not looked at is tried on another connection.
 const MAX_ATTEMPTS: usize = 4;
 
 impl<E> Pool<E> {
     /// An empty pool.
     pub fn new(spread: Spread) -> Self {
-        Self { spread, slots: Mutex::new(Slots { by_key: HashMap::new(), retired: Vec::new() }) }
+        let slots = Slots { by_key: HashMap::new(), retired: Vec::new(), enough: FEW };
+        Self { spread, slots: Mutex::new(slots) }
     }
 
     /// Opens a stream on a connection for `key`, made by `dial` if there is none with room.
@@ -194,11 +200,22 @@ impl<E> Pool<E> {
     /// request dials. For when the certificate that they were made with has been renewed.
     pub fn retire(&self, stale: impl Fn(&Key) -> bool) {
         let mut slots = self.lock();
-        let Slots { by_key, retired } = &mut *slots;
+        let Slots { by_key, retired, .. } = &mut *slots;
         for (key, slot) in by_key.iter_mut().filter(|(key, _)| stale(key)) {
             retired.extend(slot.connections.drain(..).map(|connection| (key.clone(), connection.retire())));
         }
         slots.sweep();
+    }
+
+    /// Has a connection that its caller keeps to himself ended as those here are: when it is revoked, and with the pool.
+    pub fn adopt(&self, key: Key, connection: &Connection) {
+        let mut slots = self.lock();
+        if slots.retired.len() >= slots.enough {
+            slots.sweep();
+            // Looked at again when there are twice as many: each costs two looks, however many there are.
+            slots.enough = slots.retired.len().saturating_mul(2).max(FEW);
+        }
+        slots.retired.push((key, connection.found_by()));
     }
 
     /// Ends connections, with all their streams, that `revoked` names: by whom they go to and the

@@ -49,6 +49,8 @@ impl Heard {
 /// | `/status/503` | answers with that status |
 /// | `/status/503/2` | the first two times; then with 200 |
 /// | `/retry-after/S` | answers with 503, and asks to be left alone for so long |
+/// | `/at/IP/503` | answers with that status if it is the one at IP; else says its own address |
+/// | `/at/IP/503/S` | the same, and asks to be left alone for so long |
 /// | `/slow/MS` | waits before it answers |
 /// | `/reset` | closes without an answer |
 /// | `/trailers` | has trailers |
@@ -140,6 +142,13 @@ async fn answer(
         ["retry-after", seconds] => {
             let mut asked = text(StatusCode::SERVICE_UNAVAILABLE, String::new());
             asked.headers_mut().insert("retry-after", seconds.parse().unwrap());
+            asked
+        }
+        ["at", ip, code, rest @ ..] if own.ip().to_string() == *ip => {
+            let mut asked = text(code.parse().unwrap(), String::new());
+            for seconds in rest {
+                asked.headers_mut().insert("retry-after", seconds.parse().unwrap());
+            }
             asked
         }
         ["slow", ms] => {

@@ -1,10 +1,11 @@
 //! Whoever ends tunnels that the waypoint opens: tunnels of pods, gateways of networks.
 
-use std::{future::pending, net::SocketAddr};
+use std::{future::pending, net::SocketAddr, sync::Arc};
 
 use ambit_fixtures::ca::TestCa;
 use ambit_model::identity::Identity;
 use ambit_wire::{
+    cert::Certificate,
     hbone::{self, server::Incoming, stream::TunnelIo},
     tls::verify::peer_identity,
 };
@@ -30,6 +31,7 @@ pub struct Connected {
 
 /// Ends tunnels at one address, and carries each stream to another.
 pub struct TunnelEnd {
+    pub certificate: Arc<Certificate>,
     connected: Mutex<mpsc::UnboundedReceiver<Connected>>,
     _task: JoinSet<()>,
 }
@@ -37,7 +39,8 @@ pub struct TunnelEnd {
 impl TunnelEnd {
     /// Listens at `at` as `identity`, and carries all to `to`.
     pub async fn start(ca: &TestCa, identity: &Identity, at: &str, to: &str) -> Self {
-        let acceptor = TlsAcceptor::from(ca.certificate(identity).server_config());
+        let certificate = ca.certificate(identity);
+        let acceptor = TlsAcceptor::from(certificate.server_config());
         let listener = TcpListener::bind(at).await.unwrap();
         let to: SocketAddr = to.parse().unwrap();
         let (tell, connected) = mpsc::unbounded_channel();
@@ -48,7 +51,7 @@ impl TunnelEnd {
                 tunnels.spawn(serve(tcp, acceptor.clone(), to, tell.clone()));
             }
         });
-        Self { connected: Mutex::new(connected), _task: task }
+        Self { certificate, connected: Mutex::new(connected), _task: task }
     }
 
     /// The next CONNECT.

@@ -178,6 +178,11 @@ impl World {
         Waypoint::start(self.dir.path(), env)
     }
 
+    /// A path of this world's own.
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// A tunnel of the client to the waypoint.
     pub async fn tunnel(&self) -> Tunnel {
         Tunnel::open(self.ca.certificate(&client_identity()), Arc::from([gate()])).await

@@ -5,17 +5,17 @@ use std::time::Duration;
 use ambit_model::authn::{AfterUse, Keys, TokenRule, TokenRuleParts};
 use ambit_model::name::Label;
 use ambit_model::route::{
-    Abort, Backend, Cors, CorsParts, Delay, Destination, Fault, Filter, Filters, Fraction, GrpcCode,
-    HeaderEdit, Lifetime, Match, Mirror, NewHost, NewPath, Path, Redirect, RedirectStatus, Rewrite, Rule,
-    Scheme, Session, SessionKey, Text, Timeout, Timeouts, With, retry,
+    Abort, Backend, Cors, CorsParts, Delay, Destination, ExternalAuth, Fault, Filter, Filters, Fraction,
+    GrpcCode, HeaderEdit, Lifetime, Match, Mirror, NewHost, NewPath, Path, Redirect, RedirectStatus, Rewrite,
+    Rule, Scheme, Session, SessionKey, Text, Timeout, Timeouts, With, retry,
 };
 use http::{HeaderName, Method, StatusCode};
 use proptest::{option, prelude::*, sample::select};
 
 use super::*;
 use crate::codec::{
-    decode_service_config, encode_service_config, limit::tests::limit, policy::tests::policy,
-    traffic::tests::traffic,
+    authorizer::tests::authorizer, decode_service_config, encode_service_config, limit::tests::limit,
+    policy::tests::policy, traffic::tests::traffic,
 };
 
 fn decoded(body: Bytes) -> Result<ServiceConfig, InvalidResource> {
@@ -146,6 +146,13 @@ fn fault() -> impl Strategy<Value = Fault> {
         .prop_filter_map("a fault", |(delay, abort)| Fault::new(delay, abort).ok())
 }
 
+fn auth() -> impl Strategy<Value = ExternalAuth> {
+    prop_oneof![
+        authorizer().prop_map(|asked| ExternalAuth::Asks(Arc::new(asked))),
+        "[A-Za-z]{1,6}".prop_map(|reason| ExternalAuth::Nobody { reason: reason.into() }),
+    ]
+}
+
 fn filter() -> impl Strategy<Value = Filter> {
     let mirror = (destination(), 0..9_u32).prop_map(|(to, part)| {
         Filter::Mirror(Mirror { to, share: Fraction::new(part, 8.max(part)).expect("a part") })
@@ -159,6 +166,7 @@ fn filter() -> impl Strategy<Value = Filter> {
         mirror,
         cors().prop_map(Filter::Cors),
         fault().prop_map(Filter::Fault),
+        auth().prop_map(Filter::ExternalAuth),
     ]
 }
 

@@ -243,6 +243,28 @@ async fn a_revoked_peer_loses_its_streams_and_nobody_else_does() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_adopted_connection_ends_when_it_is_revoked_and_with_the_pool() {
+    let peer = Peer::new(Settings::default());
+    let pool = pool();
+    let (bad, good) = (key("10.0.0.1:15008"), key("10.0.0.2:15008"));
+    // Many that have ended are forgotten.
+    for _ in 0..300 {
+        pool.adopt(good.clone(), &peer.clone().dial().await.unwrap());
+    }
+    settle().await;
+    assert_eq!((pool.len(), peer.tasks.alive()), (0, 0));
+    let (revoked, kept) = (peer.clone().dial().await.unwrap(), peer.clone().dial().await.unwrap());
+    pool.adopt(bad.clone(), &revoked);
+    pool.adopt(good, &kept);
+    pool.close_revoked(|key, _| key == &bad);
+    settle().await;
+    assert_eq!(peer.tasks.alive(), 1);
+    drop(pool);
+    settle().await;
+    assert_eq!(peer.tasks.alive(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dropped_pool_ends_all_its_drivers() {
     let peer = Peer::new(Settings::default());
     let pool = pool();
