@@ -49,7 +49,7 @@ pub fn answer(client: OnUpgrade, server: OnUpgrade, ending: Ending) -> Answer {
         match tokio::try_join!(client, server) {
             Ok((client, server)) => {
                 let (outcome, sent) = carry(client, server).await;
-                ending.end_after(outcome.as_ref().map(|()| ()), sent);
+                ending.end_after(outcome.as_ref().copied(), sent);
             }
             Err(error) => ending.end_after(Err(&Refusal::ResponseBroke(error.to_string())), 0),
         }
