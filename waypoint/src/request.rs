@@ -270,7 +270,6 @@ impl Proxy {
 
     /// Sends a request as `plan` says, whose time runs since `began`, and its copies; then what the filters have to say of the
     /// response, and of those before it.
-    #[expect(clippy::too_many_arguments, reason = "what the story has found out so far, each of it once")]
     async fn send(
         &self,
         mesh: &Snapshot,
