@@ -239,6 +239,8 @@ fn every_field_is_read() {
         general("tls: {mode: ISTIO_MUTUAL}").needs_tunnel
             && general("tls: {mode: SIMPLE, sni: a}").needs_tunnel
     );
+    assert!(!general("loadBalancer: {}").introduces);
+    assert!(general("proxyProtocol: {version: V2}").introduces);
 }
 
 #[test]
@@ -246,7 +248,10 @@ fn what_cannot_be_done_is_refused_by_its_field() {
     let balancer = |spec: &str| format!("host: web, trafficPolicy: {{loadBalancer: {{{spec}}}}}");
     let outliers = |spec: &str| format!("host: web, trafficPolicy: {{outlierDetection: {{{spec}}}}}");
     let at = |field: &str| format!("spec.trafficPolicy.{field}");
+    let proxied = |spec: &str| format!("host: web, trafficPolicy: {{proxyProtocol: {{{spec}}}}}");
     let table = [
+        (proxied(""), at("proxyProtocol.version")),
+        (proxied("version: V1"), at("proxyProtocol.version")),
         (String::new(), "spec.host".to_owned()),
         ("host: a.*.b".to_owned(), "spec.host".to_owned()),
         ("host: web, workloadSelector: {}".to_owned(), "spec.workloadSelector".to_owned()),

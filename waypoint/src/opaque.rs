@@ -13,9 +13,10 @@ use ambit_proxy::metrics::AppIs;
 use ambit_wire::{
     copy::{self, Begun, End, Meter, Splice},
     hbone::TunnelStream,
+    proxy_protocol,
 };
 use bytes::Bytes;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
 
 use crate::{
     access::{Carried, refused_early},
@@ -24,7 +25,7 @@ use crate::{
     plan::{self, Target},
     refusal::Refusal,
     request::{Proxy, Tunnel},
-    shared::{Shared, dice},
+    shared::{Settings, Shared, dice},
     tie::Tie,
     upstream::{
         choose::{Choice, Endpoint, Goal},
@@ -176,6 +177,10 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
         let began = std::time::Instant::now();
         let limit = limits.and_then(|limits| limits.connect);
         let connected = upstream.dial().connect(&chosen.hop, limit).await;
+        let connected = match connected {
+            Ok(onward) => introduced(onward, &goal, tunnel, chosen.hop.address(), &shared.settings).await,
+            refused => refused,
+        };
         let failed = Outcome::Failed(FailureKind::Unreachable);
         let outcome = if connected.is_ok() { Outcome::Answered } else { failed };
         upstream.judge(&mesh, &choice, &chosen, &Verdict { outcome, rest: None, took: began.elapsed() });
@@ -200,6 +205,36 @@ async fn connect(proxy: &Proxy, name: Option<&str>, tunnel: &Tunnel) -> Result<C
                 }
             }
         }
+    }
+}
+
+/// The connection to `at`, with who calls said on it if that is asked for.
+async fn introduced(
+    mut onward: Onward,
+    goal: &Goal,
+    tunnel: &Tunnel,
+    at: SocketAddr,
+    settings: &Settings,
+) -> Result<Onward, Refusal> {
+    if !goal.terms().is_some_and(Terms::introduces) {
+        return Ok(onward);
+    }
+    let asked = match &tunnel.arrival.asked {
+        Asked::Ip(asked) => *asked,
+        Asked::Host(..) => at,
+    };
+    let client = &tunnel.client;
+    let header = proxy_protocol::header(client.address, asked, client.identity.as_ref());
+    let said = async {
+        match &mut onward {
+            Onward::Plain(tcp) => tcp.write_all(&header).await,
+            Onward::Tunnel(stream, _) => stream.send_when_ready(header).await,
+        }
+    };
+    match timeout(settings.limits.connect, said).await {
+        Ok(Ok(())) => Ok(onward),
+        Ok(Err(error)) => Err(Refusal::Connect { to: at, reason: error.to_string() }),
+        Err(_) => Err(Refusal::Connect { to: at, reason: "it takes no PROXY header".to_owned() }),
     }
 }
 

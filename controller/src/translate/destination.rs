@@ -207,5 +207,10 @@ pub fn status(cluster: &Cluster, rule: &DestinationRule) -> Condition {
                        let the application speak TLS, with mode DISABLE here";
         return told(WAYPOINT_ACCEPTED, true, "PartiallyInvalid", message);
     }
+    if rule.asks_for_introductions() {
+        let message = "in force at the waypoint; connections begin with a PROXY header where they are not looked into, \
+                       and requests of HTTP have X-Forwarded-For instead";
+        return told(WAYPOINT_ACCEPTED, true, "Accepted", message);
+    }
     told(WAYPOINT_ACCEPTED, true, "Accepted", "in force at the waypoint")
 }

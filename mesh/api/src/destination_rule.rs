@@ -68,9 +68,24 @@ pub struct TrafficPolicy {
     /// How it is spoken to: `ISTIO_MUTUAL` or `DISABLE`, which a mesh decides by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<ClientTls>,
-    /// For some of its ports, in place of all that is said here.
+    /// What a connection begins with that is not looked into.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// For some of its ports, in place of all that is said here, but for `proxyProtocol`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub port_level_settings: Vec<PortPolicy>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// Tells the application who calls, in front of all that is said.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProxyProtocol {
+    /// `V2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,

@@ -70,6 +70,11 @@ impl Terms {
     pub fn connections(&self) -> Option<&Connections> {
         self.policy.as_ref().map(|policy| &policy.connections)
     }
+
+    /// Whether a connection that is not looked into begins with a PROXY header.
+    pub fn introduces(&self) -> bool {
+        self.policy.as_ref().is_some_and(|policy| policy.introduces)
+    }
 }
 
 /// What is kept of each.

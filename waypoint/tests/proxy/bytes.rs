@@ -1,7 +1,14 @@
 //! Connections that carry no HTTP, or of which nobody has said what they carry.
 
+use std::net::SocketAddr;
+
 use ambit_fixtures::mesh::{pod, service};
-use ambit_model::service::AppProtocol;
+use ambit_model::{
+    service::AppProtocol,
+    service_config::Parts,
+    traffic::{PolicyAt, Traffic, TrafficPolicy},
+};
+use ambit_wire::proxy_protocol;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
@@ -69,6 +76,30 @@ fn bytes_are_not_looked_into_where_the_port_says_so() {
         let waypoint = world.start().await;
         converse(&world).await;
         waypoint.line(&["connection complete", "dst.workload=\"mail-1\""]).await;
+    });
+}
+
+#[test]
+fn a_server_is_told_who_calls_where_a_rule_asks_for_it() {
+    world(async |world| {
+        mail(&world, Some(AppProtocol::Tcp)).await;
+        let policy = TrafficPolicy { introduces: true, ..TrafficPolicy::default() };
+        let at = PolicyAt { subset: None, port: None, policy: policy.into() };
+        let traffic = Traffic { policies: vec![at], subsets: Vec::new() };
+        let parts = Parts { traffic: vec![(key("shop/mail"), traffic.into())], ..Parts::default() };
+        world.configure("shop/mail", parts);
+        let _waypoint = world.start().await;
+        let mut io = world.tunnel().await.connect("10.1.0.4:25").await.unwrap();
+        io.write_all(b"EHLO me\r\n").await.unwrap();
+        io.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        timeout(SOON, io.read_to_end(&mut heard)).await.unwrap().unwrap();
+        // The server says all back that it was told.
+        let told = heard.strip_prefix(b"220 hello\r\n").unwrap();
+        let from: [u8; 2] = told[24..26].try_into().unwrap();
+        let from = SocketAddr::from(([127, 0, 0, 1], u16::from_be_bytes(from)));
+        let header = proxy_protocol::header(from, "10.1.0.4:25".parse().unwrap(), Some(&client_identity()));
+        assert_eq!(told, [&header[..], b"EHLO me\r\n"].concat());
     });
 }
 

@@ -74,6 +74,8 @@ pub struct EndpointPolicy {
     connections: Option<Arc<Connections>>,
     outliers: Option<Arc<Outliers>>,
     tls: Option<Tls>,
+    /// A PROXY header is asked for.
+    introduces: Option<bool>,
 }
 
 /// How endpoints are spoken to.
@@ -96,6 +98,7 @@ impl EndpointPolicy {
             connections: self.connections.clone().or_else(|| other.connections.clone()),
             outliers: self.outliers.clone().or_else(|| other.outliers.clone()),
             tls: self.tls.or(other.tls),
+            introduces: self.introduces.or(other.introduces),
         }
     }
 
@@ -106,6 +109,7 @@ impl EndpointPolicy {
             connections: self.connections.as_deref().cloned().unwrap_or_default(),
             outliers: self.outliers.as_deref().cloned().unwrap_or_default(),
             needs_tunnel: matches!(self.tls, Some(Tls::Mutual | Tls::Own)),
+            introduces: self.introduces.unwrap_or(false),
         }
     }
 }
@@ -168,6 +172,13 @@ impl DestinationRule {
         let policies = of_subsets.chain([&self.policy]);
         policies.flat_map(EndpointPolicies::all).any(|policy| policy.tls == Some(Tls::Own))
     }
+
+    /// Whether it asks that connections begin with a PROXY header.
+    pub fn asks_for_introductions(&self) -> bool {
+        let of_subsets = self.subsets.iter().filter_map(|subset| subset.policy.as_ref());
+        let policies = of_subsets.chain([&self.policy]);
+        policies.flat_map(EndpointPolicies::all).any(|policy| policy.introduces == Some(true))
+    }
 }
 
 impl EndpointPolicies {
@@ -201,6 +212,8 @@ fn parse_policies(
     rate: Option<Rate>,
 ) -> Result<EndpointPolicies, Rejection> {
     refuse_unknown(field, &policy.unknown)?;
+    let header = policy.proxy_protocol.as_ref();
+    let introduces = header.map(|one| parse_proxy(&format!("{field}.proxyProtocol"), one)).transpose()?;
     let general = parse_policy(
         field,
         policy.load_balancer.as_ref(),
@@ -208,6 +221,7 @@ fn parse_policies(
         policy.outlier_detection.as_ref().map(|outliers| (outliers, rate)),
         policy.tls.as_ref(),
     )?;
+    let general = EndpointPolicy { introduces, ..general };
     refuse_many(&format!("{field}.portLevelSettings"), policy.port_level_settings.len())?;
     let mut ports = BTreeMap::new();
     for (at, one) in policy.port_level_settings.iter().enumerate() {
@@ -221,6 +235,8 @@ fn parse_policies(
             one.outlier_detection.as_ref().map(|outliers| (outliers, rate)),
             one.tls.as_ref(),
         )?;
+        // A port has no word of its own for it.
+        let policy = EndpointPolicy { introduces, ..policy };
         if ports.insert(number, policy).is_some() {
             return Err(Rejection::new(field, format!("is for port {number} again"), "remove one of them"));
         }
@@ -244,7 +260,20 @@ fn parse_policy(
         connections: pool.transpose()?.map(Arc::new),
         outliers: outliers.transpose()?.map(Arc::new),
         tls: tls.map(|one| parse_tls(&format!("{field}.tls"), one)).transpose()?,
+        introduces: None,
     })
+}
+
+/// Version 1 is what is meant where none is written (`TrafficPolicy.ProxyProtocol`), and is not written here.
+fn parse_proxy(field: &str, header: &api::ProxyProtocol) -> Result<bool, Rejection> {
+    refuse_unknown(field, &header.unknown)?;
+    match header.version.as_deref() {
+        Some("V2") => Ok(true),
+        other => {
+            let what = format!("{:?} is not written here", other.unwrap_or("V1"));
+            Err(Rejection::new(format!("{field}.version"), what, "write V2"))
+        }
+    }
 }
 
 fn parse_tls(field: &str, tls: &api::ClientTls) -> Result<Tls, Rejection> {

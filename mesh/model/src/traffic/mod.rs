@@ -132,6 +132,8 @@ pub struct TrafficPolicy {
     pub outliers: Outliers,
     /// Whether they are asked through a tunnel or not at all.
     pub needs_tunnel: bool,
+    /// Whether a connection that is not looked into begins with a PROXY header, which says who calls whom.
+    pub introduces: bool,
 }
 
 /// Which endpoint is asked.

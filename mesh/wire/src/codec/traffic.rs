@@ -106,6 +106,7 @@ fn decode_policy(message: pb::TrafficPolicy, names: &mut Interner) -> Result<Tra
         connections: message.connections.map(decode_connections).unwrap_or_default(),
         outliers: message.outliers.map(decode_outliers).transpose()?.unwrap_or_default(),
         needs_tunnel: message.needs_tunnel,
+        introduces: message.proxy_header,
     })
 }
 
@@ -139,6 +140,7 @@ fn encode_policy(policy: &TrafficPolicy) -> pb::TrafficPolicy {
         connections: Some(encode_connections(&policy.connections)),
         outliers: Some(encode_outliers(&policy.outliers)),
         needs_tunnel: policy.needs_tunnel,
+        proxy_header: policy.introduces,
     }
 }
 
@@ -369,12 +371,13 @@ pub(super) mod tests {
                 success_rate,
             },
         );
-        (balancing(), connections, outliers, any::<bool>()).prop_map(
-            |(balancing, connections, outliers, needs_tunnel)| TrafficPolicy {
+        (balancing(), connections, outliers, any::<bool>(), any::<bool>()).prop_map(
+            |(balancing, connections, outliers, needs_tunnel, introduces)| TrafficPolicy {
                 balancing,
                 connections,
                 outliers,
                 needs_tunnel,
+                introduces,
             },
         )
     }
