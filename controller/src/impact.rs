@@ -483,10 +483,10 @@ impl<'a> Dependents<'a> {
             self.service(namespace, &host);
         }
         let cluster = self.cluster;
-        for (_, entry) in cluster.service_entries.within(namespace) {
+        for (name, entry) in cluster.service_entries.within(namespace) {
             self.entry(entry);
-            // Whether there is a waypoint decides whether one whose names stand for many is known at all.
-            entry.hosts.iter().for_each(|host| self.virtual_senders(host));
+            // Whether there is a waypoint decides whether one that DNS resolves is known at all.
+            self.senders(&HostOwner::ServiceEntry(name.clone()));
         }
     }
 

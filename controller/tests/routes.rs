@@ -357,6 +357,20 @@ spec:
 }
 
 #[test]
+fn a_route_that_asks_and_makes_no_sense_lets_nobody_pass() {
+    let rules = |yaml: &str| {
+        let cluster = shop(&to_web("HTTPRoute", yaml));
+        let config = config(&cluster, GATE, WEB).unwrap();
+        config.parts().http.iter().map(|one| one.route.rules()[0].filters.clone()).collect::<Vec<_>>()
+    };
+    let senseless = asking("protocol: SMOKE, backendRef: {name: v2, port: 80}");
+    let [filters] = &rules(&senseless)[..] else { panic!("it is told of") };
+    assert!(matches!(filters.as_slice(), [Filter::ExternalAuth(ExternalAuth::Nobody { .. })]));
+    // One that asks nobody leaves the service to itself.
+    assert!(rules("{filters: [{type: CORS}]}").is_empty());
+}
+
+#[test]
 fn what_makes_no_sense_or_is_not_supported_is_refused_with_its_field() {
     const REDIRECT: &str = "{type: RequestRedirect, requestRedirect: {}}";
     let table = [

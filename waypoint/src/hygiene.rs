@@ -31,6 +31,8 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Who the client is, as a proxy tells it (Envoy's).
 pub const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// What a client of HTTP/1.1 says of itself that wants HTTP/2 (RFC 7540, 3.2.1).
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 /// What joins the records of one request.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -69,10 +71,20 @@ pub fn receive(
     let authority = authority(head)?;
     let path_is_ambiguous = set_target(head, authority)?;
     let upgrade = strip_connection(&mut head.headers);
+    // Nobody goes on in HTTP of another version behind our back: whatever was said in it, no policy would see.
+    head.headers.remove(HTTP2_SETTINGS);
+    let upgrade = upgrade.filter(|protocols| !names_http(protocols));
     let upgrade = upgrade.filter(|_| head.version == Version::HTTP_11);
     let wish = stream.or(upgrade.map(Wish::Upgrade));
     // It was answered, or will be, when the body is asked for.
     head.headers.remove(header::EXPECT);
+    let forged = |name: &&HeaderName| {
+        name.as_str().contains('_') && name.as_str().replace('_', "-") == X_FORWARDED_CLIENT_CERT.as_str()
+    };
+    // To applications of CGI's kind both are one name.
+    while let Some(name) = head.headers.keys().find(forged).cloned() {
+        head.headers.remove(name);
+    }
     match certificate {
         Some(certificate) => drop(head.headers.insert(X_FORWARDED_CLIENT_CERT, certificate)),
         None => drop(head.headers.remove(X_FORWARDED_CLIENT_CERT)),
@@ -204,6 +216,16 @@ impl RemoveAll for HeaderMap {
             header::Entry::Vacant(_) => Vec::new(),
         }
     }
+}
+
+/// Whether HTTP itself is among the protocols of an `Upgrade`.
+fn names_http(protocols: &HeaderValue) -> bool {
+    let is_http = |name: &[u8]| {
+        let name = name.trim_ascii();
+        name.eq_ignore_ascii_case(b"h2c")
+            || name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"HTTP/"))
+    };
+    protocols.as_bytes().split(|byte| *byte == b',').any(is_http)
 }
 
 fn forwarded(headers: &mut HeaderMap, client: IpAddr) {

@@ -172,6 +172,8 @@ impl TunnelIo {
         if let Some(patience) = &mut self.patience {
             patience.is_resting = false;
             patience.idle = None;
+            // It was about an empty line, if about anything.
+            patience.timer = None;
         }
         if self.unread.is_empty() {
             match self.stream.data().await {
@@ -291,8 +293,8 @@ impl Write for TunnelIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_before(cx, Moment::Writes))?;
         self.patience.iter_mut().for_each(|patience| patience.is_unflushed = true);
+        ready!(self.poll_before(cx, Moment::Writes))?;
         self.stream.poll_write(cx, bufs)
     }
 

@@ -14,7 +14,7 @@ use crate::io::TunnelIo;
 /// A connection in use.
 #[derive(Debug)]
 pub struct Lent {
-    /// `None`: it was given back.
+    /// `None`: it is dropped.
     io: Option<TunnelIo>,
     to: Option<oneshot::Sender<TunnelIo>>,
 }
@@ -31,14 +31,25 @@ impl Lent {
     }
 }
 
+/// It is given back whatever becomes of it: after a wish to upgrade that was not granted, hyper lets go of it without closing
+/// it, and what was written would be lost.
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let (Some(io), Some(to)) = (self.io.take(), self.to.take()) {
+            // Who does not wait for it any more lets it end.
+            drop(to.send(io));
+        }
+    }
+}
+
 impl Lender {
-    /// What came back; `None`: it was used up.
+    /// What came back; `None`: it became a connection of another protocol.
     pub fn returned(mut self) -> Option<TunnelIo> {
         self.0.try_recv().ok()
     }
 }
 
-/// Nothing is read from or written to what was given back: hyper has closed it.
+/// Nobody reads or writes what was dropped.
 fn given_back() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
@@ -85,10 +96,9 @@ impl Write for Lent {
 
     /// A connection that only rests is not closed.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let resting = self.io.take_if(|io| io.is_resting());
-        if let (Some(resting), Some(to)) = (resting, self.to.take()) {
-            // Who does not wait for it any more lets it end.
-            drop(to.send(resting));
+        let is_awaited = self.to.as_ref().is_some_and(|to| !to.is_closed());
+        if is_awaited && self.io.as_ref().is_some_and(TunnelIo::is_resting) {
+            return Poll::Ready(Ok(()));
         }
         self.io.as_mut().map_or(Poll::Ready(Ok(())), |io| Pin::new(io).poll_shutdown(cx))
     }

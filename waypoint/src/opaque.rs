@@ -246,6 +246,10 @@ fn goal(mesh: &Snapshot, shared: &Shared, name: Option<&str>, tunnel: &Tunnel) -
     Permit::connection(config, client, asked_address(&arrival.asked), name)?;
     let route = match config.stream(arrival.port, &client.namespace(), name) {
         Streams::None => return Ok(target.goal()),
+        Streams::Asked => {
+            let (provider, policy) = ("an authorizer".to_owned(), format!("a route of {}", config.key()));
+            return Err(Refusal::AsksOfRequests { provider, policy });
+        }
         Streams::Unmatched => return Err(Refusal::NoRoute(config.key().to_string())),
         Streams::Route(route) => route,
     };

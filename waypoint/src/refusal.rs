@@ -388,7 +388,7 @@ impl Refusal {
                 "name the provider in the mesh's extensionProviders, or remove the policy"
             }
             Self::AsksOfRequests { .. } => {
-                "say that the port carries HTTP, or leave the port out of the policy with notPorts"
+                "say that the port carries HTTP, or leave the port out of the policy with notPorts, or of the route"
             }
             Self::DeniedByAuthorizer { .. } => "look at the log of the provider's service",
             Self::AuthorizerFailed { .. } => {

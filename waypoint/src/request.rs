@@ -6,7 +6,7 @@ use ambit_model::{
     authz::{self, Ask},
     claims::Claims,
     limit::Going,
-    route::With,
+    route::{RouteTable, With},
     snapshot::Snapshot,
 };
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use crate::{
     body::{Answer, Ending, Passed, Source, Streamed},
     caller::{self, debug},
     fault::Faults,
-    hygiene::{self, Received},
+    hygiene::{self, InvalidHead, Received},
     interim::{self, Interim},
     io::{Heads, Told},
     limits::{self, Counted, Room},
@@ -153,7 +153,8 @@ impl Proxy {
                 Response::from_parts(head, Answer::upstream(body, idle, deadline, ending))
             }
             Err(refusal) => {
-                wish.into_iter().for_each(upgrade::decline);
+                // Any other connection goes on.
+                wish.filter(|_| is_stream).into_iter().for_each(upgrade::decline);
                 refused(refusal, &room, is_stream, ending(record))
             }
         }
@@ -192,6 +193,13 @@ impl Proxy {
         });
         let chosen = chosen?;
         record.route(chosen.as_ref().map(route_name));
+        // To a rule that asks somebody, its path would be another than to the application.
+        let asks = || target.config().routes(target.port(), &from).is_some_and(RouteTable::asks);
+        if asked.received.path_is_ambiguous && asks() {
+            return Err(Refusal::BadRequest(InvalidHead::Ambiguous));
+        }
+        // What a rule lets a request take includes the time in which others are asked about it (GEP-1742).
+        let began = Instant::now();
         // After policies, so that nobody is asked about what is denied anyway; before limits, so that who is denied spends
         // nothing.
         let ask = chosen.as_ref().map(|chosen| asked_by(chosen, &asked.head)).transpose()?;
@@ -205,8 +213,7 @@ impl Proxy {
             Counted { config: target.config(), client: &tunnel.client, address: asked.address, going };
         record.explain(|told, _| told.counted(limits::counting(&counted, &asked.head)));
         limits::find_room(&self.upstream, &mesh, counted, &mut asked.head, room).await?;
-        let began = Instant::now();
-        self.faults.inject(chosen.as_ref(), began, &shared.metrics, record).await?;
+        self.faults.inject(chosen.as_ref(), Instant::now(), &shared.metrics, record).await?;
         let plan = match plan(&mesh, &target, chosen, &mut asked.head, tunnel.client.address.ip())? {
             Planned::Go(plan) => {
                 record.explain(|told, _| told.planned(&plan.goal, plan.filters()));

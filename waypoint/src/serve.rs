@@ -71,13 +71,13 @@ pub async fn http1(
             .serve_connection(lent, service_fn(answer));
         // What an idle connection shall not keep.
         let mut connection = Box::pin(connection.with_upgrades());
-        let ended = tokio::select! {
-            ended = &mut connection => ended,
+        let (ended, leaves) = tokio::select! {
+            ended = &mut connection => (ended, false),
             () = &mut cut => return,
             () = &mut leaving => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
-                    ended = &mut connection => return report(ended),
+                    ended = &mut connection => (ended, true),
                     () = &mut cut => return,
                 }
             }
@@ -85,23 +85,26 @@ pub async fn http1(
         drop(connection);
         let returned = lender.returned().filter(|_| ended.is_ok());
         report(ended);
-        let Some(mut resting) = returned else { return };
-        let gauge = &proxy.shared().metrics.resting;
-        gauge.inc();
-        let goes_on = tokio::select! {
-            woken = resting.woken() => woken.unwrap_or(false),
-            () = &mut leaving => false,
-            () = &mut cut => false,
-        };
-        gauge.dec();
+        let Some(mut returned) = returned else { return };
+        let mut goes_on = false;
+        if returned.is_resting() && !leaves {
+            let gauge = &proxy.shared().metrics.resting;
+            gauge.inc();
+            goes_on = tokio::select! {
+                woken = returned.woken() => woken.unwrap_or(false),
+                () = &mut leaving => false,
+                () = &mut cut => false,
+            };
+            gauge.dec();
+        }
         if !goes_on {
             tokio::select! {
                 // It was said to whoever is there, as far as it could be.
-                _ = poll_fn(|cx| Pin::new(&mut resting).poll_shutdown(cx)) => return,
+                _ = poll_fn(|cx| Pin::new(&mut returned).poll_shutdown(cx)) => return,
                 () = &mut cut => return,
             }
         }
-        io = resting;
+        io = returned;
     }
 }
 

@@ -102,7 +102,7 @@ pub fn has_rule(route: &Route, target: &LimitTargetRef) -> bool {
         RouteContent::Requests(requests) => {
             requests.rules.iter().any(|rule| rule.name.as_ref() == Some(section))
         }
-        RouteContent::Connections(_) | RouteContent::Elsewhere | RouteContent::Undecodable(_) => false,
+        RouteContent::Connections(_) | RouteContent::Elsewhere | RouteContent::Undecodable { .. } => false,
     }
 }
 

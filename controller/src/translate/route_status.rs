@@ -57,7 +57,7 @@ fn of_parent(cluster: &Cluster, route: &Route, parent: &Parent) -> Vec<Condition
 }
 
 fn of_service(cluster: &Cluster, route: &Route, parent: &Parent, owner: &HostOwner) -> Vec<Condition> {
-    if let RouteContent::Undecodable(reason) = &route.content {
+    if let RouteContent::Undecodable { reason, .. } = &route.content {
         return vec![not_accepted("UnsupportedValue", reason.clone())];
     }
     let accepted = match (compiles(route), place(cluster, route, parent, owner)) {
@@ -74,7 +74,7 @@ fn compiles(route: &Route) -> Result<(), Rejection> {
     match &route.content {
         RouteContent::Requests(requests) => requests.compiled(route.origin(), nowhere).map(drop),
         RouteContent::Connections(connections) => connections.compiled(route.origin(), nowhere).map(drop),
-        RouteContent::Elsewhere | RouteContent::Undecodable(_) => Ok(()),
+        RouteContent::Elsewhere | RouteContent::Undecodable { .. } => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use ambit_model::{
     authz::{Policy, Scope},
     name::{Namespace, PolicyKey, ServiceKey},
-    route::Destination,
+    route::{self as model, Destination, ExternalAuth, Filter, Filters, Rule},
     service_config::{Attached, Parts, ServiceConfig},
 };
 
@@ -128,6 +128,13 @@ pub fn serving(cluster: &Cluster, owner: &HostOwner) -> Vec<Name> {
     meta.map(|meta| waypoint::serving(cluster, meta, private)).unwrap_or_default()
 }
 
+/// In place of a route that asks somebody about requests and makes no sense otherwise: all of them are answered with 500.
+fn closed(unknown: &Route) -> Option<model::Route> {
+    let nobody = Filter::ExternalAuth(ExternalAuth::Nobody { reason: "UnsupportedValue".into() });
+    let filters = Filters::new(vec![nobody]).ok()?;
+    model::Route::new(unknown.origin(), vec![Rule { filters, ..Rule::default() }]).ok()
+}
+
 fn attach(
     cluster: &Cluster,
     route: &Route,
@@ -151,6 +158,11 @@ fn attach(
                 parts.stream.push(Attached { ports, consumers, route });
             }
         }
-        RouteContent::Elsewhere | RouteContent::Undecodable(_) => {}
+        RouteContent::Undecodable { asks: true, .. } => {
+            if let Some(route) = closed(route) {
+                parts.http.push(Attached { ports, consumers, route });
+            }
+        }
+        RouteContent::Elsewhere | RouteContent::Undecodable { .. } => {}
     }
 }

@@ -154,6 +154,7 @@ impl ServiceConfig {
     /// The route of a connection to `port` that is not looked into, or whose TLS greets `server_name`.
     pub fn stream(&self, port: u16, client: &Namespace, server_name: Option<&str>) -> Streams<'_> {
         match applying(&self.streams, &self.tables, port, client) {
+            None if self.routes(port, client).is_some_and(RouteTable::asks) => Streams::Asked,
             None => Streams::None,
             Some(routes) => routes.find(server_name).map_or(Streams::Unmatched, Streams::Route),
         }
@@ -165,6 +166,9 @@ impl ServiceConfig {
 pub enum Streams<'c> {
     /// There are no routes: to the service itself.
     None,
+    /// There are routes of requests, some of which somebody is asked about. What is not seen to be a request goes nowhere:
+    /// it might be one all the same.
+    Asked,
     /// By this one.
     Route(&'c StreamRoute),
     /// There are routes, and none is for it: nowhere.
@@ -269,6 +273,7 @@ mod tests {
             match config.stream(443, &"shop".into(), name) {
                 Streams::Route(route) => route.origin().key.as_str().to_owned(),
                 Streams::None => "none".to_owned(),
+                Streams::Asked => "asked".to_owned(),
                 Streams::Unmatched => "unmatched".to_owned(),
             }
         };

@@ -218,6 +218,9 @@ impl Authorizers {
         if shared.longer == Longer::Refused && body.least() > shared.limit.into() {
             return too_long();
         }
+        if body.is_at_end() {
+            return Ok((Some(Beginning { is_whole: true, ..Beginning::default() }), None));
+        }
         let place = place(&self.showing, "bodies shown to authorizers", SHOWING)?;
         let most = usize::try_from(shared.limit).unwrap_or(usize::MAX);
         let read = timeout_at(Instant::now() + PATIENCE, body.beginning(most)).await;

@@ -22,7 +22,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Response, StatusCode, response::Parts};
+use http::{HeaderMap, Response, StatusCode, header, response::Parts};
 
 use self::line::Line;
 pub use self::line::Moment;
@@ -139,6 +139,10 @@ impl Hearing {
             let (mut head, ()) = Response::new(()).into_parts();
             (head.status, head.headers) = (status, headers);
             edit(&mut head);
+            // There is no content, whatever is said of it (RFC 9110, 8.6).
+            for of_content in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::TRAILER] {
+                head.headers.remove(of_content);
+            }
             state.line.add(encode(&head));
             self.of.figures.ended(InterimOutcome::Forwarded, 1);
         }
@@ -209,7 +213,7 @@ mod tests {
     use super::*;
 
     fn link() -> HeaderMap {
-        [(http::header::LINK, HeaderValue::from_static("</a.css>; rel=preload"))].into_iter().collect()
+        [(header::LINK, HeaderValue::from_static("</a.css>; rel=preload"))].into_iter().collect()
     }
 
     /// What the connection writes at a moment.
@@ -262,7 +266,7 @@ mod tests {
         let interim = Interim::default();
         for (length, expected) in table {
             let value = HeaderValue::try_from("x".repeat(length)).expect("a value");
-            let headers: HeaderMap = [(http::header::LINK, value)].into_iter().collect();
+            let headers: HeaderMap = [(header::LINK, value)].into_iter().collect();
             let hearing = interim.open();
             (0..MOST + 8).for_each(|_| hearing.hear(StatusCode::EARLY_HINTS, &headers));
             pass_on(&hearing);

@@ -117,8 +117,10 @@ fn seconds(time: Duration) -> u64 {
 
 fn tell_numbers<const N: usize>(numbers: [(HeaderName, Option<u64>); N], headers: &mut HeaderMap) {
     for (name, number) in numbers {
-        if let Some(number) = number {
-            headers.insert(name, number.into());
+        // What an application says of its own limits would be read as a part of ours.
+        match number {
+            Some(number) => drop(headers.insert(name, number.into())),
+            None => drop(headers.remove(name)),
         }
     }
 }

@@ -281,7 +281,8 @@ fn judged(outcome: retry::Outcome) -> Judged {
         retry::Outcome::NotConnected | retry::Outcome::Broken | retry::Outcome::TimedOut => {
             return Judged::Failed(FailureKind::Unreachable);
         }
-        retry::Outcome::Refused | retry::Outcome::Begun => return Judged::Answered,
+        retry::Outcome::Refused => return Judged::Nothing,
+        retry::Outcome::Begun => return Judged::Answered,
         retry::Outcome::Status(status) => status,
     };
     match status.as_u16() {

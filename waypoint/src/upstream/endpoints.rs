@@ -347,6 +347,20 @@ impl Endpoints {
         outliers.admit_one_more(admitted().filter(is_aside).count(), admitted().count())
     }
 
+    /// Whether `doing` may be passed over: with it, at least half of those that may be asked are not. Else a single client
+    /// that is told to come later could have all others meet at one endpoint.
+    pub fn admit_one_more_resting(&self, question: &Question<'_>, known: &OfService, doing: &Doing) -> bool {
+        if doing.standing(question.now) != Standing::Ready {
+            return true;
+        }
+        let (mut all, mut ready) = (0_usize, 0_usize);
+        for endpoint in known.as_slice().iter().filter(|one| question.terms.admit(&one.workload.uid)) {
+            all += 1;
+            ready += usize::from(self.standing(question, &endpoint.workload) == Standing::Ready);
+        }
+        ready.saturating_sub(1) * 2 >= all
+    }
+
     fn standing(&self, question: &Question<'_>, workload: &Workload) -> Standing {
         let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
         all.get(&question.key(&workload.uid)).map_or(Standing::Ready, |doing| doing.standing(question.now))

@@ -23,6 +23,8 @@ pub enum Outcome {
     Answered,
     /// It failed.
     Failed(FailureKind),
+    /// That says nothing of it: it did not look at the request.
+    Nothing,
 }
 
 impl Outcome {
@@ -31,6 +33,7 @@ impl Outcome {
         match self {
             Self::Answered => Some(true),
             Self::Failed(kind) => outliers.rates(kind).then_some(false),
+            Self::Nothing => None,
         }
     }
 }
@@ -95,6 +98,7 @@ impl Health {
     pub fn after(self, outcome: Outcome, now: Duration, outliers: &Outliers, may_be: bool) -> Self {
         let counted = match outcome {
             Outcome::Failed(kind) if outliers.count(kind) => Some(kind),
+            Outcome::Nothing => return self,
             Outcome::Failed(_) | Outcome::Answered => None,
         };
         match (self.awake(now), counted) {

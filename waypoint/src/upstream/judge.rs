@@ -41,14 +41,19 @@ impl Upstream {
         let outliers = policy.map_or(&usual, |policy| &policy.outliers);
         let now = shared.settings.started.elapsed();
         let Verdict { outcome, rest, took } = *verdict;
+        // Whoever refuses at once is not fast.
+        if outcome == Outcome::Nothing {
+            return None;
+        }
         let doing = &chosen.doing;
         let before = doing.standing(now);
         doing.took(took);
-        if rest.is_some_and(|rest| doing.rest(now, rest)) {
-            shared.metrics.rested();
-        }
         let judged = self.ask(mesh, choice, &[], |question| {
             let known = mesh.endpoints(&question.wanted.service.key())?;
+            let rest = rest.filter(|_| shared.endpoints.admit_one_more_resting(question, known, doing));
+            if rest.is_some_and(|rest| doing.rest(now, rest)) {
+                shared.metrics.rested();
+            }
             self.ended((doing, outcome, now), outliers, Some((question, known)));
             // What was under way when it was set aside says nothing new.
             let counted = !matches!(before, Standing::Aside(..));

@@ -44,6 +44,9 @@ const IDLE_FOR: Duration = Duration::from_secs(50);
 const SHARED: usize = 100;
 /// What an endpoint's response may have in its head.
 const HEAD: usize = 64 * 1024;
+/// How long after that it is looked again, and how often: by then even a slow endpoint has said something.
+const LATER: Duration = Duration::from_secs(1);
+const MOST_LOOKS: usize = 60;
 /// When it is looked, after the connection was made, whether an endpoint takes a CONNECT that names a protocol: its settings
 /// come with the first that it says. After half a second they will not.
 const LOOKS: [Duration; 9] = [
@@ -98,8 +101,8 @@ impl Idle {
 #[derive(Clone, Debug)]
 struct Http2 {
     sender: http2::SendRequest<Outgoing>,
-    /// Whether the endpoint takes a CONNECT that names a protocol. Nobody tells any more once it is known.
-    takes_streams: watch::Receiver<bool>,
+    /// Whether the endpoint takes a CONNECT that names a protocol; `None`: it has not said anything yet.
+    takes_streams: watch::Receiver<Option<bool>>,
 }
 
 /// One HTTP/2 connection, made or about to be.
@@ -176,7 +179,10 @@ impl Lease {
     pub async fn takes_streams(&mut self) -> bool {
         match &mut self.kind {
             Kind::Http1 { .. } => false,
-            Kind::Http2 { connection, .. } => connection.takes_streams.wait_for(|takes| *takes).await.is_ok(),
+            Kind::Http2 { connection, .. } => {
+                let known = connection.takes_streams.wait_for(Option::is_some).await;
+                known.is_ok_and(|takes| *takes == Some(true))
+            }
         }
     }
 
@@ -307,21 +313,24 @@ async fn connect_http2(dial: &Dial, hop: &Hop, limit: Option<Duration>) -> Resul
         .handshake(io)
         .await
         .map_err(|error| failed(hop, &error))?;
-    let (tells, takes_streams) = watch::channel(false);
+    let (tells, takes_streams) = watch::channel(None);
     task::spawn("upstream HTTP/2", async move {
         let mut connection = pin!(connection);
         // Nobody is told when the endpoint's settings come, which are the first that it says (RFC 9113, 3.4).
-        for wait in LOOKS {
+        let later = std::iter::repeat_n(LATER, MOST_LOOKS);
+        for (number, wait) in LOOKS.into_iter().chain(later).enumerate() {
             if connection.is_extended_connect_protocol_enabled() {
-                tells.send_replace(true);
+                tells.send_replace(Some(true));
                 break;
+            }
+            // Who waits learns that there is nothing to wait for; a slow endpoint may say it to those who come later.
+            if number == LOOKS.len() {
+                tells.send_replace(Some(false));
             }
             if let Ok(ended) = timeout(wait, connection.as_mut()).await {
                 return report(ended);
             }
         }
-        // Who waits learns that there is nothing to wait for.
-        drop(tells);
         report(connection.await);
     });
     Ok(Http2 { sender, takes_streams })

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use ambit_fixtures::mesh::service;
 use ambit_model::{
     authz::{
         self, Action, AuthorizerParts, BodyForm, CheckProtocol, GrpcCheck, Longer, OnFailure, SharedBody,
@@ -69,6 +70,37 @@ fn whom_a_route_asks_allows_denies_or_fails_closed() {
             assert_eq!(tunnel.get(WEB, "/fine").await.status, 500, "nobody is there");
         });
     }
+}
+
+#[test]
+fn nobody_goes_around_whom_a_route_asks() {
+    world(async |world| {
+        let parts = of_route(grpc());
+        let app = web(&world, parts.clone()).await;
+        // Of the service, nobody says what it speaks.
+        let unknown = service("shop/web").vip("10.1.0.1").ports(&[(80, 8080)]).waypoint("shop/gate");
+        world.publish([], [unknown]);
+        let asking = route::Rule {
+            matches: vec![route::Match::path(route::Path::prefix("/admin").unwrap())],
+            filters: Filters::new(vec![asks(parts)]).unwrap(),
+            backends: vec![to("shop/web", 1)],
+            ..route::Rule::default()
+        };
+        let open = route::Rule { backends: vec![to("shop/web", 1)], ..route::Rule::default() };
+        world.configure("shop/web", crate::world::parts(vec![asking, open]));
+        let opa = Authorizer::grpc(OPA).await;
+        let waypoint = world.start().await;
+        let tunnel = world.tunnel().await;
+        assert_eq!(tunnel.get(WEB, "/admin/deny").await.status, 401);
+        assert_eq!(tunnel.get(WEB, "/else").await.status, 200);
+        // To an application that decodes it, it is another path than to routes.
+        assert_eq!(tunnel.get(WEB, "/admin%2fdeny").await.status, 400);
+        // To an application that is lenient it is a request; here it is none.
+        let lenient = b"\r\nGET /admin HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n";
+        assert_eq!(tunnel.say(WEB, lenient).await, "");
+        waypoint.line(&["asks an authorizer of requests, and this connection is not looked into"]).await;
+        assert_eq!((opa.asked().len(), app.heard().len()), (1, 1));
+    });
 }
 
 #[test]

@@ -104,7 +104,12 @@ pub enum RouteContent {
     /// Where connections go.
     Connections(Connections),
     /// It could not be understood, and was never understood before.
-    Undecodable(String),
+    Undecodable {
+        /// Why.
+        reason: String,
+        /// Whether it asks somebody about requests. Then there are none: nobody knows which may be.
+        asks: bool,
+    },
 }
 
 /// What an HTTPRoute or GRPCRoute says.
@@ -260,7 +265,7 @@ impl Route {
         match &route.content {
             RouteContent::Requests(requests) => requests.compiled(origin, unresolved).map(drop)?,
             RouteContent::Connections(connections) => connections.compiled(origin, unresolved).map(drop)?,
-            RouteContent::Elsewhere | RouteContent::Undecodable(_) => {}
+            RouteContent::Elsewhere | RouteContent::Undecodable { .. } => {}
         }
         Ok(route)
     }
@@ -270,7 +275,9 @@ impl Route {
         let meta = bare_meta(written);
         let parents = read::<Head>(written)
             .and_then(|head| parse_parents(&head.spec.parent_refs, &Namespace::from(written.namespace)));
-        Self { meta, kind, parents: parents.unwrap_or_default(), content: RouteContent::Undecodable(reason) }
+        let content =
+            RouteContent::Undecodable { reason, asks: kind == RouteKind::Http && asks(written.value) };
+        Self { meta, kind, parents: parents.unwrap_or_default(), content }
     }
 
     /// Its age and name, on which its precedence depends.
@@ -291,7 +298,7 @@ impl Route {
                 rules.iter().flat_map(|rule| named(&rule.filters).chain(backends(&rule.backends))).collect()
             }
             RouteContent::Connections(connections) => backends(&connections.backends).collect(),
-            RouteContent::Elsewhere | RouteContent::Undecodable(_) => Vec::new(),
+            RouteContent::Elsewhere | RouteContent::Undecodable { .. } => Vec::new(),
         }
     }
 
@@ -307,8 +314,20 @@ impl Route {
     pub fn is_understood(&self) -> bool {
         match self.content {
             RouteContent::Requests(_) | RouteContent::Connections(_) => true,
-            RouteContent::Elsewhere | RouteContent::Undecodable(_) => false,
+            RouteContent::Elsewhere | RouteContent::Undecodable { .. } => false,
         }
+    }
+}
+
+/// Whether somewhere in it is a filter that asks somebody, wherever that may be.
+fn asks(written: &Value) -> bool {
+    match written {
+        Value::Object(fields) => {
+            let is_filter = fields.get("type").and_then(Value::as_str) == Some("ExternalAuth");
+            is_filter || fields.contains_key("externalAuth") || fields.values().any(asks)
+        }
+        Value::Array(items) => items.iter().any(asks),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
 }
 

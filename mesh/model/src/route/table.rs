@@ -26,6 +26,8 @@ pub struct RouteTable {
     prefixes: Prefixes,
     /// What is not found by look-up.
     tried: Vec<usize>,
+    /// Whether somebody is asked about requests by one of the rules.
+    asks: bool,
 }
 
 impl RouteTable {
@@ -54,7 +56,13 @@ impl RouteTable {
                 Path::Pattern(_) => table.tried.push(place),
             }
         }
-        Self { entries: entries.into(), ..table }
+        let asks = entries.iter().any(|entry| entry.rule.filters.auth().is_some());
+        Self { entries: entries.into(), asks, ..table }
+    }
+
+    /// Whether somebody is asked about requests by one of the rules: then they decide who may do what.
+    pub fn asks(&self) -> bool {
+        self.asks
     }
 
     /// Whether the service has no routes at all: then its requests go to itself, and not to 404.

@@ -30,8 +30,9 @@ const MAX_HEADER_LIST: u32 = 64 * 1024;
 const MAX_REMEMBERED_RESETS: usize = 50;
 /// Streams that a peer may open and reset before we have taken them; more is an attack (rapid reset).
 const MAX_RESETS_BEFORE_ACCEPT: usize = 20;
-/// Streams that we had to reset for a peer's errors, before the connection ends.
-const MAX_LOCAL_ERRORS: usize = 128;
+/// Streams that we had to reset for a peer's errors, before the connection ends. A peer that does not wait for our
+/// SETTINGS makes them without fault: Envoy opens up to 1,024 streams at once, and those beyond [`MAX_STREAMS`] are refused.
+const MAX_LOCAL_ERRORS: usize = 1024;
 /// For the preface and the first SETTINGS, which a peer sends at once.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the last GOAWAY to leave, when the socket is full or the peer is gone.
