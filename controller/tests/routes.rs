@@ -7,8 +7,8 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use ambit_controller::cluster::Cluster;
 use ambit_controller::cluster::object::{Kind, Parsed};
+use ambit_controller::cluster::{Cluster, Settings};
 use ambit_controller::source::standing::{Standing, Verdict, judge};
 use ambit_model::authz::{
     Authorizer, AuthorizerParts, BodyForm, CHECK_TIMEOUT, CheckProtocol, GrpcCheck, HttpCheck, Longer,
@@ -359,7 +359,11 @@ spec:
 #[test]
 fn a_route_that_asks_and_makes_no_sense_lets_nobody_pass() {
     let rules = |yaml: &str| {
-        let cluster = shop(&to_web("HTTPRoute", yaml));
+        let Parsed::Bad { instead: Some(instead), .. } = at_the_door(&to_web("HTTPRoute", yaml)) else {
+            panic!("{yaml} makes sense")
+        };
+        let known = [objects(SHOP), vec![instead]].concat();
+        let cluster = support::of_objects(Settings::default(), known);
         let config = config(&cluster, GATE, WEB).unwrap();
         config.parts().http.iter().map(|one| one.route.rules()[0].filters.clone()).collect::<Vec<_>>()
     };
@@ -661,7 +665,7 @@ fn of_the_kinds_of_routes_of_a_port_and_its_clients_one_applies() {
     let Parsed::Bad { instead: Some(broken), .. } = at_the_door(&broken) else { panic!("it is broken") };
     let mut all = objects(&(SHOP.to_owned() + &attached("HTTPRoute", "shop", "http", both)));
     all.push(broken);
-    let cluster = support::of_objects(ambit_controller::cluster::Settings::default(), all);
+    let cluster = support::of_objects(Settings::default(), all);
     assert_eq!(told(&cluster, WEB), ["shop/http 80,81"]);
 }
 

@@ -1,5 +1,7 @@
 //! Connections of HTTP/1 on which nothing happens: they hold no buffers, and serve on as if nothing had been.
 
+use http::Request;
+use http_body_util::Full;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
@@ -73,5 +75,41 @@ fn one_that_rests_ends_with_the_waypoint_and_with_its_client() {
         timeout(SOON, stays.read_to_end(&mut heard)).await.unwrap().unwrap();
         assert!(heard.starts_with(b"HTTP/1.1 200 OK"));
         assert!(waypoint.until_exited().await.success());
+    });
+}
+
+#[test]
+fn a_wish_to_upgrade_that_is_not_granted_costs_nothing() {
+    world(async |world| {
+        let app = world.web().await;
+        let waypoint = world.start().await;
+        let tunnel = world.tunnel().await;
+        let mut io = tunnel.connect(WEB).await.unwrap();
+        let wish = |path: &str, connection: &str| {
+            format!("GET {path} HTTP/1.1\r\nhost: web\r\nconnection: {connection}\r\nupgrade: other\r\n\r\n")
+        };
+        io.write_all(wish("/a", "upgrade").as_bytes()).await.unwrap();
+        waypoint.until_counted(RESTING, &[], 1).await;
+        io.write_all(wish("/b", "upgrade, close").as_bytes()).await.unwrap();
+        let mut heard = String::new();
+        timeout(SOON, io.read_to_string(&mut heard)).await.unwrap().unwrap();
+        assert_eq!(heard.matches("HTTP/1.1 200 OK").count(), 2, "{heard}");
+        let heard: Vec<_> = app.heard().into_iter().map(|heard| heard.uri).collect();
+        assert_eq!(heard, ["/a", "/b"]);
+    });
+}
+
+#[test]
+fn nobody_goes_on_in_another_version_of_http() {
+    world(async |world| {
+        let app = world.web().await;
+        let _waypoint = world.start().await;
+        let request =
+            Request::get("/upgrade").header("host", "web").header("connection", "upgrade, http2-settings");
+        let request = request.header("upgrade", "h2c").header("http2-settings", "AAMAAABkAAQAoAAAAAIAAAAA");
+        let told = world.tunnel().await.ask(WEB, request.body(Full::default()).unwrap()).await;
+        assert_ne!(told.status, 101);
+        let heard = app.last();
+        assert_eq!((heard.header("upgrade"), heard.header("http2-settings")), (None, None));
     });
 }
