@@ -23,6 +23,7 @@ mod handed;
 mod hostile;
 mod interim;
 mod limits;
+mod peers;
 mod policies;
 mod requests;
 mod resilience;
