@@ -26,12 +26,12 @@ fn head(text: &[u8]) -> Option<http::request::Parts> {
 
 fuzz_target!(|text: &[u8]| {
     let Some(mut parts) = head(text) else { return };
-    let Ok(received) = receive(&mut parts, CLIENT, || 1) else { return };
+    let Ok(received) = receive(&mut parts, CLIENT, None, || 1) else { return };
     let hops = [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE];
     assert!(hops.iter().all(|name| !parts.headers.contains_key(name)), "{parts:?}");
     assert!(parts.uri.authority().is_some(), "{parts:?}");
     let before = parts.uri.clone();
-    let again = receive(&mut parts, CLIENT, || 2).expect("what was made here");
+    let again = receive(&mut parts, CLIENT, None, || 2).expect("what was made here");
     assert_eq!(before, parts.uri);
     // What was ambiguous may have gone with the segment that `..` took back, and never comes.
     assert!(received.path_is_ambiguous || !again.path_is_ambiguous, "{:?}", parts.uri);
