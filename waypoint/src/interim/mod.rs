@@ -2,7 +2,7 @@
 //! HTTP/1.1.
 //!
 //! hyper hands them over when it reads them, and cannot write them. So they are written below it, by the connection's own
-//! I/O, at a [boundary](line) between messages (`docs/decisions/0029-interim-responses.md`).
+//! I/O, at a [boundary](mod@line) between messages (`docs/decisions/0029-interim-responses.md`).
 //!
 //! | who | does |
 //! |---|---|
