@@ -114,7 +114,7 @@ fn told(scene: &Scene<'_>, object: &str, (kind, status, reason): (&str, &str, &s
 
 /// `endpoints.md`: a version behind the same Service, by the name that a DestinationRule gives it.
 pub(crate) fn subset(scene: &Scene<'_>, seen: &mut Evidence<'_>) -> anyhow::Result<()> {
-    let [_, versions, _] = yaml(ENDPOINTS)?;
+    let [_, versions, ..]: [String; 4] = yaml(ENDPOINTS)?;
     let image = container("web-next");
     let versions = versions.replace("image: ambit/app", &image);
     ensure!(versions.contains(APP), "the page's pod has another image: {versions}");
