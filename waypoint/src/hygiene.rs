@@ -391,6 +391,7 @@ mod tests {
                 ("upgrade", "h2c"),
                 ("expect", "100-continue"),
                 ("x-forwarded-client-cert", "By=me"),
+                ("X_Forwarded-Client_Cert", "By=me"),
                 ("x-other", "2"),
             ],
         )
@@ -405,6 +406,7 @@ mod tests {
             "upgrade",
             "expect",
             "x-forwarded-client-cert",
+            "x_forwarded-client_cert",
         ] {
             assert!(!names.contains(&gone), "{gone}");
         }
